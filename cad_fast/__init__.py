@@ -1,0 +1,89 @@
+"""cad_fast: component attribution in diffusion models, fast.
+
+Score which weights of a diffusion model express a concept, remove or amplify them, and measure what it costs the
+other concepts (CAD, arXiv 2412.02542).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from . import zoo
+    from .ablation import Ablation
+    from .attribution import Attributor, Scores, attribute
+    from .components import ComponentSpace
+    from .edits import Edit, amplify, compose, erase, load_edit
+    from .evaluation import compare, evaluate
+    from .objectives import CallableObjective, ConceptErasure, DenoisingLoss
+    from .ops import backend_report
+    from .pipelines import load_pipeline
+    from .recording import Recording, record, record_images, renoise, with_base
+
+# Where each public name lives; imported on first use, since torch and diffusers take seconds.
+_HOME = {
+    "Ablation": "ablation",
+    "Attributor": "attribution",
+    "CallableObjective": "objectives",
+    "ComponentSpace": "components",
+    "ConceptErasure": "objectives",
+    "DenoisingLoss": "objectives",
+    "Edit": "edits",
+    "Recording": "recording",
+    "Scores": "attribution",
+    "amplify": "edits",
+    "attribute": "attribution",
+    "backend_report": "ops",
+    "compare": "evaluation",
+    "compose": "edits",
+    "erase": "edits",
+    "evaluate": "evaluation",
+    "load_edit": "edits",
+    "load_pipeline": "pipelines",
+    "record": "recording",
+    "record_images": "recording",
+    "renoise": "recording",
+    "with_base": "recording",
+    "zoo": "zoo",
+}
+
+__all__ = [
+    "Ablation",
+    "Attributor",
+    "CallableObjective",
+    "ComponentSpace",
+    "ConceptErasure",
+    "DenoisingLoss",
+    "Edit",
+    "Recording",
+    "Scores",
+    "__version__",
+    "amplify",
+    "attribute",
+    "backend_report",
+    "compare",
+    "compose",
+    "erase",
+    "evaluate",
+    "load_edit",
+    "load_pipeline",
+    "record",
+    "record_images",
+    "renoise",
+    "with_base",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_HOME[name]}", __name__)
+    return module if name == _HOME[name] == "zoo" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

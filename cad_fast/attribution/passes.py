@@ -1,0 +1,86 @@
+"""Which rows of a recording go through the denoiser together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser_calls import OUTPUT_NAMES, DenoiserCall, leaves, map_arguments, same_leaf
+from ..objectives import Objective
+from ..recording_data import Recording
+
+# Per pass: the numbers of calls in the recording, each with the rows taken from it.
+Pass = list[tuple[int, list[int]]]
+
+
+def plan_passes(recording: Recording, objective: Objective, rows_per_pass: int) -> list[Pass]:
+    """Every row of every call in the objective's window, once, in passes of at most ``rows_per_pass`` rows.
+
+    Raises ValueError when the recording lacks what the objective needs or its window holds no timestep.
+    """
+    if rows_per_pass < 1:
+        raise ValueError(f"rows_per_pass is {rows_per_pass}, expected at least 1")
+    objective.check(recording)
+    places = [
+        (number, row)
+        for number, call in enumerate(recording.calls)
+        if objective.active(call)
+        for row in range(call.rows)
+    ]
+    passes = []
+    for start in range(0, len(places), rows_per_pass):
+        rows_of: dict[int, list[int]] = {}
+        for number, row in places[start : start + rows_per_pass]:
+            rows_of.setdefault(number, []).append(row)
+        passes.append(list(rows_of.items()))
+    return passes
+
+
+def gather(recording: Recording, pieces: Pass) -> DenoiserCall:
+    """One denoiser call holding the named rows of the named calls, each row at its own timestep."""
+    return merge_calls([recording.calls[number].select_rows(rows) for number, rows in pieces])
+
+
+def merge_calls(calls: Sequence[DenoiserCall]) -> DenoiserCall:
+    """One call with the rows of all ``calls`` in their order, the timestep given per row.
+
+    Raises ValueError naming an input that is shared by the rows but differs between the calls.
+    """
+    first = calls[0]
+    if len(calls) == 1:
+        return first
+    row_paths = frozenset.intersection(*(call.row_paths or frozenset() for call in calls)) | {first.timestep_key}
+    by_path = [dict(leaves(_with_row_timesteps(call))) for call in calls]
+
+    def join(path: str, leaf: Any) -> Any:
+        parts = [paths[path] for paths in by_path]
+        if path not in row_paths:
+            if not all(same_leaf(leaf, part) for part in parts):
+                raise ValueError(
+                    f"the input {path} differs between timesteps but is shared by all rows: use rows_per_pass=1"
+                )
+            return leaf
+        return torch.cat(parts) if isinstance(leaf, Tensor) else [entry for part in parts for entry in part]
+
+    outputs = {name: [getattr(call, name) for call in calls] for name in OUTPUT_NAMES}
+    timesteps = [torch.as_tensor(call.timestep).float().expand(call.rows) for call in calls]
+    return replace(
+        first,
+        timestep=torch.cat(timesteps),
+        inputs=map_arguments(_with_row_timesteps(first), join),
+        unconditional_inputs=None,
+        row_paths=row_paths,
+        **{name: None if any(part is None for part in parts) else torch.cat(parts) for name, parts in outputs.items()},
+    )
+
+
+def _with_row_timesteps(call: DenoiserCall) -> dict[str, Any]:
+    """The call's inputs with the timestep as a tensor with one entry per row."""
+    timestep = torch.as_tensor(call.inputs[call.timestep_key])
+    if timestep.ndim == 0 or len(timestep) != call.rows:
+        timestep = timestep.reshape(-1)[:1].expand(call.rows)
+    return {**call.inputs, call.timestep_key: timestep}

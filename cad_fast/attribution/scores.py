@@ -1,0 +1,95 @@
+"""Scores: one attribution per component, with what is needed to trust and reuse them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..components import ComponentSpace
+from ..files import read_tensors, write_tensors
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Scores:
+    """``values`` float32 [n]: the predicted change of J when a component is kept rather than removed.
+
+    Positive components express the concept, negative ones suppress it (arXiv 2412.02542). ``provenance`` is JSON-able:
+    concept, method, objective, prompts, seeds, cost, versions.
+    """
+
+    values: Tensor
+    space: ComponentSpace
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if tuple(self.values.shape) != (self.space.n,):
+            raise ValueError(
+                f"values has shape {list(self.values.shape)}, expected [{self.space.n}], one per component"
+            )
+        self.values = self.values.detach().to("cpu", torch.float32)
+        if not torch.isfinite(self.values).all():
+            bad = int((~torch.isfinite(self.values)).nonzero()[0])
+            raise ValueError(f"the score of {self.space.label(bad)} is {self.values[bad].item()}")
+
+    @property
+    def concept(self) -> str:
+        return str(self.provenance.get("concept", "concept"))
+
+    def __len__(self) -> int:
+        return self.space.n
+
+    def __repr__(self) -> str:
+        method = self.provenance.get("method", "unknown method")
+        return f"Scores({self.concept!r}, {method}, {self.space.n} of kind {self.space.kind})"
+
+    def by_module(self) -> dict[str, Tensor]:
+        """Views of ``values`` per module, {module: float32 [count]}."""
+        return self.space.split(self.values)
+
+    def top(self, k: int = 10, *, negative: bool = False) -> list[tuple[str, float]]:
+        """The ``k`` highest (or, with ``negative``, lowest) scores as (component name, score)."""
+        found = self.values.topk(min(k, len(self)), largest=not negative)
+        pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        return [(self.space.label(index), value) for index, value in pairs]
+
+    def require_same_space(self, others: Sequence[Scores]) -> None:
+        """Raises ValueError naming the concept whose scores are over other components."""
+        for other in others:
+            if other.space != self.space:
+                raise ValueError(
+                    f"the scores of {other.concept!r} are over {other.space}, those of {self.concept!r} over {self.space}"
+                )
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file (a folder gets ``scores.safetensors``); returns its path."""
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            path = path / "scores.safetensors"
+        metadata = {
+            "format": "scores",
+            "version": FORMAT_VERSION,
+            "space": self.space.to_dict(),
+            "provenance": self.provenance,
+        }
+        return write_tensors(path, {"values": self.values}, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Read what ``save`` wrote. Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "scores.safetensors"
+        tensors, metadata = read_tensors(path)
+        if metadata.get("format") != "scores" or metadata.get("version") != FORMAT_VERSION or "values" not in tensors:
+            raise ValueError(f"{path} does not hold scores of format version {FORMAT_VERSION}")
+        try:
+            return cls(tensors["values"], ComponentSpace.from_dict(metadata["space"]), dict(metadata["provenance"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,188 @@
+"""The command line: ``cad-fast attribute | edit | generate | evaluate | demo | env``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .version import __version__
+
+EXIT_CODES = "exit codes: 0 done, 1 a run failed, 2 wrong input or arguments, 130 interrupted"
+# Imported here, since the commands' modules import torch: `cad-fast --help` should answer at once.
+KINDS = ("weight", "neuron", "filter", "head")
+MODEL_HELP = "zoo:emoji, a local diffusers folder, or a Hub repository"
+
+
+def _add_command(commands: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help_text,
+        description=help_text,
+        epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def _add_sampling(parser: argparse.ArgumentParser, steps: int) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image, the others count on (default 0)")
+    parser.add_argument("--steps", type=int, default=steps, help=f"denoising steps (default {steps})")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, help="classifier-free guidance (default 3)")
+    parser.add_argument("--device", default="cpu", help="where the pipeline runs (default cpu)")
+
+
+def _add_attribute(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "attribute",
+        "score every component for a concept",
+        "cad-fast attribute zoo:emoji --concept cat --target-modules cross-attention-kv -o runs/cat",
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--concept", help="a concept of a zoo model, in all its prompts")
+    what.add_argument("--prompt", action="append", help="a prompt that expresses the concept (repeat for more)")
+    parser.add_argument("--samples", type=int, default=6, help="images to sample, spread over the prompts (default 6)")
+    parser.add_argument("--target-modules", help="preset, regular expression or comma-separated names of modules")
+    parser.add_argument("--kind", choices=KINDS, default="weight", help="what a component is (default weight)")
+    parser.add_argument(
+        "--objective",
+        choices=("erasure", "denoising"),
+        default="erasure",
+        help="distance from the unconditional output, or minus the denoising loss (default erasure)",
+    )
+    parser.add_argument("--base-prompt", help="erasure: compare with this prompt instead of the unconditional output")
+    parser.add_argument("--images", help="denoising: a folder of real pictures (default: the model's own samples)")
+    parser.add_argument("--timesteps", type=float, nargs=2, metavar=("LOW", "HIGH"), help="use these timesteps only")
+    parser.add_argument("--rows-per-pass", type=int, default=16, help="rows per forward/backward pass (default 16)")
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
+    parser.add_argument("-o", "--output", required=True, help="folder for scores.safetensors")
+    _add_sampling(parser, steps=20)
+
+
+def _add_edit(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "edit",
+        "make an edit from scores: erase or amplify a concept",
+        "cad-fast edit runs/cat --erase --ratio 0.03 --keep runs/dog runs/face -o edits/no-cat",
+    )
+    parser.add_argument("scores", help="what `cad-fast attribute` wrote")
+    verb = parser.add_mutually_exclusive_group(required=True)
+    verb.add_argument("--erase", dest="verb", action="store_const", const="erase", help="remove positive components")
+    verb.add_argument(
+        "--amplify", dest="verb", action="store_const", const="amplify", help="remove negative components"
+    )
+    amount = parser.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--ratio", type=float, help="share of the components (of each row or tensor, by scope)")
+    amount.add_argument("--count", type=int, help="number of components")
+    parser.add_argument("--scope", choices=("global", "tensor", "row"), default="global", help="default global")
+    parser.add_argument("--keep", nargs="+", default=[], metavar="SCORES", help="scores of concepts to keep")
+    parser.add_argument("--keep-weight", type=float, default=1.0, help="how much they count (default 1)")
+    parser.add_argument("--compat", choices=("paper",), help="the selection rule that was published with the paper")
+    parser.add_argument("--name", help="the edit's name (default: concept and verb)")
+    parser.add_argument("-o", "--output", required=True, help="folder for the edit")
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "generate",
+        "draw prompts, with and without an edit",
+        'cad-fast generate zoo:emoji --prompt "a cat in noto style" --edit edits/no-cat --strength 0 0.5 1 -o pictures',
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--prompt", action="append", required=True, help="repeat for more")
+    parser.add_argument("--images-per-prompt", type=int, default=4, help="default 4")
+    parser.add_argument("--edit", help="folder of an edit")
+    parser.add_argument(
+        "--strength", type=float, nargs="+", default=None, help="0 off, 1 the edit; several make a strip"
+    )
+    parser.add_argument("-o", "--output", required=True, help="folder for the pictures and the contact sheet")
+    _add_sampling(parser, steps=20)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "evaluate",
+        "measure what an edit does to its target and to everything else, on the same seeds",
+        "cad-fast evaluate zoo:emoji --edit edits/no-cat --target cat -o evaluation",
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--edit", help="folder of an edit (without: the model as it is)")
+    parser.add_argument("--strength", type=float, default=1.0, help="default 1")
+    parser.add_argument("--target", help="the concept that the edit is about")
+    parser.add_argument(
+        "--concepts", help="JSON file with concepts and their prompts (default: those of the zoo model)"
+    )
+    parser.add_argument(
+        "--scorer", help="clip:MODEL, zero-shot scoring of the concepts (default: the zoo's classifier)"
+    )
+    parser.add_argument("--per-concept", type=int, default=16, help="images per concept (default 16)")
+    parser.add_argument("-o", "--output", help="folder for evaluation.json and the before/after sheet")
+    _add_sampling(parser, steps=20)
+    parser.set_defaults(seed=1000)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "demo",
+        "erase and amplify concepts of the embedded model, with a report",
+        "cad-fast demo --output demo-output",
+    )
+    parser.add_argument("-o", "--output", default="demo-output", help="folder for report.html (default demo-output)")
+    parser.add_argument("--per-concept", type=int, default=None, help="images per concept in the evaluations")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="cad-fast", description="Component attribution in diffusion models.", epilog=EXIT_CODES
+    )
+    parser.add_argument("--version", action="version", version=f"cad-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_attribute, _add_edit, _add_generate, _add_evaluate, _add_demo):
+        add(commands)
+    _add_command(commands, "env", "what is installed, built and used on this machine", "cad-fast env --json")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    from . import commands
+
+    run: Callable[[argparse.Namespace], dict[str, Any]] = getattr(commands, f"run_{arguments.command}")
+    try:
+        result = run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        PermissionError,
+        ImportError,
+    ) as error:
+        print(f"cad-fast {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, OSError, MemoryError) as error:
+        print(f"cad-fast {arguments.command}: failed: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

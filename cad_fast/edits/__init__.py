@@ -1,0 +1,18 @@
+"""Edits: select components by their scores, apply, undo, save and compose."""
+
+from .apply import AppliedEdit, active_edits
+from .edit import Edit, amplify, compose, erase
+from .io import load_edit
+from .select import retention_aware, select
+
+__all__ = [
+    "AppliedEdit",
+    "Edit",
+    "active_edits",
+    "amplify",
+    "compose",
+    "erase",
+    "load_edit",
+    "retention_aware",
+    "select",
+]

@@ -1,0 +1,75 @@
+"""Recognise a model: the same architecture and, within rounding to half precision, the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+N_SAMPLES = 64
+# Rounding to bfloat16 moves a weight by at most 2^-9 of its value; fine-tuning moves weights by more than this.
+TOLERANCE = 4e-3
+
+
+def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The model's own parameters, without adapters that PEFT has put beside them."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), parameter
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Class name, a digest of parameter names and shapes, and 64 weights sampled at fixed places."""
+
+    model_class: str
+    architecture: str
+    samples: tuple[float, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Fingerprint:
+        """The fingerprint of ``model``; the same in fp32, fp16 and bf16 up to rounding, and with LoRA loaded beside."""
+        parameters = sorted(_base_parameters(model), key=lambda item: item[0])
+        layout = "\n".join(f"{name}{list(parameter.shape)}" for name, parameter in parameters)
+        matrices = [parameter for _, parameter in parameters if parameter.ndim > 1 and parameter.numel() > 0]
+        samples = []
+        for i in range(N_SAMPLES if matrices else 0):
+            weights = matrices[i * len(matrices) // N_SAMPLES].detach().flatten()
+            samples.append(weights[(i * 7919 + 13) % weights.numel()])
+        values = torch.stack([sample.float().cpu() for sample in samples]).tolist() if samples else []
+        return cls(type(model).__name__, hashlib.sha256(layout.encode()).hexdigest(), tuple(values))
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Fingerprint:
+        """Raises ValueError naming the entry that is missing or of the wrong kind."""
+        try:
+            samples = tuple(float(sample) for sample in value["samples"])
+            return cls(str(value["model_class"]), str(value["architecture"]), samples)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"damaged model fingerprint: {error!r}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "samples": list(self.samples)}
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """Why ``other`` is another model, in words; None when it is the same."""
+        if self.architecture != other.architecture:
+            kind = "" if self.model_class == other.model_class else f" ({self.model_class} and {other.model_class})"
+            return f"their parameters have other names or shapes{kind}"
+        mine, theirs = torch.tensor(self.samples), torch.tensor(other.samples)
+        if mine.shape != theirs.shape:
+            return "their fingerprints sample another number of weights"
+        distance = ((mine - theirs).norm() / mine.norm().clamp(min=1e-30)).item() if len(mine) else 0.0
+        if not distance <= TOLERANCE:
+            return f"their weights differ by {100 * distance:.2g}% (at most {100 * TOLERANCE:.2g}% is rounding)"
+        return None
+
+    def require_same(self, other: Fingerprint, what: str) -> None:
+        """Raises ValueError with the reason when ``other``, the model at hand, is not the one ``what`` was made for."""
+        reason = self.difference(other)
+        if reason:
+            raise ValueError(f"{what} was made for another model: {reason}")
