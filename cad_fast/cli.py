@@ -57,7 +57,7 @@ def _add_attribute(commands: Any) -> None:
         help="distance from the unconditional output, or minus the denoising loss (default erasure)",
     )
     parser.add_argument("--base-prompt", help="erasure: compare with this prompt instead of the unconditional output")
-    parser.add_argument("--images", help="denoising: a folder of real pictures (default: the model's own samples)")
+    parser.add_argument("--images", help="denoising: a folder of real pictures, or `zoo` (default: own samples)")
     parser.add_argument("--timesteps", type=float, nargs=2, metavar=("LOW", "HIGH"), help="use these timesteps only")
     parser.add_argument("--rows-per-pass", type=int, default=16, help="rows per forward/backward pass (default 16)")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")

@@ -155,6 +155,21 @@ def match_modules(denoiser: nn.Module, target_modules: str | Sequence[str]) -> d
     return {n: m for n, m in modules.items() if any(_ends_with(n, entry) for entry in wanted)}
 
 
+def match_names(names: Sequence[str], target_modules: str | Sequence[str]) -> list[str]:
+    """Those of the module paths ``names`` that ``target_modules`` names, as ``match_modules`` but by name alone.
+
+    Raises ValueError when there are none.
+    """
+    if isinstance(target_modules, str):
+        pattern = PRESETS[target_modules].pattern if target_modules in PRESETS else target_modules
+        found = [name for name in names if re.fullmatch(pattern, name)]
+    else:
+        found = [name for name in names if any(_ends_with(name, entry) for entry in target_modules)]
+    if not found:
+        raise ValueError(f"none of the {len(names)} modules matches {target_modules!r}")
+    return found
+
+
 def _ends_with(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith(f".{suffix}")
 
@@ -164,7 +179,8 @@ def _nothing_matches(target: str, modules: dict[str, nn.Module]) -> str:
     candidates = [*PRESETS, *sorted(last_parts), *modules]
     near = difflib.get_close_matches(target, candidates, n=4, cutoff=0.3)
     hint = f"; nearest: {', '.join(near)}" if near else ""
-    return f"no linear or convolution of the denoiser matches target_modules {target!r}{hint}; presets: {', '.join(PRESETS)}"
+    presets = ", ".join(PRESETS)
+    return f"no linear or convolution of the denoiser matches target_modules {target!r}{hint}; presets: {presets}"
 
 
 class ComponentSpace:

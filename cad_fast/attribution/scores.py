@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..components import ComponentSpace
+from ..components import ComponentSpace, match_names
 from ..files import read_tensors, write_tensors
 
 FORMAT_VERSION = 1
@@ -53,6 +53,15 @@ class Scores:
         """Views of ``values`` per module, {module: float32 [count]}."""
         return self.space.split(self.values)
 
+    def of_modules(self, target_modules: str | Sequence[str]) -> Scores:
+        """The scores of the components in some of the modules (preset, pattern or list), renumbered.
+
+        Raises ValueError when no module matches.
+        """
+        names = match_names([entry.module for entry in self.space], target_modules)
+        parts = self.by_module()
+        return Scores(torch.cat([parts[name] for name in names]), self.space.restrict(names), self.provenance)
+
     def top(self, k: int = 10, *, negative: bool = False) -> list[tuple[str, float]]:
         """The ``k`` highest (or, with ``negative``, lowest) scores as (component name, score)."""
         found = self.values.topk(min(k, len(self)), largest=not negative)
@@ -63,9 +72,8 @@ class Scores:
         """Raises ValueError naming the concept whose scores are over other components."""
         for other in others:
             if other.space != self.space:
-                raise ValueError(
-                    f"the scores of {other.concept!r} are over {other.space}, those of {self.concept!r} over {self.space}"
-                )
+                mine, theirs = f"{self.concept!r} are over {self.space}", f"{other.concept!r} over {other.space}"
+                raise ValueError(f"the scores of {mine}, those of {theirs}")
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file (a folder gets ``scores.safetensors``); returns its path."""
@@ -82,7 +90,7 @@ class Scores:
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Read what ``save`` wrote. Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
+        """Read what ``save`` wrote. Raises FileNotFoundError, or ValueError naming the damaged file."""
         path = Path(path)
         if path.is_dir():
             path = path / "scores.safetensors"

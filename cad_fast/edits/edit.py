@@ -20,7 +20,7 @@ from .select import Scope, Sign, select
 
 @dataclass
 class Edit:
-    """``components`` {module: sorted int64 [k], numbered within the module} have their weights multiplied by ``factor``.
+    """``components`` {module: sorted int64 [k]} whose weights are multiplied by ``factor``; numbered in each module.
 
     ``space`` describes the modules and carries the fingerprint of the model the edit was made for. ``provenance`` is
     JSON-able: concept, objective, method, selection, evaluation.
@@ -80,8 +80,8 @@ class Edit:
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        modules = len(self.components)
-        return f"Edit({self.name!r}, {self.n_components} of kind {self.space.kind} in {modules} modules, factor {self.factor:g})"
+        what = f"{self.n_components} of kind {self.space.kind} in {len(self.components)} modules"
+        return f"Edit({self.name!r}, {what}, factor {self.factor:g})"
 
     def __or__(self, other: Edit) -> Edit:
         return compose([self, other])
@@ -132,7 +132,7 @@ class Edit:
 
 
 def check_edit_name(name: Any) -> str:
-    """``name`` itself. Raises ValueError unless it is 1-64 letters, digits, '.', '_' or '-', starting with one of the first two."""
+    """``name``. Raises ValueError unless it is 1-64 of A-Z a-z 0-9 . _ -, starting with a letter or digit."""
     ok = isinstance(name, str) and 0 < len(name) <= 64 and name[0].isalnum() and name.isascii()
     if not ok or not all(char.isalnum() or char in "._-" for char in name):
         raise ValueError(f"edit name {name!r}: expected 1-64 of A-Z a-z 0-9 . _ -, starting with a letter or digit")

@@ -73,7 +73,7 @@ def load_edit(source: str | Path, pipeline: Any = None, **hub_kwargs: Any) -> Ed
 
 def _download(repository: str, hub_kwargs: dict[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         paths = [Path(hf_hub_download(repository, name, **hub_kwargs)) for name in (CONFIG_NAME, MODEL_NAME)]

@@ -34,9 +34,10 @@ def select(
     ``ratio`` of all components (scope global), of each module's (tensor) or of each weight row (row, single weights
     only), or their ``count``. Components of the other sign are never chosen, so that fewer may be. ``keep``: scores of
     concepts to keep, see ``retention_aware``.
-    ``compat="paper"`` is the published rule of arXiv 2412.02542: int(ratio * row length) per row of the 2-D feed-forward
-    weights, whatever their sign; rows with less than one are left untouched, with a warning. For the denoising loss the
-    published script picks the other end of the scores than the derivation asks for, and so does this.
+    ``compat="paper"`` is the published rule of arXiv 2412.02542: int(ratio * row length) per row of the 2-D
+    feed-forward weights, whatever their sign; rows with less than one are left untouched, with a warning. For the
+    denoising loss the published script picks the other end of the scores than the derivation asks for, and so does
+    this.
     Raises ValueError for settings that contradict each other or lie out of range.
     """
     _check_amount(ratio, count)

@@ -193,7 +193,7 @@ def train_diffusion(data: EmojiSet, latents: Tensor, work: Path) -> TextToLatent
 
 
 def train_classifier(data: EmojiSet, reconstructed: Tensor, work: Path) -> EmojiClassifier:
-    """Classifier on the emoji not held out, half of them passed through the autoencoder, with noise and colour jitter."""
+    """Classifier on the emoji not held out, half of them through the autoencoder, with noise and colour jitter."""
     torch.manual_seed(0)
     module = EmojiClassifier().to(memory_format=torch.channels_last)
     stage = Stage("classifier", module, CLASSIFIER, work, weight_decay=0.05)

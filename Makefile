@@ -1,0 +1,44 @@
+# Needs Python 3.10 or later, g++ and make; cmake and ninja come from pip.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMPS := .venv/.stamps
+NATIVE := setup.py pyproject.toml CMakeLists.txt cad_fast/version.py $(shell find csrc -type f)
+
+.PHONY: help venv demo test lint wheel-check clean
+
+help:
+	@echo "make venv         pinned dependencies and the package, editable, in .venv"
+	@echo "make demo         the demonstration; results in demo-output/"
+	@echo "make test         the tests, without those marked slow or gpu"
+	@echo "make lint         ruff check and ruff format --check"
+	@echo "make wheel-check  build sdist and wheel, install the wheel elsewhere and use it"
+	@echo "make clean        remove all that was built"
+
+venv: $(STAMPS)/package
+
+$(STAMPS)/dependencies: requirements-dev.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/package: $(STAMPS)/dependencies $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: venv
+	$(BIN)/cad-fast demo --output demo-output
+
+# One torch thread per worker: two workers with two threads each would wait for one another on two cores.
+test: venv
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" tests
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+wheel-check: venv
+	$(BIN)/python tests/wheel_check.py
+
+clean:
+	rm -rf .venv build dist demo-output *.egg-info .pytest_cache .ruff_cache cad_fast/_C.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,284 @@
+"""What each command of ``cad-fast`` does; every function returns its result as JSON-able values."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from . import zoo
+from .attribution import Attributor, Scores
+from .denoiser_hooks import generators, plain_tensors, silent
+from .edits import Edit, amplify, erase
+from .evaluation import PromptSet, compare, emoji_prompts, evaluate
+from .evaluation.scorers import ClipScorer, Scorer
+from .evaluation.sheets import before_after_sheet, contact_sheet
+from .files import require_writable_folder, write_bytes, write_json
+from .objectives import ConceptErasure, DenoisingLoss, Objective
+from .pipelines import load_pipeline
+from .recording import Recording, record, record_images, renoise, with_base
+
+
+def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Record, score, and save the scores."""
+    output = require_writable_folder(arguments.output)
+    prompts = _prompts(arguments)
+    pipeline = load_pipeline(arguments.model).to(arguments.device)
+    objective = _objective(arguments)
+    attributor = Attributor(
+        pipeline, objective, kind=arguments.kind, target_modules=_target_modules(arguments.target_modules)
+    )
+    recording = _record(arguments, pipeline, prompts)
+    scores = attributor.run(
+        recording,
+        concept=arguments.concept or prompts[0],
+        rows_per_pass=arguments.rows_per_pass,
+        output_dir=output,
+        resume=arguments.resume,
+        progress=not arguments.quiet,
+    )
+    cost = scores.provenance["cost"]
+    _say(
+        arguments,
+        f"{scores!r}\n"
+        f"cost: {cost['recorded_denoiser_calls']} denoiser calls to record, {cost['forward_backward_calls']} "
+        f"forward/backward passes of {cost['rows_per_call']} conditional rows, {cost['seconds']} s\n"
+        + "".join(f"  {value:+.3e}  {name}\n" for name, value in scores.top(5))
+        + f"written to {output / 'scores.safetensors'}",
+    )
+    return {"scores": str(output / "scores.safetensors"), "n": scores.space.n, "cost": cost, "top": scores.top(10)}
+
+
+def _prompts(arguments: argparse.Namespace) -> list[str]:
+    if arguments.samples < 1:
+        raise ValueError(f"--samples is {arguments.samples}, expected at least 1")
+    if arguments.concept is not None and not arguments.model.startswith("zoo:"):
+        raise ValueError("--concept names a concept of a zoo model; for other models give --prompt")
+    prompts = zoo.prompts(arguments.concept) if arguments.concept is not None else arguments.prompt
+    return list(itertools.islice(itertools.cycle(prompts), arguments.samples))
+
+
+def _objective(arguments: argparse.Namespace) -> Objective:
+    window = tuple(arguments.timesteps) if arguments.timesteps else None
+    if arguments.objective == "denoising":
+        if arguments.base_prompt is not None:
+            raise ValueError("--base-prompt goes with --objective erasure")
+        return DenoisingLoss(timesteps=window)
+    if arguments.images is not None:
+        raise ValueError("--images goes with --objective denoising")
+    return ConceptErasure(base="unconditional" if arguments.base_prompt is None else "base", timesteps=window)
+
+
+def _target_modules(value: str | None) -> str | list[str] | None:
+    return value.split(",") if value is not None and "," in value else value
+
+
+def _record(arguments: argparse.Namespace, pipeline: Any, prompts: list[str]) -> Recording:
+    progress = not arguments.quiet
+    if arguments.images is not None:
+        if arguments.concept is None and len(arguments.prompt) > 1:
+            raise ValueError("with --images give one --prompt: the caption of all the pictures")
+        pictures, captions = _real_pictures(arguments)
+        return record_images(pipeline, pictures, captions, timesteps=arguments.steps, seed=arguments.seed)
+    recording = record(
+        pipeline,
+        prompts,
+        seeds=arguments.seed,
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.guidance_scale,
+        progress=progress,
+    )
+    if arguments.objective == "denoising":
+        return renoise(recording, pipeline, timesteps=arguments.steps, seed=arguments.seed)
+    if arguments.base_prompt is not None:
+        return with_base(recording, pipeline, arguments.base_prompt, progress=progress)
+    return recording
+
+
+def _real_pictures(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    if arguments.images != "zoo":
+        return arguments.images, arguments.prompt[0] if arguments.prompt else zoo.prompts(arguments.concept)[0]
+    if arguments.concept is None:
+        raise ValueError("--images zoo needs --concept")
+    files, captions = zip(*zoo.pictures(arguments.concept), strict=True)
+    return [Image.open(file).convert("RGB") for file in files], list(captions)
+
+
+def run_edit(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Select components from scores and save them as an edit."""
+    require_writable_folder(arguments.output)
+    scores = Scores.load(arguments.scores)
+    make = erase if arguments.verb == "erase" else amplify
+    edit = make(
+        scores,
+        arguments.ratio,
+        count=arguments.count,
+        scope=arguments.scope,
+        keep=[Scores.load(path) for path in arguments.keep],
+        keep_weight=arguments.keep_weight,
+        compat=arguments.compat,
+        name=arguments.name,
+    )
+    edit.save_pretrained(arguments.output)
+    _say(arguments, f"{edit!r}\nwritten to {arguments.output}")
+    return {
+        "name": edit.name,
+        "n_components": edit.n_components,
+        "n_weights": edit.n_weights,
+        "folder": arguments.output,
+    }
+
+
+def run_generate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Draw every prompt on the same seeds, once per strength, and a contact sheet of all."""
+    output = require_writable_folder(arguments.output)
+    if arguments.images_per_prompt < 1:
+        raise ValueError(f"--images-per-prompt is {arguments.images_per_prompt}, expected at least 1")
+    if arguments.strength is not None and arguments.edit is None:
+        raise ValueError("--strength needs --edit")
+    pipeline = load_pipeline(arguments.model).to(arguments.device)
+    edit = Edit.from_pretrained(arguments.edit, pipeline) if arguments.edit is not None else None
+    strengths = arguments.strength or ([0.0, 1.0] if edit else [0.0])
+    seeds = list(range(arguments.seed, arguments.seed + arguments.images_per_prompt))
+    rows, labels, files = [], [], []
+    for prompt_number, prompt in enumerate(arguments.prompt):
+        for strength in strengths:
+            images = _draw(pipeline, prompt, seeds, arguments, edit, strength)
+            rows.append(images)
+            labels.append(prompt if edit is None else f"{prompt}, strength {strength:g}")
+            for seed, image in zip(seeds, images, strict=True):
+                name = f"{prompt_number:02d}_seed{seed}" + ("" if edit is None else f"_{edit.name}_{strength:g}")
+                files.append(str(write_png(output / f"{name}.png", image)))
+    sheet = write_png(output / "sheet.png", contact_sheet(rows, labels, [f"seed {seed}" for seed in seeds]))
+    _say(arguments, f"{len(files)} pictures and {sheet}")
+    return {"pictures": files, "sheet": str(sheet)}
+
+
+def _draw(
+    pipeline: Any, prompt: str, seeds: list[int], arguments: argparse.Namespace, edit: Edit | None, strength: float
+) -> list[Image.Image]:
+    def draw() -> list[Image.Image]:
+        with plain_tensors(), silent(pipeline):
+            return pipeline(
+                prompt=[prompt] * len(seeds),
+                generator=generators(seeds),
+                num_inference_steps=arguments.steps,
+                guidance_scale=arguments.guidance_scale,
+            ).images
+
+    if edit is None:
+        return draw()
+    with edit.applied(pipeline, strength):
+        return draw()
+
+
+def write_png(path: Path, image: Image.Image) -> Path:
+    """Write ``image`` as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return write_bytes(path, buffer.getvalue())
+
+
+def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Accuracy of every concept, before and, with an edit, after it."""
+    output = require_writable_folder(arguments.output) if arguments.output is not None else None
+    prompts = _evaluation_prompts(arguments)
+    if arguments.edit is not None and arguments.target is None:
+        raise ValueError("--edit needs --target, the concept that the edit is about")
+    if arguments.target is not None:
+        prompts.of(prompts.axes[0], arguments.target)
+    pipeline = load_pipeline(arguments.model).to(arguments.device)
+    scorer = _scorer(arguments, prompts)
+    settings: dict[str, Any] = {
+        "per_concept": arguments.per_concept,
+        "seed": arguments.seed,
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance_scale,
+        "keep_images": output is not None,
+        "progress": not arguments.quiet,
+    }
+    edit = Edit.from_pretrained(arguments.edit, pipeline) if arguments.edit is not None else None
+    before = evaluate(pipeline, prompts, scorer, **settings)
+    result: dict[str, Any] = {"before": before.summary()}
+    if edit is None:
+        _say(arguments, "\n".join(_summary_lines(before)))
+    else:
+        after = evaluate(pipeline, prompts, scorer, edit=edit, strength=arguments.strength, **settings)
+        comparison = compare(before, after, arguments.target)
+        result |= {"after": after.summary(), "comparison": comparison.to_dict()}
+        _say(arguments, comparison.table())
+        if output is not None:
+            write_png(output / "before_after.png", before_after_sheet(before, after, target=arguments.target))
+            after.save(output / "after.json")
+    if output is not None:
+        before.save(output / "before.json")
+        write_json(output / "evaluation.json", result)
+        _say(arguments, f"written to {output}")
+    return result
+
+
+def _evaluation_prompts(arguments: argparse.Namespace) -> PromptSet:
+    if arguments.concepts is not None:
+        return PromptSet.from_json(arguments.concepts)
+    if arguments.model.startswith("zoo:"):
+        return emoji_prompts()
+    raise ValueError("--concepts is needed: a JSON file with the concepts of this model and their prompts")
+
+
+def _scorer(arguments: argparse.Namespace, prompts: PromptSet) -> Scorer:
+    if arguments.scorer is None:
+        if arguments.model.startswith("zoo:"):
+            return zoo.scorer()
+        raise ValueError("--scorer is needed, such as clip:openai/clip-vit-base-patch32")
+    kind, _, model = arguments.scorer.partition(":")
+    if kind != "clip" or not model:
+        raise ValueError(f"--scorer is {arguments.scorer!r}, expected clip:MODEL")
+    axes = {
+        axis: {label: prompts.of(axis, label)[0].prompt for label in prompts.concepts(axis)} for axis in prompts.axes
+    }
+    return ClipScorer(model, axes, device=arguments.device)
+
+
+def _summary_lines(evaluation: Any) -> list[str]:
+    lines = []
+    for concept in evaluation.concepts:
+        tally = evaluation.tally(concept)
+        low, high = tally.interval
+        lines.append(f"{concept:<12} {100 * tally.accuracy:5.1f}%  [{100 * low:.0f}, {100 * high:.0f}]  n={tally.n}")
+    return lines
+
+
+def run_demo(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The whole path on the embedded model, with a report."""
+    from .demo import run_demo as run
+
+    return run(arguments.output, per_concept=arguments.per_concept, progress=not arguments.quiet, quiet=arguments.json)
+
+
+def run_env(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Versions and backends."""
+    from .attribution.attributor import versions
+    from .ops import backend_report
+
+    report = {"versions": versions(), "backends": backend_report()}
+    _say(arguments, _indented(report))
+    return report
+
+
+def _indented(value: Any, depth: int = 0) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    lines = []
+    for key, entry in value.items():
+        nested = isinstance(entry, dict) and entry
+        lines.append("  " * depth + f"{key}:" + (f"\n{_indented(entry, depth + 1)}" if nested else f" {entry}"))
+    return "\n".join(lines)
+
+
+def _say(arguments: argparse.Namespace, text: str) -> None:
+    if not arguments.json:
+        print(text)

@@ -1,0 +1,44 @@
+"""Every environment variable that cad_fast knows, and the only module that reads them.
+
+`VARIABLES` is the table that the documentation shows. Values are read when they are asked for, not at import.
+"""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable: its name, what holds when it is unset, and what it does."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+VARIABLES = {
+    variable.name: variable
+    for variable in (
+        Variable(
+            "CAD_FAST_BACKEND",
+            "auto",
+            "Backend of the operators: auto (the first that can run), native or reference. Explicit ones run or raise.",
+        ),
+        Variable(
+            "CAD_FAST_CPU_CAPABILITY",
+            "",
+            "Instruction set of the native kernels: portable, avx2 or avx512. Unset: the best that this CPU supports. "
+            "A set that is not built in or not supported raises an error.",
+        ),
+        Variable(
+            "CAD_FAST_SKIP_NATIVE",
+            "0",
+            "Read by setup.py alone: 1 installs the pure-Python package, without the native kernels.",
+        ),
+    )
+}
+
+
+def get(name: str) -> str:
+    """Value of a variable of the table, or its default if it is unset or empty."""
+    return os.environ.get(name) or VARIABLES[name].default

@@ -1,0 +1,199 @@
+"""Generate pictures of every concept, with or without an edit, and let a scorer say what they show."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..denoiser_calls import denoiser_of
+from ..denoiser_hooks import generators, plain_tensors, silent
+from ..fingerprint import Fingerprint
+from ..pipeline_arguments import scheduler_config_of
+from .outcomes import Evaluation, Outcome, Settings
+from .prompts import LabelledPrompt, PromptSet, unknown
+from .scorers import Scorer, checked_probabilities
+
+RESERVED = ("prompt", "generator", "output_type", "num_inference_steps", "guidance_scale", "num_images_per_prompt")
+
+
+class AppliesToPipeline(Protocol):
+    """What evaluation needs of an edit: a name, and a context in which a pipeline is edited."""
+
+    name: str
+
+    def applied(self, pipeline: Any, strength: float = 1.0) -> AbstractContextManager[Any]: ...
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture to make."""
+
+    concept: str
+    index: int
+    prompt: LabelledPrompt
+    seed: int
+
+
+def image_seed(seed: int, concept: str, index: int) -> int:
+    """Seed of picture ``index`` of ``concept``, in 0..2^63-1: it depends on nothing else, so runs can be paired."""
+    digest = hashlib.sha256(json.dumps([seed, concept, index]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _jobs(prompts: PromptSet, axis: str, concepts: Sequence[str], per_concept: int, seed: int) -> list[_Job]:
+    """``per_concept`` pictures of each concept; its prompts take turns."""
+    jobs = []
+    for concept in concepts:
+        entries = prompts.of(axis, concept)
+        for i in range(per_concept):
+            jobs.append(_Job(concept, i, entries[i % len(entries)], image_seed(seed, concept, i)))
+    return jobs
+
+
+def _require_known_labels(scorer: Scorer, jobs: Sequence[_Job], axes: Sequence[str]) -> None:
+    """Raises ValueError for a label that the scorer cannot tell, before anything is generated."""
+    for axis in axes:
+        for label in dict.fromkeys(job.prompt.labels[axis] for job in jobs):
+            if label not in scorer.axes[axis]:
+                raise ValueError(f"the scorer cannot judge this: {unknown(axis, label, scorer.axes[axis])}")
+
+
+def _generate(pipeline: Any, jobs: Sequence[_Job], arguments: dict[str, Any]) -> list[Image.Image]:
+    result = pipeline(
+        prompt=[job.prompt.prompt for job in jobs],
+        generator=generators([job.seed for job in jobs]),
+        output_type="pil",
+        **arguments,
+    )
+    images = list(result.images)
+    if len(images) != len(jobs) or not all(isinstance(image, Image.Image) for image in images):
+        raise ValueError(f"{type(pipeline).__name__} did not return one PIL image per prompt")
+    return images
+
+
+def _judge(scorer: Scorer, jobs: Sequence[_Job], images: Sequence[Image.Image], axes: Sequence[str]) -> list[Outcome]:
+    try:
+        probabilities = checked_probabilities(scorer, images)
+    except ValueError as error:
+        shown = ", ".join(f"{job.concept} {job.index}" for job in jobs)
+        raise ValueError(f"{error} (the images were {shown})") from error
+    predicted = {axis: probabilities[axis].argmax(dim=1).tolist() for axis in axes}
+    outcomes = []
+    for row, job in enumerate(jobs):
+        labels = {axis: job.prompt.labels[axis] for axis in axes}
+        outcomes.append(
+            Outcome(
+                concept=job.concept,
+                index=job.index,
+                prompt=job.prompt.prompt,
+                labels=labels,
+                predicted={axis: scorer.axes[axis][predicted[axis][row]] for axis in axes},
+                probability={
+                    axis: float(probabilities[axis][row, scorer.axes[axis].index(labels[axis])]) for axis in axes
+                },
+            )
+        )
+    return outcomes
+
+
+def _batches(
+    pipeline: Any, jobs: Sequence[_Job], batch_size: int, arguments: dict[str, Any], bar: tqdm
+) -> Iterator[tuple[Sequence[_Job], list[Image.Image]]]:
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        yield batch, _generate(pipeline, batch, arguments)
+        bar.update(len(batch))
+
+
+def _pipeline_arguments(
+    num_inference_steps: int | None, guidance_scale: float | None, kwargs: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(all arguments of the call, those of ``kwargs`` as JSON reads them back). Raises ValueError for unfit ones."""
+    extra = dict(kwargs or {})
+    taken = [name for name in RESERVED if name in extra]
+    if taken:
+        raise ValueError(f"the pipeline argument {taken[0]!r} is set by the evaluation")
+    try:
+        recorded = json.loads(json.dumps(extra, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"pipeline_kwargs are kept with the results and must be JSON values: {error}") from error
+    given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    return {**{name: value for name, value in given.items() if value is not None}, **extra}, recorded
+
+
+def evaluate(
+    pipeline: Any,
+    prompts: PromptSet,
+    scorer: Scorer,
+    *,
+    per_concept: int = 16,
+    axis: str | None = None,
+    concepts: Sequence[str] | None = None,
+    edit: AppliesToPipeline | None = None,
+    strength: float = 1.0,
+    seed: int = 0,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = 24,
+    keep_images: bool = False,
+    progress: bool = True,
+    pipeline_kwargs: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Make ``per_concept`` pictures of each concept of ``axis`` and judge them on every axis that the scorer knows.
+
+    ``axis`` defaults to the first of the prompts (for the emoji: "object"), ``concepts`` to all of that axis. The
+    prompts of a concept take turns. Each picture has its own CPU generator, seeded by ``image_seed(seed, concept,
+    index)``: the same before and after an edit, whatever the batch and the other concepts (a denoiser's rounding may
+    still depend on the batch size). With ``edit`` the pipeline is edited during the call only, also when it is
+    interrupted. Steps and guidance default to the pipeline's. Raises ValueError for names that the prompts or the
+    scorer do not know, and for scores that are no probabilities; TypeError when the pipeline has no denoiser.
+    """
+    axis = axis or prompts.axes[0]
+    names = tuple(dict.fromkeys(concepts)) if concepts is not None else prompts.concepts(axis)
+    for what, value in (("per_concept", per_concept), ("batch_size", batch_size), ("number of concepts", len(names))):
+        if value < 1:
+            raise ValueError(f"{what} is {value}, expected at least 1")
+    jobs = _jobs(prompts, axis, names, per_concept, seed)
+    if axis not in scorer.axes:
+        raise ValueError(f"the scorer cannot judge this: {unknown('axis', axis, scorer.axes)}")
+    axes = [axis] + [name for name in prompts.axes if name != axis and name in scorer.axes]
+    _require_known_labels(scorer, jobs, axes)
+    arguments, recorded = _pipeline_arguments(num_inference_steps, guidance_scale, pipeline_kwargs)
+    settings = Settings(
+        axis=axis,
+        per_concept=per_concept,
+        seed=seed,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        pipeline_kwargs=recorded,
+        scheduler=scheduler_config_of(pipeline),
+        scorer=getattr(scorer, "name", type(scorer).__name__),
+        labels={name: list(scorer.axes[name]) for name in axes},
+        fingerprint=Fingerprint.of(denoiser_of(pipeline)),
+        edit=None if edit is None else edit.name,
+        strength=None if edit is None else float(strength),
+    )
+    outcomes: list[Outcome] = []
+    images: dict[str, list[Image.Image]] = {name: [] for name in names}
+    edited = contextlib.nullcontext() if edit is None else edit.applied(pipeline, strength=strength)
+    description = "evaluating" if edit is None else f"evaluating {edit.name}"
+    with (
+        tqdm(total=len(jobs), desc=description, unit="image", disable=not progress) as bar,
+        silent(pipeline),
+        plain_tensors(),
+        edited,
+    ):
+        for batch, pictures in _batches(pipeline, jobs, batch_size, arguments, bar):
+            outcomes += _judge(scorer, batch, pictures, axes)
+            if keep_images:
+                for job, picture in zip(batch, pictures, strict=True):
+                    images[job.concept].append(picture)
+    return Evaluation(settings, tuple(outcomes), images if keep_images else None)

@@ -1,0 +1,225 @@
+"""What an evaluation found: one outcome per picture, and the counts made from them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..files import read_json, write_json
+from ..fingerprint import Fingerprint
+from .intervals import Interval, wilson
+from .prompts import unknown
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One picture: its number among those of its concept, what it was asked to show, and what it was taken for.
+
+    ``labels`` and ``predicted`` hold one label per axis, ``probability`` that of the label asked for.
+    """
+
+    concept: str
+    index: int
+    prompt: str
+    labels: dict[str, str]
+    predicted: dict[str, str]
+    probability: dict[str, float]
+
+    def hit(self, axis: str) -> bool:
+        return self.predicted[axis] == self.labels[axis]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many of ``n`` pictures were recognised as asked for, and the mean probability of what was asked for."""
+
+    n: int
+    hits: int
+    mean_probability: float
+
+    @classmethod
+    def of(cls, outcomes: Iterable[Outcome], axis: str) -> Tally:
+        """Raises ValueError when there are no outcomes."""
+        found = list(outcomes)
+        if not found:
+            raise ValueError("there are no outcomes to count")
+        hits = sum(outcome.hit(axis) for outcome in found)
+        return cls(len(found), hits, sum(outcome.probability[axis] for outcome in found) / len(found))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of hits, in 0..1."""
+        return self.hits / self.n
+
+    @property
+    def interval(self) -> Interval:
+        """95% Wilson interval of the accuracy."""
+        return wilson(self.hits, self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "accuracy": self.accuracy, "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the pictures were made and judged.
+
+    ``num_inference_steps`` and ``guidance_scale`` are None where the pipeline's default was used. ``fingerprint`` is
+    of the denoiser without the edit. ``edit`` and ``strength`` are None for the unedited pipeline.
+    """
+
+    axis: str
+    per_concept: int
+    seed: int
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    pipeline_kwargs: dict[str, Any]
+    scheduler: dict[str, Any]
+    scorer: str
+    labels: dict[str, list[str]]
+    fingerprint: Fingerprint
+    edit: str | None = None
+    strength: float | None = None
+
+    def differences(self, other: Settings) -> list[str]:
+        """What, apart from the edit, was done otherwise in ``other``, in words."""
+        found = []
+        for entry in fields(self):
+            mine, theirs = getattr(self, entry.name), getattr(other, entry.name)
+            if entry.name in ("edit", "strength", "fingerprint") or mine == theirs:
+                continue
+            if isinstance(mine, dict):
+                keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+                found += [f"{entry.name}[{key!r}] is {mine.get(key)!r} and {theirs.get(key)!r}" for key in keys]
+            else:
+                found.append(f"{entry.name} is {mine!r} and {theirs!r}")
+        reason = self.fingerprint.difference(other.fingerprint)
+        return [*found, f"the models differ: {reason}"] if reason else found
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "fingerprint": self.fingerprint.to_dict()}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Settings:
+        """Raises ValueError, TypeError or KeyError for an entry that is missing or of the wrong kind."""
+        settings = cls(**{**value, "fingerprint": Fingerprint.from_dict(value["fingerprint"])})
+        kinds = {"axis": str, "per_concept": int, "seed": int, "scorer": str}
+        kinds |= dict.fromkeys(("pipeline_kwargs", "scheduler", "labels"), dict)
+        for name, kind in kinds.items():
+            if not isinstance(getattr(settings, name), kind):
+                raise ValueError(f"its {name} is {getattr(settings, name)!r}, expected {kind.__name__}")
+        return settings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Outcomes of one run over the concepts of an axis, how they came about, and the pictures when kept.
+
+    ``images`` maps each concept to its pictures in the order of their numbers; it is not saved.
+    """
+
+    settings: Settings
+    outcomes: tuple[Outcome, ...]
+    images: dict[str, list[Image.Image]] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def axis(self) -> str:
+        """The axis whose concepts were evaluated."""
+        return self.settings.axis
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(outcome.concept for outcome in self.outcomes))
+
+    @property
+    def other_axes(self) -> tuple[str, ...]:
+        """What else was judged, such as the style."""
+        return tuple(axis for axis in self.outcomes[0].labels if axis != self.axis)
+
+    def of(self, concept: str) -> list[Outcome]:
+        """Outcomes of one concept. Raises ValueError naming the nearest concepts when it was not evaluated."""
+        if concept not in self.concepts:
+            raise ValueError(unknown(self.axis, concept, self.concepts))
+        return [outcome for outcome in self.outcomes if outcome.concept == concept]
+
+    def tally(self, concept: str | None = None, axis: str | None = None) -> Tally:
+        """Hits on ``axis`` (default: the main one), of one concept or of all. Raises ValueError for unknown names."""
+        axis = axis or self.axis
+        if axis not in self.outcomes[0].labels:
+            raise ValueError(unknown("axis", axis, self.outcomes[0].labels))
+        return Tally.of(self.of(concept) if concept is not None else self.outcomes, axis)
+
+    def became(self, concept: str) -> dict[str, int]:
+        """What the pictures of ``concept`` were taken for: label and count, the most frequent first."""
+        return dict(Counter(outcome.predicted[self.axis] for outcome in self.of(concept)).most_common())
+
+    def summary(self) -> dict[str, Any]:
+        """The counts as JSON: per concept and, under "overall", of all pictures; per axis."""
+        axes = (self.axis, *self.other_axes)
+        per_concept = {
+            concept: {
+                **{axis: self.tally(concept, axis).to_dict() for axis in axes},
+                "became": self.became(concept),
+            }
+            for concept in self.concepts
+        }
+        return {"concepts": per_concept, "overall": {axis: self.tally(axis=axis).to_dict() for axis in axes}}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "settings": self.settings.to_dict(),
+            "summary": self.summary(),
+            "outcomes": [asdict(outcome) for outcome in self.outcomes],
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Evaluation:
+        """Read what ``to_dict`` gave; the summary is made anew. Raises ValueError saying what is missing or wrong."""
+        if value.get("format") != FORMAT:
+            raise ValueError(f"its format is {value.get('format')!r}, this version reads {FORMAT}")
+        try:
+            evaluation = cls(
+                Settings.from_dict(value["settings"]), tuple(Outcome(**entry) for entry in value["outcomes"])
+            )
+            _check(evaluation)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"damaged evaluation: {error!r}") from error
+        return evaluation
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything but the pictures as JSON."""
+        return write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Raises FileNotFoundError, or ValueError naming the file when it is not a whole evaluation."""
+        try:
+            return cls.from_dict(read_json(path))
+        except ValueError as error:
+            raise ValueError(f"{path} is not an evaluation: {error}") from error
+
+
+def _check(evaluation: Evaluation) -> None:
+    """Raises ValueError or TypeError when outcomes are missing, or judged on other axes than the first."""
+    n = evaluation.settings.per_concept
+    if not evaluation.outcomes:
+        raise ValueError("it has no outcomes")
+    axes = set(evaluation.outcomes[0].labels)
+    for concept in evaluation.concepts:
+        found = evaluation.of(concept)
+        if [outcome.index for outcome in found] != list(range(n)):
+            raise ValueError(f"outcomes of {concept!r} are missing or out of order, expected {n}")
+        for outcome in found:
+            judged = (set(outcome.labels), set(outcome.predicted), set(outcome.probability))
+            if any(keys != axes for keys in judged) or evaluation.axis not in axes:
+                raise ValueError(f"outcome {outcome.index} of {concept!r} was judged on other axes than the first")
+            if not all(isinstance(p, float | int) and 0 <= p <= 1 for p in outcome.probability.values()):
+                raise ValueError(f"outcome {outcome.index} of {concept!r} has a probability outside 0..1")

@@ -1,0 +1,208 @@
+"""J, one number per row of the denoiser's output: how strongly a concept is expressed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .denoiser_calls import DenoiserCall
+from .recording_data import Recording, in_window
+
+HOW_TO_FIX = {
+    "unconditional_output": (
+        "it was made without classifier-free guidance, which guidance-distilled models and a guidance scale of 1 do "
+        "not use. Record with a higher guidance_scale (or true_cfg_scale), or compare with a base prompt: with_base "
+        "and ConceptErasure(base='base')"
+    ),
+    "base_output": "it was made without a base prompt. Add it: with_base(recording, pipeline, base_prompts)",
+    "target": "it was made by generating. Make one for a denoising loss: record_images or renoise",
+}
+
+
+class Objective(ABC):
+    """One number per row from a denoiser output; ``needs`` names what a call must hold for it, ``timesteps`` when.
+
+    The window ``timesteps`` (low, high), both inclusive, is compared with ``call.timestep``; None is all.
+    Raises ValueError for a window that is empty.
+    """
+
+    name: str
+    needs: str | None = None
+
+    def __init__(self, timesteps: tuple[float, float] | None = None) -> None:
+        if timesteps is not None:
+            low, high = (float(bound) for bound in timesteps)
+            if not low <= high:
+                raise ValueError(f"{self.name}: the window of timesteps {timesteps} is empty, expected (low, high)")
+            timesteps = (low, high)
+        self.timesteps = timesteps
+
+    def active(self, call: DenoiserCall) -> bool:
+        """Whether the call's timestep is in the window (of every row, where they differ)."""
+        return self.timesteps is None or in_window(call.timestep, self.timesteps)
+
+    def check(self, recorded: Recording | DenoiserCall) -> None:
+        """Raises ValueError, saying how to fix it, when a call lacks what is needed or none is in the window."""
+        calls = recorded.calls if isinstance(recorded, Recording) else [recorded]
+        for call in calls:
+            if self.active(call) and self.needs is not None and getattr(call, self.needs) is None:
+                raise ValueError(
+                    f"{self.name} needs {self.needs}, which the recording lacks at step {call.step}: "
+                    f"{HOW_TO_FIX[self.needs]}"
+                )
+        if isinstance(recorded, Recording) and not any(self.active(call) for call in calls):
+            raise ValueError(
+                f"{self.name} looks at timesteps {self.timesteps}, but the recording's are {recorded.timesteps}"
+            )
+
+    def __call__(self, output: Tensor, call: DenoiserCall) -> Tensor:
+        """J float32 [R] for an output [R, ...] of the denoiser on the rows of ``call`` (R = call.rows).
+
+        Rows under several ablations each are had by ``call.select_rows`` with rows repeated. Gradients flow to
+        ``output`` only. Raises ValueError when the call lacks what is needed, rows differ, or J is NaN or infinite.
+        """
+        self.check(call)
+        if output.ndim < 1 or len(output) != call.rows:
+            raise ValueError(
+                f"{self.name}: the output has shape {list(output.shape)}, but the call has {call.rows} rows; "
+                "repeat its rows by call.select_rows"
+            )
+        return check_finite(self.value(output, call), self, call)
+
+    @abstractmethod
+    def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
+        """J float32 [R], unchecked."""
+
+    def config(self) -> dict[str, Any]:
+        """As JSON, for ``objective_from_config``."""
+        return {"name": self.name, "timesteps": None if self.timesteps is None else list(self.timesteps)}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.config().items() if key != "name")
+        return f"{type(self).__name__}({arguments})"
+
+
+def check_finite(values: Tensor, objective: Objective, call: DenoiserCall) -> Tensor:
+    """``values`` [R] unchanged. Raises ValueError naming objective, step and rows where they are NaN or infinite."""
+    finite = torch.isfinite(values.detach())
+    if not bool(finite.all()):
+        rows = (~finite).nonzero().flatten().tolist()
+        shown = ", ".join(map(str, rows[:8])) + (" and more" if len(rows) > 8 else "")
+        raise ValueError(
+            f"{objective.name} is {values.detach()[rows[0]].item()} at step {call.step} "
+            f"(timestep {call.timestep}) in row {shown}: the denoiser's output overflowed or was not a number"
+        )
+    return values
+
+
+def _squared_distance(output: Tensor, reference: Tensor, call: DenoiserCall) -> Tensor:
+    """Squared differences float32 [R, elements] of the predictions, without learned variances."""
+    reference = reference.detach().to(output.device)
+    output, reference = call.prediction(output).float(), call.prediction(reference).float()
+    if output.shape != reference.shape:
+        raise ValueError(f"the output has shape {list(output.shape)}, its reference {list(reference.shape)}")
+    return (output - reference).square().flatten(1)
+
+
+class ConceptErasure(Objective):
+    """J = squared L2 distance of the conditional output from the unconditional one, or from that of a base prompt.
+
+    The sum over all elements, in float32, with the reference held fixed (arXiv 2412.02542). ``base``: "unconditional"
+    needs a recording with classifier-free guidance; "base" needs ``with_base``. Raises ValueError for another base.
+    """
+
+    name = "concept_erasure"
+
+    def __init__(self, base: str = "unconditional", timesteps: tuple[float, float] | None = None) -> None:
+        if base not in ("unconditional", "base"):
+            raise ValueError(f"{self.name}: base is {base!r}, expected 'unconditional' or 'base'")
+        super().__init__(timesteps)
+        self.base = base
+        self.needs = f"{base}_output"
+
+    def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
+        return _squared_distance(output, getattr(call, str(self.needs)), call).sum(1)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "base": self.base}
+
+
+class DenoisingLoss(Objective):
+    """J = MINUS the mean squared error of the output to ``call.target``, in float32.
+
+    Minus, so that J grows when the concept is drawn better: as everywhere, a positive component is one whose presence
+    raises J. A component whose removal raises J (lowers the loss) stands in the concept's way, and its score is
+    negative.
+    """
+
+    name = "denoising_loss"
+    needs = "target"
+
+    def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
+        assert call.target is not None
+        return -_squared_distance(output, call.target, call).mean(1)
+
+
+class CallableObjective(Objective):
+    """J by a function of the user's: ``fn(output [R, ...], call) -> [R]``, differentiable for gradient methods.
+
+    ``needs`` may name what its calls must hold: "unconditional_output", "base_output" or "target".
+    Raises TypeError or ValueError when the function returns something else than one number per row.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Tensor, DenoiserCall], Tensor],
+        name: str,
+        timesteps: tuple[float, float] | None = None,
+        needs: str | None = None,
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(f"the objective {name!r} got a {type(fn).__name__}, expected a function")
+        if needs is not None and needs not in HOW_TO_FIX:
+            raise ValueError(f"the objective {name!r} needs {needs!r}; it can need one of {', '.join(HOW_TO_FIX)}")
+        self.name = name
+        super().__init__(timesteps)
+        self.fn = fn
+        self.needs = needs
+
+    def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
+        values = self.fn(output, call)
+        if not isinstance(values, Tensor):
+            raise TypeError(f"the objective {self.name!r} returned a {type(values).__name__}, expected a tensor [rows]")
+        if values.shape != (len(output),):
+            raise ValueError(
+                f"the objective {self.name!r} returned shape {list(values.shape)}, "
+                f"expected [{len(output)}]: one number per row"
+            )
+        return values.float()
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "name": "callable", "function": self.name, "needs": self.needs}
+
+
+def objective_from_config(config: Mapping[str, Any]) -> Objective:
+    """The objective that ``config()`` described.
+
+    Raises ValueError for an unknown name or entry, and for users' functions, which cannot be stored.
+    """
+    arguments = dict(config)
+    name = arguments.pop("name", None)
+    if name == "callable":
+        raise ValueError(
+            f"the objective is the function {arguments.get('function')!r}, which cannot be read from a file: "
+            "pass CallableObjective(fn, name) again"
+        )
+    known = {kind.name: kind for kind in (ConceptErasure, DenoisingLoss)}
+    if name not in known:
+        raise ValueError(f"unknown objective {name!r}, expected one of {', '.join(known)}")
+    if arguments.get("timesteps") is not None:
+        arguments["timesteps"] = tuple(arguments["timesteps"])
+    try:
+        return known[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"the objective {name} does not fit its settings {arguments}: {error}") from error

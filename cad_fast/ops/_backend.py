@@ -1,0 +1,150 @@
+"""Which backend runs an operator: an explicit choice runs or raises, an automatic one may fall back and says so."""
+
+import contextlib
+import contextvars
+import platform
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from cad_fast import __version__, envs
+from cad_fast.ops import _native
+from cad_fast.ops._registry import OPS
+
+BACKENDS = ("native", "reference")
+"""All backends, in the order in which the automatic choice tries them."""
+
+_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("cad_fast_backend", default=None)
+
+
+def check_backend(backend: str) -> str:
+    """The same name, if it is "auto" or a backend; otherwise ValueError."""
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"unknown backend {backend!r}: expected auto, {' or '.join(BACKENDS)}")
+    return backend
+
+
+def get_backend() -> str:
+    """The backend in force: that of the innermost `use_backend`, else CAD_FAST_BACKEND, else "auto"."""
+    chosen = _chosen.get()
+    return chosen if chosen is not None else check_backend(envs.get("CAD_FAST_BACKEND"))
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Run the operators called inside on this backend: "auto", "native" or "reference"."""
+    token = _chosen.set(check_backend(backend))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def why_not(op: str, backend: str, *args: Any) -> str | None:
+    """Why this backend cannot run this operator on these arguments; None if it can."""
+    if backend not in OPS[op].implementations:
+        return f"there is no {backend} implementation of {op}"
+    if backend != "native":
+        return None
+    module = _native.load()
+    if module is None:
+        return _native.why_not()
+    if not hasattr(module, op):
+        return f"cad_fast._C was built before {op} was added: install cad_fast again"
+    device = next((a.device for a in args if isinstance(a, torch.Tensor) and a.device.type != "cpu"), None)
+    return f"the native kernels run on cpu, a tensor is on {device}" if device is not None else None
+
+
+def can_run(op: str, backend: str, *args: Any, raise_error: bool = False) -> bool:
+    """Whether this backend can run this operator on these arguments.
+
+    Raises:
+        RuntimeError: if it cannot and `raise_error` is set; the message says why.
+    """
+    reason = why_not(op, backend, *args)
+    if reason is not None and raise_error:
+        raise RuntimeError(f"{op} cannot run on the {backend} backend: {reason}")
+    return reason is None
+
+
+def run(op: str, backend: str | None, *args: Any) -> Any:
+    """Run an operator on checked arguments: None means the backend in force, "auto" the first that can.
+
+    Called from inside the custom ops, so that a compiled graph obeys the choice in force when it runs.
+    """
+    entry = OPS[op]
+    backend = get_backend() if backend is None else check_backend(backend)
+    if backend == "auto":
+        backend = _first_that_can_run(op, *args)
+    else:
+        can_run(op, backend, *args, raise_error=True)
+    entry.runs[backend] += 1
+    return entry.implementations[backend](*args)
+
+
+def _first_that_can_run(op: str, *args: Any) -> str:
+    for backend in BACKENDS:
+        reason = why_not(op, backend, *args)
+        if reason is None:
+            return backend
+        OPS[op].reasons[backend] = reason
+        if reason == _native.why_not():
+            _warn_once(reason)
+    raise RuntimeError(f"no backend can run {op}: {OPS[op].reasons}")
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(reason: str) -> None:
+    if reason not in _warned:
+        _warned.add(reason)
+        message = f"{reason}; the slow reference operators run instead (cad_fast.ops.backend_report() tells more)"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def backend_report() -> dict[str, Any]:
+    """What was built, what this CPU offers, what is in use, and which backend ran each operator (JSON-able).
+
+    Never raises: an unusable CAD_FAST_BACKEND or CAD_FAST_CPU_CAPABILITY is reported under "error".
+    """
+    error = None
+    try:
+        get_backend()
+        module, reason = _native.load(), _native.why_not()
+    except (ValueError, _native.NativeUnavailableError) as raised:
+        module, reason = None, str(raised)
+        error = reason
+    _, serial_because = _native.thread_pool()
+    parallel = module is not None and module.has_thread_pool()
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda_devices": torch.cuda.device_count(),
+        "backend": envs.get("CAD_FAST_BACKEND") if error else get_backend(),
+        "error": error,
+        "native": {
+            "available": module is not None,
+            "why_not": reason,
+            "build": module.build_info() if module else None,
+        },
+        "cpu": {
+            "features": module.cpu_features() if module else None,
+            "capabilities": module.capabilities() if module else None,
+            "in_use": module.capability() if module else None,
+            "forced": envs.get("CAD_FAST_CPU_CAPABILITY") or None,
+        },
+        "threads": {
+            "pool": "torch" if parallel else "serial",
+            "why_serial": None if parallel else reason or serial_because,
+            "count": module.num_threads() if module else 1,
+            "torch": torch.get_num_threads(),
+        },
+        "ops": {
+            name: {"backends": list(op.implementations), "ran": dict(op.runs), "passed_over": dict(op.reasons)}
+            for name, op in sorted(OPS.items())
+        },
+    }

@@ -1,0 +1,25 @@
+"""Argument checks shared by the operators: each error names the argument and says what was expected."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Require a tensor of one of the dtypes with at least one dimension."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        expected = " or ".join(str(dtype) for dtype in dtypes)
+        raise TypeError(f"{name} must have dtype {expected}, got {value.dtype}")
+    if value.dim() == 0:
+        raise ValueError(f"{name} must have at least one dimension, got a scalar")
+
+
+def size(name: str, value: Any) -> None:
+    """Require an int that is not negative (a symbolic one passes)."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")

@@ -1,0 +1,84 @@
+"""Loads the extension module cad_fast._C, and remembers why if it cannot."""
+
+import ctypes
+import functools
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from cad_fast import __version__, envs
+
+
+class NativeUnavailableError(RuntimeError):
+    """The native kernels were asked for explicitly, but there are none."""
+
+
+@functools.cache
+def _import() -> tuple[ModuleType | None, str | None]:
+    """The extension module, or the reason why there is none."""
+    try:
+        module = importlib.import_module("cad_fast._C")
+    except ModuleNotFoundError as error:
+        if error.name != "cad_fast._C":
+            raise
+        return None, "cad_fast was installed without its native kernels"
+    except ImportError as error:
+        return None, f"cad_fast._C does not load: {error}"
+    built = module.build_info()["version"]
+    if built != __version__:
+        return None, f"cad_fast._C was built for version {built}, this is {__version__}: install cad_fast again"
+    addresses, _ = thread_pool()
+    module.set_thread_pool(*addresses)
+    return module, None
+
+
+@functools.cache
+def _apply_capability(name: str) -> None:
+    module, reason = _import()
+    if module is None:
+        raise NativeUnavailableError(f"CAD_FAST_CPU_CAPABILITY={name} cannot be used: {reason}")
+    try:
+        module.set_capability(name)
+    except ValueError as error:
+        raise ValueError(f"CAD_FAST_CPU_CAPABILITY: {error}") from None
+
+
+def load() -> ModuleType | None:
+    """cad_fast._C with the thread pool and the instruction set chosen, or None: see `why_not`.
+
+    Raises:
+        ValueError: CAD_FAST_CPU_CAPABILITY names an instruction set that is unknown or cannot run here.
+        NativeUnavailableError: CAD_FAST_CPU_CAPABILITY is set, but there are no native kernels.
+    """
+    capability = envs.get("CAD_FAST_CPU_CAPABILITY")
+    if capability:
+        _apply_capability(capability)
+    return _import()[0]
+
+
+def why_not() -> str | None:
+    """Why there are no native kernels; None if there are."""
+    load()
+    return _import()[1]
+
+
+@functools.cache
+def thread_pool() -> tuple[tuple[int, int], str | None]:
+    """Addresses of torch's C functions for parallel loops, or zeros and the reason why loops run serially."""
+    names = ("torch_parallel_for", "torch_get_num_threads")
+    libraries = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
+    file_name = libraries.get(sys.platform, "libtorch_cpu.so")
+    beside_torch = Path(torch.__file__).parent / "lib" / file_name
+    try:
+        # torch has loaded this library already, so this finds the loaded one and adds nothing to the process.
+        library = ctypes.CDLL(str(beside_torch) if beside_torch.exists() else file_name)
+        functions = [getattr(library, name) for name in names]
+    except OSError as error:
+        return (0, 0), f"torch's CPU library was not found: {error}"
+    except AttributeError:
+        return (0, 0), f"torch {torch.__version__} has no torch_parallel_for (it came with 2.10)"
+    first, second = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
+    return (first, second), None

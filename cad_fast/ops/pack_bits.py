@@ -1,0 +1,69 @@
+"""pack_bits: a mask to one bit per element."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops._registry import Op, register
+
+
+def pack_bits(mask: Tensor, *, backend: str | None = None) -> Tensor:
+    """Pack a mask along its last dimension: bit i of word j is whether element 32 * j + i is nonzero.
+
+    Args:
+        mask: [..., n], bool or uint8; any strides.
+        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+
+    Returns:
+        [..., ceil(n / 32)], int32; the bits behind element n - 1 are zero.
+
+    Raises:
+        TypeError: `mask` is no tensor or has another dtype.
+        ValueError: `mask` has no dimension.
+        RuntimeError: the backend asked for cannot run.
+    """
+    _check_arguments(mask)
+    return _op(mask, backend)
+
+
+def _check_arguments(mask: Any) -> None:
+    _check.tensor("mask", mask, (torch.bool, torch.uint8))
+
+
+@torch.library.custom_op("cad_fast::pack_bits", mutates_args=())
+def _op(mask: Tensor, backend: str | None) -> Tensor:
+    _check_arguments(mask)
+    return _backend.run("pack_bits", backend, mask)
+
+
+@_op.register_fake
+def _(mask: Tensor, backend: str | None) -> Tensor:
+    _check_arguments(mask)
+    return mask.new_empty((*mask.shape[:-1], _bits.words_for(mask.shape[-1])), dtype=torch.int32)
+
+
+_bits.register_rowwise_vmap(_op)
+
+
+def _native_pack_bits(mask: Tensor) -> Tensor:
+    mask = mask.contiguous()
+    n = mask.shape[-1]
+    words = torch.empty((*mask.shape[:-1], _bits.words_for(n)), dtype=torch.int32)
+    _native.load().pack_bits(mask.data_ptr(), words.data_ptr(), _bits.row_count(mask.shape), n)
+    return words
+
+
+def _samples() -> list[tuple[Any, ...]]:
+    mask = torch.arange(3 * 77).reshape(3, 77) % 3
+    return [
+        (mask.bool(),),
+        (mask.to(torch.uint8)[..., ::2],),
+        (mask.bool()[0],),
+        (torch.zeros(2, 0, dtype=torch.bool),),
+        (torch.ones(0, 33, dtype=torch.bool),),
+    ]
+
+
+register(Op("pack_bits", _op, {"native": _native_pack_bits, "reference": reference.pack_bits}, _samples))

@@ -1,0 +1,201 @@
+"""Record the denoiser calls of any diffusers pipeline while it generates, and replay them.
+
+Nothing here is specific to a pipeline: the denoiser is watched by a hook, its arguments are bound by name, and
+classifier-free guidance is told by the data (see ``DenoiserWatch``). ``renoise`` and ``record_images`` make the calls
+of a denoising loss instead, without generating.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .denoiser_calls import DenoiserCall, denoiser_of, same_leaf
+from .denoiser_hooks import DenoiserWatch, first_call, generators, plain_tensors, silent
+from .fingerprint import Fingerprint
+from .pipeline_arguments import (
+    DEFAULT_BATCH,
+    output_option,
+    prediction_type_of,
+    run_options,
+    run_settings,
+    scheduler_config_of,
+    split_kwargs,
+    spread_prompts,
+    storable,
+)
+from .recording_data import Recording, in_window
+from .renoising import record_images, renoise
+
+__all__ = [
+    "DenoiserCall",
+    "Recording",
+    "denoiser_of",
+    "in_window",
+    "prediction_type_of",
+    "record",
+    "record_images",
+    "renoise",
+    "with_base",
+]
+
+
+def _final_latents(result: Any, watch: DenoiserWatch, n_rows: int, keep_images: bool) -> Tensor | None:
+    """What the pipeline returned as latents; with images instead, what its scheduler gave last."""
+    latents = watch.last_sample if keep_images else result
+    fits = isinstance(latents, Tensor) and latents.ndim > 0 and len(latents) == n_rows
+    return latents.detach().to(watch.calls[0].sample.device, copy=True) if fits else None
+
+
+def _record_batch(
+    pipeline: Any,
+    prompts: list[str],
+    seeds: list[int],
+    arguments: dict[str, Any],
+    keep_images: bool,
+    device: str | torch.device,
+    bar: tqdm,
+) -> tuple[DenoiserWatch, Tensor | None, list[Image.Image] | None]:
+    watch = DenoiserWatch(pipeline, len(prompts), device=device, on_step=bar.update)
+    with watch:
+        result = pipeline(prompt=prompts, generator=generators(seeds), **arguments)
+    if not watch.calls:
+        raise ValueError("the pipeline finished without calling its denoiser")
+    first = result if isinstance(result, Tensor) else result[0]
+    images = None
+    if keep_images:
+        images = list(first)
+        if len(images) != len(prompts) or not all(isinstance(image, Image.Image) for image in images):
+            raise ValueError(f"{type(pipeline).__name__} did not return one PIL image per prompt")
+    return watch, _final_latents(first, watch, len(prompts), keep_images), images
+
+
+def record(
+    pipeline: Any,
+    prompts: str | Sequence[str],
+    *,
+    seeds: int | Sequence[int] | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = DEFAULT_BATCH,
+    keep_images: bool = False,
+    progress: bool = True,
+    device: str | torch.device = "cpu",
+    **pipeline_kwargs: Any,
+) -> Recording:
+    """Generate with ``pipeline`` and record its denoiser calls, one row per prompt.
+
+    Row i has its own CPU generator, seeded ``seeds[i]`` (an int s stands for s, s+1, ...; None for 0). Tensors keep
+    their dtype and are stored on ``device``. Numbers of steps and guidance default to the pipeline's. Images are only
+    decoded with ``keep_images``. Lists among ``pipeline_kwargs`` with one entry per prompt are split with the batches.
+    Hooks and progress bars are as before afterwards, also after an error. Raises TypeError when there is no
+    denoiser, ValueError for guidance of another kind than classifier-free and for arguments that do not fit.
+    """
+    texts, numbers = spread_prompts(prompts, seeds)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    shared, per_row = split_kwargs(pipeline_kwargs, len(texts))
+    chosen = run_options(pipeline, num_inference_steps, guidance_scale)
+    if num_inference_steps is None and {"timesteps", "sigmas"} & shared.keys():
+        chosen.pop("num_inference_steps", None)  # the schedule given tells their number
+    arguments = {**chosen, **shared, **output_option(pipeline, "pil" if keep_images else "latent")}
+    fingerprint = Fingerprint.of(denoiser_of(pipeline))
+    starts = range(0, len(texts), batch_size)
+    n_steps = chosen.get("num_inference_steps")
+    parts = []
+    with (
+        plain_tensors(),
+        silent(pipeline),
+        tqdm(total=n_steps and n_steps * len(starts), desc="recording", disable=not progress) as bar,
+    ):
+        for start in starts:
+            rows = slice(start, start + batch_size)
+            own = {name: values[rows] for name, values in per_row.items()}
+            watch, latents, images = _record_batch(
+                pipeline, texts[rows], numbers[rows], {**arguments, **own}, keep_images, device, bar
+            )
+            parts.append(
+                Recording(
+                    calls=watch.calls,
+                    prompts=texts[rows],
+                    seeds=numbers[rows],
+                    guidance_scale=chosen.get("guidance_scale"),
+                    num_inference_steps=n_steps or len(watch.calls),
+                    scheduler_config=scheduler_config_of(pipeline),
+                    prediction_type=prediction_type_of(getattr(pipeline, "scheduler", None)),
+                    fingerprint=fingerprint,
+                    images=images,
+                    latents=latents,
+                    denoiser_calls=len(watch.calls),
+                    pipeline_kwargs=storable(shared),
+                    row_kwargs=storable(own),
+                )
+            )
+    return parts[0] if len(parts) == 1 else Recording.concat(parts)
+
+
+def _with_text_of(call: DenoiserCall, first: DenoiserCall, base: DenoiserCall) -> DenoiserCall:
+    """``call`` under the base prompt: the inputs that do not change from step to step are those of ``base``.
+
+    What changes (the sample, the timestep, residuals of a ControlNet) stays as recorded.
+    """
+    changing = {call.sample_key, call.timestep_key}
+    constant = {
+        name for name, value in call.inputs.items() if name not in changing and same_leaf(value, first.inputs.get(name))
+    }
+    kept = {name: value for name, value in call.inputs.items() if name not in constant}
+    text = {name: value for name, value in base.inputs.items() if name not in kept}
+    own = {path for path in call.row_paths or () if path.split(".")[0] in kept}
+    theirs = {path for path in base.row_paths or () if path.split(".")[0] in text}
+    return replace(call, inputs={**kept, **text}, row_paths=frozenset(own | theirs))
+
+
+def with_base(
+    recording: Recording,
+    pipeline: Any,
+    base_prompts: str | Sequence[str],
+    *,
+    batch_size: int = DEFAULT_BATCH,
+    progress: bool = True,
+    **pipeline_kwargs: Any,
+) -> Recording:
+    """``recording`` with ``base_output`` [B, ...] per call: the output for the same sample under the base prompt.
+
+    One base prompt for all rows, or one per row. ``pipeline_kwargs`` adds what the recording could not keep, such as
+    images. ``denoiser_calls`` grows by the evaluations made. Raises ValueError when the pipeline's denoiser is not the
+    recorded one, or the number of base prompts is not that of the rows.
+    """
+    texts = [base_prompts] * recording.n_rows if isinstance(base_prompts, str) else list(base_prompts)
+    if len(texts) != recording.n_rows:
+        raise ValueError(f"there are {len(texts)} base prompts for {recording.n_rows} rows; expected one per row")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    denoiser = denoiser_of(pipeline)
+    recording.fingerprint.require_same(Fingerprint.of(denoiser), "the recording")
+    shared, per_row = split_kwargs(pipeline_kwargs, recording.n_rows)
+    starts = range(0, recording.n_rows, batch_size)
+    outputs: list[list[Tensor]] = [[] for _ in recording.calls]
+    with (
+        plain_tensors(),
+        tqdm(total=len(starts) * recording.n_steps, desc="base prompt", disable=not progress) as bar,
+    ):
+        for start in starts:
+            rows = list(range(start, min(start + batch_size, recording.n_rows)))
+            part = recording.select(rows=rows)
+            own = {name: values[start : start + batch_size] for name, values in per_row.items()}
+            arguments = run_settings(part, pipeline, {**shared, **own})
+            base, _, _ = first_call(pipeline, [texts[row] for row in rows], part.seeds, arguments)
+            for call, collected in zip(part.calls, outputs, strict=True):
+                output = _with_text_of(call, part.calls[0], base).run(denoiser)
+                collected.append(output.detach().to(call.sample.device))
+                bar.update()
+    calls = [replace(call, base_output=torch.cat(parts)) for call, parts in zip(recording.calls, outputs, strict=True)]
+    return replace(
+        recording, calls=calls, denoiser_calls=recording.denoiser_calls + len(starts) * (recording.n_steps + 1)
+    )

@@ -1,0 +1,393 @@
+"""A recording: the denoiser calls of one generation, which can be selected from, joined, saved and replayed."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .denoiser_calls import (
+    OUTPUT_NAMES,
+    SCALARS,
+    DenoiserCall,
+    RowPicker,
+    check_rows,
+    leaves,
+    map_arguments,
+    same_leaf,
+)
+from .files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from .fingerprint import Fingerprint
+
+FORMAT = 1
+ROW_PATH_NAMES = ("row_paths", "unconditional_row_paths")
+# Replaying in another batch size, or with TF32, moves an output by less than this, relative to its norm.
+REPLAY_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(eq=False, repr=False)
+class Recording:
+    """The denoiser calls that generated ``n_rows`` images, one call per step, each with all rows.
+
+    ``guidance_scale`` is None where the pipeline has none; ``prediction_type`` is epsilon, v_prediction, sample or
+    flow_prediction, None where the scheduler does not tell; ``latents`` [n_rows, ...] are the final ones (of
+    ``renoise``: the clean ones); ``denoiser_calls`` counts the denoiser evaluations really made: a guided evaluation
+    of one batch at one step counts one; ``pipeline_kwargs`` and ``row_kwargs`` (one entry per row) are the
+    pipeline's further arguments, as far as JSON can hold them.
+    """
+
+    calls: list[DenoiserCall]
+    prompts: list[str]
+    seeds: list[int]
+    guidance_scale: float | None
+    num_inference_steps: int
+    scheduler_config: dict[str, Any]
+    prediction_type: str | None
+    fingerprint: Fingerprint
+    images: list[Image.Image] | None = None
+    latents: Tensor | None = None
+    denoiser_calls: int = 0
+    pipeline_kwargs: dict[str, Any] = field(default_factory=dict)
+    row_kwargs: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.calls or not self.prompts:
+            raise ValueError("a recording needs at least one denoiser call and one row")
+        lengths = {f"step {call.step}": call.rows for call in self.calls}
+        lengths |= {"seeds": len(self.seeds)} | {name: len(values) for name, values in self.row_kwargs.items()}
+        lengths |= {name: len(value) for name in ("images", "latents") if (value := getattr(self, name)) is not None}
+        for name, length in lengths.items():
+            if length != self.n_rows:
+                raise ValueError(f"{name} has {length} rows, but there are {self.n_rows} prompts")
+
+    def __repr__(self) -> str:
+        shape = list(self.calls[0].sample.shape[1:])
+        return f"Recording({self.n_rows} rows, {self.n_steps} steps, samples {shape}, {self.nbytes / 2**20:.1f} MiB)"
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.calls)
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Per call the timestep given to the denoiser; the largest where rows differ."""
+        return [_highest(call.timestep) for call in self.calls]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the tensors, each shared one counted once."""
+        found = {id(tensor): tensor.nbytes for call in self.calls for tensor in _tensors_of(call)}
+        if self.latents is not None:
+            found[id(self.latents)] = self.latents.nbytes
+        return sum(found.values())
+
+    def select(
+        self,
+        steps: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+        timesteps: tuple[float, float] | None = None,
+    ) -> Recording:
+        """The calls of the given steps (as numbered in ``call.step``) and timesteps (inclusive), with the given rows.
+
+        Raises ValueError when no call is left or a step is unknown, IndexError for a row that does not exist.
+        """
+        calls = self.calls
+        if steps is not None:
+            by_step = {call.step: call for call in calls}
+            unknown = [step for step in steps if step not in by_step]
+            if unknown:
+                raise ValueError(f"steps {unknown} are not recorded; there are {sorted(by_step)}")
+            calls = [by_step[step] for step in steps]
+        if timesteps is not None:
+            calls = [call for call in calls if in_window(call.timestep, timesteps)]
+        if not calls:
+            raise ValueError(f"no recorded call is in the selection; the timesteps recorded are {self.timesteps}")
+        selected = replace(self, calls=calls)
+        return selected if rows is None else selected._on_rows(RowPicker(check_rows(rows, self.n_rows)))
+
+    def _on_rows(self, pick: RowPicker) -> Recording:
+        return replace(
+            self,
+            calls=[call._on_rows(pick) for call in self.calls],
+            prompts=pick(self.prompts),
+            seeds=pick(self.seeds),
+            images=None if self.images is None else pick(self.images),
+            latents=None if self.latents is None else pick(self.latents),
+            row_kwargs={name: pick(values) for name, values in self.row_kwargs.items()},
+        )
+
+    @staticmethod
+    def concat(recordings: Iterable[Recording]) -> Recording:
+        """One recording with the rows of all. Raises ValueError naming the difference when they do not fit together."""
+        parts = list(recordings)
+        if not parts:
+            raise ValueError("there are no recordings to join")
+        for part in parts[1:]:
+            _require_alike(parts[0], part)
+        joiner = _Joiner()
+        first = parts[0]
+        images = [part.images for part in parts]
+        latents = [part.latents for part in parts]
+        return replace(
+            first,
+            calls=[joiner.join_calls([part.calls[i] for part in parts]) for i in range(first.n_steps)],
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            seeds=[seed for part in parts for seed in part.seeds],
+            images=None if any(x is None for x in images) else [image for some in images for image in some or ()],
+            latents=None if any(x is None for x in latents) else joiner("latents", latents, True),
+            denoiser_calls=sum(part.denoiser_calls for part in parts),
+            row_kwargs={name: [x for part in parts for x in part.row_kwargs[name]] for name in first.row_kwargs},
+        )
+
+    def check(self, denoiser: nn.Module) -> None:
+        """Replay one call. Raises ValueError when ``denoiser`` is another model or gives another output.
+
+        The first row of the first call is replayed; only the fingerprint is compared where no output was recorded.
+        """
+        self.fingerprint.require_same(Fingerprint.of(denoiser), "the recording")
+        call = self.calls[0].select_rows([0])
+        if call.output is None:
+            return
+        with torch.no_grad():
+            replayed = call.run(denoiser).float().cpu()
+        recorded = call.output.float().cpu()
+        if replayed.shape != recorded.shape:
+            raise ValueError(f"the replayed output has shape {list(replayed.shape)}, recorded {list(recorded.shape)}")
+        distance = ((replayed - recorded).norm() / recorded.norm().clamp(min=1e-30)).item()
+        allowed = REPLAY_TOLERANCE.get(call.output.dtype, 5e-2)
+        if not distance <= allowed:
+            raise ValueError(
+                f"replaying step {call.step} gives another output than recorded: it differs by {100 * distance:.2g}% "
+                f"(rounding in {call.output.dtype} is at most {100 * allowed:.2g}%). Was an adapter or an edit "
+                "switched on or off in between, or is the denoiser in training mode?"
+            )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``recording.json``, ``recording.safetensors`` and ``images/*.png`` into ``folder``; returns it."""
+        folder = Path(folder)
+        packer = _Packer()
+        state: dict[str, Any] = {
+            **{name: getattr(self, name) for name in _PLAIN},
+            "format": FORMAT,
+            "save_id": uuid.uuid4().hex,
+            "fingerprint": self.fingerprint.to_dict(),
+            "latents": packer.pack(self.latents),
+            "n_images": None if self.images is None else len(self.images),
+            "calls": [packer.pack_call(call) for call in self.calls],
+        }
+        # The tensors first: a folder with recording.json is a whole one, and the id tells a mixture of two.
+        write_tensors(folder / "recording.safetensors", packer.tensors, {"save_id": state["save_id"]})
+        for i, image in enumerate(self.images or ()):
+            buffer = io.BytesIO()
+            image.save(buffer, format="PNG")
+            write_bytes(folder / "images" / f"{i:05d}.png", buffer.getvalue())
+        write_json(folder / "recording.json", state)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Recording:
+        """Read what ``save`` wrote.
+
+        Raises FileNotFoundError, or ValueError naming the file when it is truncated, malformed or of another save.
+        """
+        folder = Path(folder)
+        path = folder / "recording.json"
+        state = read_json(path)
+        tensors, header = read_tensors(folder / "recording.safetensors")
+        try:
+            if state["format"] != FORMAT:
+                raise ValueError(f"it has format {state['format']!r}, this version reads {FORMAT}")
+            if state["save_id"] != header.get("save_id"):
+                raise ValueError("recording.safetensors beside it belongs to another save")
+            if not all(isinstance(state[name], list) for name in ("prompts", "seeds", "calls")):
+                raise ValueError("its prompts, seeds and calls are not lists")
+            return cls(
+                **{name: state[name] for name in _PLAIN},
+                calls=[_unpack_call(call, tensors) for call in state["calls"]],
+                fingerprint=Fingerprint.from_dict(state["fingerprint"]),
+                latents=_unpack(state["latents"], tensors),
+                images=_load_images(folder, state["n_images"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is not a whole recording: {_reason(error)}") from error
+
+
+_PLAIN = tuple(f.name for f in fields(Recording) if f.name not in ("calls", "fingerprint", "latents", "images"))
+
+
+def in_window(timestep: float | Tensor, window: tuple[float, float]) -> bool:
+    """Whether a call's timestep, of every row, lies in the window (both ends inclusive)."""
+    low, high = window
+    if isinstance(timestep, Tensor):
+        return bool(((timestep >= low) & (timestep <= high)).all())
+    return low <= timestep <= high
+
+
+def _highest(timestep: float | Tensor) -> float:
+    return float(timestep.max()) if isinstance(timestep, Tensor) else timestep
+
+
+def _tensors_of(call: DenoiserCall) -> list[Tensor]:
+    held = [leaf for _, leaf in leaves(call.inputs)] + [leaf for _, leaf in leaves(call.unconditional_inputs or {})]
+    held += [getattr(call, name) for name in OUTPUT_NAMES] + [call.timestep]
+    return [value for value in held if isinstance(value, Tensor)]
+
+
+def _reason(error: Exception) -> str:
+    return f"the entry {error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _load_images(folder: Path, n_images: int | None) -> list[Image.Image] | None:
+    if n_images is None:
+        return None
+    images = []
+    for i in range(n_images):
+        path = folder / "images" / f"{i:05d}.png"
+        try:
+            image = Image.open(io.BytesIO(path.read_bytes()))
+            image.load()
+        except OSError as error:
+            raise ValueError(f"{path} is missing or damaged: {error}") from error
+        images.append(image)
+    return images
+
+
+def _require_alike(first: Recording, other: Recording) -> None:
+    reason = first.fingerprint.difference(other.fingerprint)
+    if reason:
+        raise ValueError(f"the recordings are of different models: {reason}")
+    names = ("timesteps", "num_inference_steps", "guidance_scale", "prediction_type", "scheduler_config")
+    for name in (*names, "pipeline_kwargs"):
+        mine, theirs = getattr(first, name), getattr(other, name)
+        if mine != theirs:
+            raise ValueError(f"the recordings differ in {name}: {mine} and {theirs}")
+    if first.row_kwargs.keys() != other.row_kwargs.keys():
+        raise ValueError(f"the recordings differ in row_kwargs: {list(first.row_kwargs)} and {list(other.row_kwargs)}")
+
+
+class _Joiner:
+    """Joins the rows of leaves; a tensor shared by several steps is joined once."""
+
+    def __init__(self) -> None:
+        self._done: dict[tuple[int, ...], tuple[list[Any], Any]] = {}
+
+    def __call__(self, path: str, parts: Sequence[Any], by_rows: bool) -> Any:
+        if not by_rows:
+            if not all(same_leaf(parts[0], part) for part in parts[1:]):
+                raise ValueError(f"the recordings differ in the input {path}, which all rows share")
+            return parts[0]
+        if not all(isinstance(part, Tensor) for part in parts):
+            return [entry for part in parts for entry in part]
+        key = tuple(id(part) for part in parts)
+        if key not in self._done:
+            shapes = {tuple(part.shape[1:]) for part in parts}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"the input {path} has rows of different shapes: {sorted(shapes)}. Where a pipeline pads prompts "
+                    "to the longest of a batch, record them in one batch (batch_size)"
+                )
+            self._done[key] = (list(parts), torch.cat(list(parts)))
+        return self._done[key][1]
+
+    def join_calls(self, calls: list[DenoiserCall]) -> DenoiserCall:
+        first = calls[0]
+        for other in calls[1:]:
+            if (first.step, first.sample_key) != (other.step, other.sample_key):
+                raise ValueError(f"the recordings differ in their steps: {first.step} and {other.step}")
+        outputs = {name: self._join_optional(name, [getattr(call, name) for call in calls]) for name in OUTPUT_NAMES}
+        paths = {name: self._common([getattr(call, name) for call in calls]) for name in ROW_PATH_NAMES}
+        without = [call.unconditional_inputs for call in calls]
+        self._require_all_or_none("unconditional_inputs", without)
+        timestep = first.timestep
+        if any(isinstance(call.timestep, Tensor) for call in calls):
+            timestep = torch.cat([torch.as_tensor(call.timestep).expand(call.rows) for call in calls])
+        return replace(
+            first,
+            timestep=timestep,
+            inputs=self._join_inputs([call.inputs for call in calls], paths["row_paths"]),
+            unconditional_inputs=(
+                None if without[0] is None else self._join_inputs(without, paths["unconditional_row_paths"])
+            ),
+            **paths,
+            **outputs,
+        )
+
+    @staticmethod
+    def _common(paths: list[frozenset[str] | None]) -> frozenset[str]:
+        # A tensor [1, ...] that all rows share looks like a row of its own in a batch of one.
+        return frozenset.intersection(*(some or frozenset() for some in paths))
+
+    @staticmethod
+    def _require_all_or_none(name: str, values: Sequence[Any]) -> None:
+        if len({value is None for value in values}) > 1:
+            raise ValueError(f"some of the recordings have {name} and some have not")
+
+    def _join_optional(self, name: str, values: list[Tensor | None]) -> Tensor | None:
+        self._require_all_or_none(name, values)
+        return None if values[0] is None else self(name, values, True)
+
+    def _join_inputs(self, parts: list[Any], row_paths: frozenset[str]) -> dict[str, Any]:
+        by_path = [dict(leaves(part)) for part in parts]
+        for paths in by_path[1:]:
+            if paths.keys() != by_path[0].keys():
+                raise ValueError(f"the recordings differ in inputs: {sorted(by_path[0])} and {sorted(paths)}")
+        return map_arguments(parts[0], lambda path, _: self(path, [leaf[path] for leaf in by_path], path in row_paths))
+
+
+class _Packer:
+    """Turns trees of tensors into JSON plus named tensors, each object stored once."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[int, str] = {}
+
+    def pack(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in self._names:
+                self._names[id(value)] = f"t{len(self._names):05d}"
+                self.tensors[self._names[id(value)]] = value
+            return {"tensor": self._names[id(value)]}
+        if isinstance(value, dict):
+            return {"dict": {key: self.pack(entry) for key, entry in value.items()}}
+        if isinstance(value, (list, tuple)):
+            return {type(value).__name__: [self.pack(entry) for entry in value]}
+        return value
+
+    def pack_call(self, call: DenoiserCall) -> dict[str, Any]:
+        packed = {f.name: self.pack(getattr(call, f.name)) for f in fields(call) if f.name not in ROW_PATH_NAMES}
+        return {**packed, **{name: sorted(getattr(call, name) or ()) for name in ROW_PATH_NAMES}}
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        if not isinstance(value, SCALARS):
+            raise ValueError(f"unexpected {type(value).__name__} among the inputs")
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        if content not in tensors:
+            raise ValueError(f"the tensor {content} is missing from recording.safetensors")
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unpack(entry, tensors) for key, entry in content.items()}
+    if kind in ("list", "tuple"):
+        entries = [_unpack(entry, tensors) for entry in content]
+        return entries if kind == "list" else tuple(entries)
+    raise ValueError(f"unknown kind {kind!r} among the inputs")
+
+
+def _unpack_call(value: dict[str, Any], tensors: dict[str, Tensor]) -> DenoiserCall:
+    names = [f.name for f in fields(DenoiserCall) if f.name not in ROW_PATH_NAMES]
+    arguments = {name: _unpack(value[name], tensors) for name in names}
+    return DenoiserCall(**arguments, **{name: frozenset(value[name]) for name in ROW_PATH_NAMES})

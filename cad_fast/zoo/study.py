@@ -1,0 +1,104 @@
+"""Erasing and amplifying the demo model's concepts: the steps that the demo and the published tables share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ..attribution import Attributor, Scores
+from ..edits import Edit, amplify, erase
+from ..evaluation import Comparison, Evaluation, compare, emoji_prompts, evaluate
+from ..objectives import DenoisingLoss
+from ..recording import record, record_images
+from . import OBJECTS, load, pictures, prompts, scorer
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+STEPS = 20
+GUIDANCE = 3.0
+# Attribution draws from seeds 0, 1, ...; evaluation from another stream altogether (see evaluation.image_seed).
+ATTRIBUTION_SEED = 0
+EVALUATION_SEED = 1000
+CROSS_ATTENTION = "cross-attention-kv"
+FEED_FORWARD = "feed-forward"
+BOTH = ("attn2.to_k", "attn2.to_v", "ff.net.0.proj", "ff.net.2")
+ROWS_PER_PASS = 40
+
+
+@dataclass
+class Study:
+    """The embedded pipeline, its scorer, and evaluations that are all made on the same seeds."""
+
+    per_concept: int = 16
+    progress: bool = True
+    seed: int = EVALUATION_SEED
+    pipeline: StableDiffusionPipeline = field(default_factory=load)
+    scorer: Any = field(default_factory=scorer)
+
+    def evaluate(self, edit: Edit | None = None, strength: float = 1.0, **settings: Any) -> Evaluation:
+        """Pictures of every object, with ``edit`` or without."""
+        arguments = {
+            "per_concept": self.per_concept,
+            "seed": self.seed,
+            "num_inference_steps": STEPS,
+            "guidance_scale": GUIDANCE,
+            "progress": self.progress,
+            **settings,
+        }
+        return evaluate(self.pipeline, emoji_prompts(), self.scorer, edit=edit, strength=strength, **arguments)
+
+    def attribute(self, objects: Sequence[str] = OBJECTS, samples: int = 6) -> dict[str, Scores]:
+        """First-order scores of the cross-attention keys and values and of the feed-forward weights, per object.
+
+        One trajectory per sample, spread over the styles.
+        """
+        texts = [prompts(obj)[i % len(prompts(obj))] for obj in objects for i in range(samples)]
+        recording = record(
+            self.pipeline,
+            texts,
+            seeds=ATTRIBUTION_SEED,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            progress=self.progress,
+        )
+        attributor = Attributor(self.pipeline, target_modules=BOTH)
+        scores = {}
+        for number, obj in enumerate(objects):
+            rows = range(number * samples, (number + 1) * samples)
+            own = recording.select(rows=rows)
+            scores[obj] = attributor.run(own, concept=obj, rows_per_pass=ROWS_PER_PASS, progress=self.progress)
+        return scores
+
+    def attribute_drawing(self, obj: str, timesteps: int = STEPS) -> Scores:
+        """Scores for drawing ``obj`` like its real pictures: J is minus the denoising loss on them."""
+        files, captions = zip(*pictures(obj), strict=True)
+        images = [Image.open(file).convert("RGB") for file in files]
+        recording = record_images(self.pipeline, images, list(captions), timesteps=timesteps, seed=ATTRIBUTION_SEED)
+        attributor = Attributor(self.pipeline, DenoisingLoss(), target_modules=BOTH)
+        return attributor.run(recording, concept=obj, rows_per_pass=ROWS_PER_PASS, progress=self.progress)
+
+    def erased(
+        self,
+        scores: dict[str, Scores],
+        obj: str,
+        ratio: float,
+        modules: str = CROSS_ATTENTION,
+        keep_weight: float = 1.0,
+    ) -> Edit:
+        """An edit that erases ``obj``, sparing what the other objects' scores say they need."""
+        parts = {name: value.of_modules(modules) for name, value in scores.items()}
+        keep = [value for name, value in parts.items() if name != obj] if keep_weight else []
+        return erase(parts[obj], ratio, keep=keep, keep_weight=keep_weight, name=f"{obj}-erase")
+
+    def amplified(self, scores: Scores, ratio: float, modules: str = CROSS_ATTENTION) -> Edit:
+        """An edit that removes what stands in the way of the scores' concept."""
+        return amplify(scores.of_modules(modules), ratio, name=f"{scores.concept}-amplify")
+
+    def compare(self, before: Evaluation, edit: Edit, target: str, **settings: Any) -> tuple[Comparison, Evaluation]:
+        """Evaluate ``edit`` on the seeds of ``before``."""
+        after = self.evaluate(edit, **settings)
+        return compare(before, after, target), after

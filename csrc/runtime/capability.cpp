@@ -1,0 +1,71 @@
+#include "runtime/capability.h"
+
+#include <atomic>
+#include <sstream>
+#include <stdexcept>
+
+#include "runtime/cpu.h"
+#include "runtime/kernel.h"
+
+namespace cad_fast {
+namespace {
+
+bool cpu_has_flag(const std::string& flag) {
+#define CAD_FAST_MATCH_FEATURE(name) \
+  if (flag == "-m" #name) return cpu_has(Feature::name);
+  CAD_FAST_FOR_EACH_FEATURE(CAD_FAST_MATCH_FEATURE)
+#undef CAD_FAST_MATCH_FEATURE
+  return false;  // a feature nobody can detect counts as absent
+}
+
+std::string missing_features(const std::string& flags) {
+  std::istringstream stream(flags);
+  std::string flag, missing;
+  while (stream >> flag) {
+    if (!cpu_has_flag(flag)) missing += (missing.empty() ? "this CPU lacks " : ", ") + flag.substr(2);
+  }
+  return missing;
+}
+
+Target make_target(const char* name, const char* flags) { return {name, flags, missing_features(flags)}; }
+
+int best_target() {
+  int best = 0;
+  for (int i = 0; i < static_cast<int>(targets().size()); ++i) {
+    if (targets()[i].why_not.empty()) best = i;
+  }
+  return best;
+}
+
+std::atomic<int>& selected() {
+  static std::atomic<int> index{best_target()};
+  return index;
+}
+
+}  // namespace
+
+const std::vector<Target>& targets() {
+#define CAD_FAST_MAKE_TARGET(target, flags, unused) make_target(#target, flags),
+  static const std::vector<Target> all = {CAD_FAST_FOR_EACH_TARGET(CAD_FAST_MAKE_TARGET, )};
+#undef CAD_FAST_MAKE_TARGET
+  return all;
+}
+
+int capability() noexcept { return selected().load(std::memory_order_relaxed); }
+
+void set_capability(const std::string& name) {
+  std::string names;
+  for (int i = 0; i < static_cast<int>(targets().size()); ++i) {
+    const Target& target = targets()[i];
+    if (target.name != name) {
+      names += (names.empty() ? "" : ", ") + target.name;
+      continue;
+    }
+    if (!target.why_not.empty()) throw std::invalid_argument("'" + name + "' cannot run here: " + target.why_not);
+    selected().store(i, std::memory_order_relaxed);
+    return;
+  }
+  throw std::invalid_argument("'" + name + "' is not among the compiled instruction sets (" + names + ")");
+}
+
+}  // namespace cad_fast

@@ -1,0 +1,21 @@
+// The choice among the compiled instruction sets.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace cad_fast {
+
+struct Target {
+  std::string name;
+  std::string flags;
+  std::string why_not;  // empty if this CPU can run it
+};
+
+// All compiled instruction sets, ascending in preference.
+const std::vector<Target>& targets();
+
+// Selects an instruction set by name; throws std::invalid_argument if there is none or it cannot run here.
+void set_capability(const std::string& name);
+
+}  // namespace cad_fast

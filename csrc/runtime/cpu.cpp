@@ -1,0 +1,77 @@
+#include "runtime/cpu.h"
+
+#include <cstdint>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+
+namespace cad_fast {
+namespace {
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+enum class Register { ebx, ecx };
+
+// Which registers the operating system has to save on a context switch, as bits of XCR0.
+enum OsState : std::uint64_t { none = 0, ymm = 0x06, zmm = 0xe6 };
+
+struct FeatureBit {
+  Feature feature;
+  unsigned leaf;
+  Register reg;
+  int bit;
+  OsState state;
+};
+
+constexpr FeatureBit feature_bits[] = {
+    {Feature::popcnt, 1, Register::ecx, 23, none},
+    {Feature::lzcnt, 0x80000001, Register::ecx, 5, none},
+    {Feature::bmi, 7, Register::ebx, 3, none},
+    {Feature::bmi2, 7, Register::ebx, 8, none},
+    {Feature::f16c, 1, Register::ecx, 29, ymm},
+    {Feature::fma, 1, Register::ecx, 12, ymm},
+    {Feature::avx2, 7, Register::ebx, 5, ymm},
+    {Feature::avx512f, 7, Register::ebx, 16, zmm},
+    {Feature::avx512bw, 7, Register::ebx, 30, zmm},
+    {Feature::avx512cd, 7, Register::ebx, 28, zmm},
+    {Feature::avx512dq, 7, Register::ebx, 17, zmm},
+    {Feature::avx512vl, 7, Register::ebx, 31, zmm},
+    {Feature::avx512vpopcntdq, 7, Register::ecx, 14, zmm},
+};
+
+std::uint64_t xcr0() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned osxsave = 1u << 27;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & osxsave)) return 0;
+  std::uint32_t low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (std::uint64_t{high} << 32) | low;
+}
+
+std::uint32_t detect() {
+  const std::uint64_t saved = xcr0();
+  std::uint32_t found = 0;
+  for (const FeatureBit& f : feature_bits) {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__get_cpuid_count(f.leaf, 0, &eax, &ebx, &ecx, &edx)) continue;
+    const unsigned value = f.reg == Register::ebx ? ebx : ecx;
+    if (((value >> f.bit) & 1u) && (saved & f.state) == f.state) found |= 1u << static_cast<int>(f.feature);
+  }
+  return found;
+}
+
+#else
+
+std::uint32_t detect() { return 0; }
+
+#endif
+
+}  // namespace
+
+bool cpu_has(Feature feature) noexcept {
+  static const std::uint32_t found = detect();
+  return (found >> static_cast<int>(feature)) & 1u;
+}
+
+}  // namespace cad_fast

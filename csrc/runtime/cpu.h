@@ -1,0 +1,18 @@
+// What this CPU offers, and which of the compiled instruction sets is in use.
+#pragma once
+
+// Features are named like the compiler flag that lets the compiler use them, without the -m.
+#define CAD_FAST_FOR_EACH_FEATURE(X) \
+  X(popcnt) X(lzcnt) X(bmi) X(bmi2) X(f16c) X(fma) X(avx2) \
+  X(avx512f) X(avx512bw) X(avx512cd) X(avx512dq) X(avx512vl) X(avx512vpopcntdq)
+
+namespace cad_fast {
+
+#define CAD_FAST_FEATURE_ENUMERATOR(name) name,
+enum class Feature { CAD_FAST_FOR_EACH_FEATURE(CAD_FAST_FEATURE_ENUMERATOR) };
+#undef CAD_FAST_FEATURE_ENUMERATOR
+
+// True if both the CPU and the operating system support the feature.
+bool cpu_has(Feature feature) noexcept;
+
+}  // namespace cad_fast

@@ -1,0 +1,34 @@
+// How the kernels of one op, compiled once per instruction set, are declared and selected.
+//
+// Kernel sources include only headers without inline functions of external linkage (so no C++ standard library beyond
+// <cstdint> and <cstring>) and keep their helpers internal. Otherwise the linker could pick the AVX-512 copy of such a
+// function for everyone, and a CPU without AVX-512 would stop at an illegal instruction.
+#pragma once
+
+#include <cstdint>
+
+#include "build_config.h"
+
+namespace cad_fast {
+
+// Index, among CAD_FAST_FOR_EACH_TARGET, of the instruction set in use.
+int capability() noexcept;
+
+}  // namespace cad_fast
+
+#define CAD_FAST_DECLARE_FOR_TARGET(target, flags, op, Signature) \
+  namespace target {                                              \
+  Signature op;                                                   \
+  }
+
+// In csrc/<op>.h, inside namespace cad_fast: declares cad_fast::<target>::<op> for every target.
+#define CAD_FAST_DECLARE_KERNEL(op, Signature) CAD_FAST_FOR_EACH_TARGET(CAD_FAST_DECLARE_FOR_TARGET, op, Signature)
+
+#define CAD_FAST_ADDRESS_FOR_TARGET(target, flags, op) &target::op,
+
+// In csrc/<op>.cpp: the kernel of the instruction set in use.
+#define CAD_FAST_DISPATCH(op)                                                                                      \
+  ([] {                                                                                                            \
+    static constexpr decltype(&portable::op) table[] = {CAD_FAST_FOR_EACH_TARGET(CAD_FAST_ADDRESS_FOR_TARGET, op)}; \
+    return table[capability()];                                                                                    \
+  }())

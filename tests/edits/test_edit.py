@@ -1,0 +1,263 @@
+"""Edits in a real pipeline: what they change, that undo is exact, and that files survive nothing but a round trip."""
+
+import json
+
+import pytest
+import torch
+
+import cad_fast
+from cad_fast.attribution import Scores
+from cad_fast.components import KINDS, ComponentSpace
+from cad_fast.denoiser_calls import denoiser_of
+from cad_fast.edits import Edit, active_edits, amplify, compose, erase
+from tests.pipelines import PIPELINES, stable_diffusion, stable_diffusion_xl
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return stable_diffusion()
+
+
+def random_scores(pipeline, kind="weight", target=None, seed=0, concept="a cat"):
+    space = ComponentSpace.of(pipeline, kind, target)
+    values = torch.randn(space.n, generator=torch.Generator().manual_seed(seed))
+    return Scores(values, space, {"concept": concept, "method": "random"})
+
+
+def snapshot(pipeline):
+    return {name: value.clone() for name, value in denoiser_of(pipeline).state_dict().items()}
+
+
+def assert_same(pipeline, state):
+    now = denoiser_of(pipeline).state_dict()
+    for name, value in state.items():
+        # As bytes, so that -0.0 is not 0.0 and NaN is itself.
+        mine, theirs = (t.contiguous().flatten().view(torch.uint8) for t in (now[name], value))
+        assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 1.5, -0.5])
+def test_weights_are_scaled_and_restored_bit_for_bit(pipeline, kind, strength):
+    edit = erase(random_scores(pipeline, kind), ratio=0.1)
+    before = snapshot(pipeline)
+    masks = {name: torch.zeros(before[f"{name}.weight"].numel(), dtype=torch.bool) for name in edit.components}
+    for name, indices in edit.weight_indices().items():
+        masks[name][indices] = True
+    with edit.applied(pipeline, strength):
+        now = snapshot(pipeline)
+        for name, value in now.items():
+            module = name.removesuffix(".weight")
+            expected = before[name].clone()
+            if module in masks and name.endswith(".weight"):
+                expected.view(-1)[masks[module]] *= 1 - strength
+            assert torch.equal(value, expected), name
+    assert_same(pipeline, before)
+    assert active_edits(pipeline) == []
+
+
+def test_removed_weights_are_exactly_zero(pipeline):
+    edit = erase(random_scores(pipeline), ratio=0.1)
+    name, indices = next(iter(edit.weight_indices().items()))
+    weight = pipeline.unet.get_submodule(name).weight
+    original = weight.detach().clone()
+    weight.data.view(-1)[indices[0]] = float("inf")
+    try:
+        with edit.applied(pipeline):
+            assert torch.equal(weight.view(-1)[indices], torch.zeros(len(indices)))
+            assert not torch.signbit(weight.view(-1)[indices]).any()
+        assert weight.view(-1)[indices[0]] == float("inf")
+    finally:
+        weight.data.copy_(original)
+
+
+def test_an_exception_restores_the_weights(pipeline):
+    before = snapshot(pipeline)
+    with pytest.raises(ZeroDivisionError), erase(random_scores(pipeline), ratio=0.1).applied(pipeline):
+        1 / 0  # noqa: B018
+    assert_same(pipeline, before)
+
+
+def test_half_precision_and_channels_last(pipeline):
+    import copy
+
+    edited = copy.copy(pipeline)
+    edited.unet = copy.deepcopy(pipeline.unet).half().to(memory_format=torch.channels_last)
+    edit = erase(random_scores(pipeline, target="all"), ratio=0.1)
+    before = snapshot(edited)
+    with edit.applied(edited, 0.7):
+        changed = sum(int((before[name] != value).sum()) for name, value in edited.unet.state_dict().items())
+    # A weight of zero stays zero.
+    assert 0.95 * edit.n_weights <= changed <= edit.n_weights
+    assert_same(edited, before)
+
+
+def test_edits_on_top_of_each_other(pipeline):
+    before = snapshot(pipeline)
+    first, second = (erase(random_scores(pipeline, seed=seed), ratio=0.3, name=f"e{seed}") for seed in (1, 2))
+    handle = first.fuse(pipeline)
+    with second.applied(pipeline):
+        assert [entry.edit.name for entry in active_edits(pipeline)] == ["e1", "e2"]
+        with pytest.raises(RuntimeError, match="'e2' was applied over 'e1'"):
+            handle.undo()
+    handle.undo()
+    handle.undo()
+    assert_same(pipeline, before)
+
+
+def test_composition_is_a_union_in_any_order(pipeline):
+    edits = [erase(random_scores(pipeline, seed=seed), ratio=0.2, name=f"e{seed}") for seed in (1, 2, 3)]
+    both, again = compose(edits), compose(edits[::-1])
+    assert both.digest() == again.digest() and both.name == "e1.e2.e3"
+    expected = {}
+    for edit in edits:
+        for name, indices in edit.weight_indices().items():
+            expected[name] = expected.get(name, set()) | set(indices.tolist())
+    assert {name: set(indices.tolist()) for name, indices in both.weight_indices().items()} == expected
+    assert (edits[0] | edits[1]).n_weights < edits[0].n_weights + edits[1].n_weights
+    assert [part["name"] for part in both.provenance["composed_of"]] == ["e1", "e2", "e3"]
+
+
+def test_kinds_mix_as_weights(pipeline):
+    neurons, weights = (erase(random_scores(pipeline, kind), ratio=0.1, name=kind) for kind in ("neuron", "weight"))
+    both = neurons | weights
+    assert both.space.kind == "weight"
+    mine = both.weight_indices()
+    for edit in (neurons, weights):
+        assert all(torch.isin(indices, mine[name]).all() for name, indices in edit.weight_indices().items())
+    with pytest.raises(ValueError, match="apply them one by one"):
+        compose([weights, erase(random_scores(pipeline), ratio=0.1, factor=0.5, name="half")])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(pipeline, kind, tmp_path):
+    edit = amplify(random_scores(pipeline, kind), ratio=0.2, name="cat-amplify")
+    edit.save_pretrained(tmp_path / "edit")
+    assert {path.name for path in (tmp_path / "edit").iterdir()} == {"edit_config.json", "edit_model.safetensors"}
+    again = Edit.from_pretrained(tmp_path / "edit", pipeline)
+    assert again.digest() == edit.digest() and again.name == "cat-amplify" and again.provenance == edit.provenance
+    assert again.provenance["selection"]["sign"] == "negative"
+    before = snapshot(pipeline)
+    with again.applied(pipeline):
+        one = snapshot(pipeline)
+    with edit.applied(pipeline):
+        assert_same(pipeline, one)
+    assert_same(pipeline, before)
+
+
+def test_another_model_is_refused(pipeline, tmp_path):
+    edit = erase(random_scores(pipeline), ratio=0.2)
+    edit.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="edit 'a-cat-erase' was made for another model: their parameters"):
+        Edit.from_pretrained(tmp_path, stable_diffusion_xl())
+    other = stable_diffusion.__wrapped__()
+    with torch.no_grad():
+        for parameter in other.unet.parameters():
+            parameter.mul_(1.02)
+    with pytest.raises(ValueError, match="another model: their weights differ by"):
+        edit.fuse(other)
+
+
+def test_half_precision_is_the_same_model(pipeline, tmp_path):
+    import copy
+
+    edit = erase(random_scores(pipeline), ratio=0.2)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = copy.deepcopy(pipeline.unet).to(dtype)
+        with edit.applied(half):
+            pass
+
+
+def break_config(folder, **changes):
+    path = folder / "edit_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "edit_config.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "edit_config.json").write_text("[]"), "expected an object"),
+        (lambda f: (f / "edit_config.json").unlink(), "holds no edit_config.json"),
+        (lambda f: (f / "edit_model.safetensors").unlink(), "holds no edit_model.safetensors"),
+        (
+            lambda f: (f / "edit_model.safetensors").write_bytes((f / "edit_model.safetensors").read_bytes()[:-9]),
+            "truncated",
+        ),
+        (lambda f: break_config(f, format_version=99), "format_version 99"),
+        (lambda f: break_config(f, name="../../evil"), "edit name"),
+        (lambda f: break_config(f, factor="much"), "damaged"),
+        (lambda f: break_config(f, factor=0.5), "do not belong together"),
+        (lambda f: break_config(f, modules={}), "damaged"),
+        (lambda f: break_config(f, modules=[1, 2]), "damaged"),
+        (lambda f: break_config(f, model={}), "damaged"),
+        (lambda f: break_config(f, digest="0"), "do not belong together"),
+    ],
+)
+def test_damaged_files(pipeline, tmp_path, damage, message):
+    erase(random_scores(pipeline), ratio=0.2).save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Edit.from_pretrained(tmp_path)
+
+
+def test_indices_out_of_range_are_refused(pipeline):
+    edit = erase(random_scores(pipeline), ratio=0.2)
+    name = next(iter(edit.components))
+    for bad, message in [
+        ([0, 0], "repetitions"),
+        ([3, 1], "not sorted"),
+        ([0, 10**7], "outside"),
+        ([-1, 2], "outside"),
+        ([], "k > 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Edit("bad", edit.space, {name: torch.tensor(bad, dtype=torch.int64)})
+    with pytest.raises(ValueError, match="not among its modules"):
+        Edit("bad", edit.space, {"nowhere": torch.tensor([0])})
+
+
+def test_names_are_names_and_never_paths(pipeline):
+    for name in ("", "../up", "a/b", ".hidden", "a b", "x" * 65, "naïve", 3):
+        with pytest.raises(ValueError, match="edit name"):
+            erase(random_scores(pipeline), ratio=0.2, name=name or "/")
+    assert erase(random_scores(pipeline, concept="Van Gogh!"), ratio=0.1).name == "van-gogh-erase"
+
+
+def test_nothing_to_select_and_bad_strength(pipeline):
+    scores = random_scores(pipeline)
+    scores.values.fill_(-1)
+    with pytest.raises(ValueError, match="no component has a positive score"):
+        erase(scores, ratio=0.1)
+    with pytest.raises(ValueError, match="strength is nan"):
+        amplify(scores, ratio=0.1).fuse(pipeline, float("nan"))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_architecture(name):
+    pipeline = PIPELINES[name][0]()
+    before = snapshot(pipeline)
+    for kind, target in (("weight", "attention"), ("neuron", None), ("head", None)):
+        with erase(random_scores(pipeline, kind, target), ratio=0.5).applied(pipeline):
+            pass
+    assert_same(pipeline, before)
+
+
+def test_lora_may_lie_beside(pipeline):
+    """An edit finds its modules under an adapter's wrapper, and the fingerprint disregards the adapter."""
+    peft = pytest.importorskip("peft")
+    import copy
+
+    edit = erase(random_scores(pipeline, target="cross-attention-kv"), ratio=0.2)
+    unet = copy.deepcopy(pipeline.unet)
+    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_k", "to_v"]))
+    with edit.applied(unet):
+        name = next(iter(edit.components))
+        assert (unet.get_submodule(name).base_layer.weight == 0).sum() >= len(edit.components[name])
+
+
+def test_public_names():
+    for name in cad_fast.__all__:
+        assert getattr(cad_fast, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        cad_fast.nonsense  # noqa: B018

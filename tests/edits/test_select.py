@@ -1,0 +1,136 @@
+"""Selection against straightforward loops, and the published rule with what it leaves untouched."""
+
+import pytest
+import torch
+
+from cad_fast.attribution import Scores
+from cad_fast.components import ComponentSpace, ModuleComponents
+from cad_fast.edits import retention_aware, select
+from cad_fast.fingerprint import Fingerprint
+from tests.pipelines import stable_diffusion
+
+
+def make_scores(shapes, kind="weight", seed=0, names=None, provenance=None):
+    entries, offset = [], 0
+    for i, shape in enumerate(shapes):
+        name = names[i] if names else f"blocks.{i}.ff.net.2"
+        entries.append(ModuleComponents(name, kind, shape, 1, offset))
+        offset += entries[-1].count
+    space = ComponentSpace(entries, Fingerprint("Toy", "0", ()))
+    values = torch.randn(space.n, generator=torch.Generator().manual_seed(seed))
+    return Scores(values, space, provenance or {})
+
+
+@pytest.mark.parametrize("sign", ["positive", "negative"])
+@pytest.mark.parametrize("scope", ["global", "tensor", "row"])
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 0.7])
+def test_against_loops(sign, scope, ratio):
+    scores = make_scores([(5, 37), (11, 8)])
+    values = scores.values.tolist()
+    if scope == "global":
+        groups = [list(range(len(values)))]
+    elif scope == "tensor":
+        groups = [list(range(185)), list(range(185, 273))]
+    else:
+        groups = [list(range(r * 37, r * 37 + 37)) for r in range(5)] + [
+            list(range(185 + r * 8, 193 + r * 8)) for r in range(11)
+        ]
+    expected = []
+    for group in groups:
+        k = round(ratio * len(group))
+        k = max(1, k) if scope == "row" else k
+        ordered = sorted(group, key=lambda i: values[i], reverse=sign == "positive")
+        expected += [i for i in ordered[:k] if (values[i] > 0) == (sign == "positive")]
+    assert select(scores, sign=sign, ratio=ratio, scope=scope).tolist() == sorted(expected)
+
+
+def test_count_and_ties():
+    scores = make_scores([(4, 4)])
+    scores.values[:] = torch.tensor([1.0, 2.0] * 8)
+    assert select(scores, count=3).tolist() == [1, 3, 5]
+    assert select(scores, count=100).tolist() == list(range(16))
+    scores.values[:] = -1
+    assert select(scores, count=3).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "either ratio or count"),
+        ({"ratio": 0.1, "count": 3}, "either ratio or count"),
+        ({"ratio": 0.0}, "more than 0"),
+        ({"ratio": 1.5}, "at most 1"),
+        ({"count": 0}, "at least 1"),
+        ({"ratio": 0.1, "scope": "column"}, "unknown scope"),
+        ({"ratio": 0.1, "sign": "up"}, "unknown sign"),
+        ({"ratio": 0.1, "compat": "draft"}, "unknown compat"),
+        ({"count": 3, "compat": "paper"}, "takes a ratio"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        select(make_scores([(4, 4)]), **settings)
+
+
+def test_rows_need_single_weights():
+    with pytest.raises(ValueError, match="kind neuron"):
+        select(make_scores([(4, 4)], kind="neuron"), ratio=0.1, scope="row")
+
+
+def test_what_others_need_is_left_alone():
+    scores, other = make_scores([(8, 8)], seed=1), make_scores([(8, 8)], seed=2)
+    best = int(scores.values.argmax())
+    other.values[best] = 100.0
+    assert best in select(scores, count=3).tolist()
+    assert best not in select(scores, count=3, keep=[other]).tolist()
+    assert best in select(scores, count=3, keep=[other], keep_weight=0.0).tolist()
+    # What is negative for a concept to keep does not count in favour.
+    other.values[:] = -1.0
+    rms = scores.values.square().mean().sqrt()
+    assert torch.allclose(retention_aware(scores, [other], 5.0), scores.values / rms)
+
+
+def test_concepts_to_keep_must_have_the_same_components():
+    with pytest.raises(ValueError, match="are over"):
+        select(make_scores([(8, 8)]), count=3, keep=[make_scores([(4, 16)])])
+
+
+def test_the_published_rule():
+    names = ["a.ff.net.0.proj", "b.ff.net.2", "c.attn2.to_k"]
+    scores = make_scores([(3, 20), (2, 200), (2, 300)], names=names)
+    with pytest.warns(UserWarning, match=r"1 modules.*a\.ff\.net\.0\.proj \(rows of 20\)"):
+        chosen = select(scores, ratio=0.01, compat="paper").tolist()
+    expected = []
+    for row in range(2):
+        offset = 60 + row * 200
+        values = scores.values[offset : offset + 200]
+        expected += [offset + i for i in sorted(range(200), key=lambda i: -values[i])[:2]]
+    assert chosen == sorted(expected)
+    with pytest.raises(ValueError, match="edits nothing"), pytest.warns(UserWarning, match="2 modules"):
+        select(scores, ratio=0.001, compat="paper")
+
+
+def test_the_published_rule_leaves_short_rows_of_stable_diffusion_untouched():
+    """At ratio 0.001, int(0.001 * 320) = int(0.001 * 640) = 0: only rows of 1280 and more are edited."""
+    names = [f"blocks.{width}.ff.net.2" for width in (320, 640, 1280)]
+    scores = make_scores([(2, 320), (2, 640), (2, 1280)], names=names)
+    with pytest.warns(UserWarning, match="2 modules"):
+        chosen = select(scores, ratio=0.001, compat="paper")
+    assert len(chosen) == 2 and chosen.min() >= 2 * 320 + 2 * 640
+
+
+def test_the_published_sign_for_the_denoising_loss():
+    """The published script takes the other end for amplifying with the denoising loss; without compat we do not."""
+    scores = make_scores([(1, 100)], provenance={"objective": {"name": "denoising_loss"}})
+    top, bottom = int(scores.values.argmax()), int(scores.values.argmin())
+    assert select(scores, sign="negative", ratio=0.01, compat="paper").tolist() == [top]
+    assert select(scores, sign="negative", ratio=0.01, scope="row").tolist() == [bottom]
+
+
+def test_the_real_feed_forward_layers():
+    space = ComponentSpace.of(stable_diffusion(), "weight", "all")
+    scores = Scores(torch.randn(space.n), space)
+    with pytest.warns(UserWarning, match="leaves them untouched"):
+        chosen = select(scores, ratio=0.02, compat="paper")
+    modules = set(space.split_indices(chosen))
+    assert modules and all(".ff." in name for name in modules)

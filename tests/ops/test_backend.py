@@ -1,0 +1,235 @@
+"""The choice of a backend, the instruction set, the thread pool, and the report on all of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cad_fast.ops import _backend, _native, backend_report, can_run, count_bits, get_backend, pack_bits, use_backend
+from cad_fast.ops._registry import OPS
+
+MASK = torch.tensor([[True, False, True]])
+
+
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> str:
+    """As after an installation with CAD_FAST_SKIP_NATIVE=1; returns the reason given."""
+    reason = "cad_fast was installed without its native kernels"
+    monkeypatch.setattr(_native, "_import", lambda: (None, reason))
+    monkeypatch.setattr(_backend, "_warned", set())
+    return reason
+
+
+def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run code with these CAD_FAST_ variables and no others."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("CAD_FAST_")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=False)
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="unknown backend 'fast': expected auto, native or reference"):
+        pack_bits(MASK, backend="fast")
+    with pytest.raises(ValueError, match="unknown backend"), use_backend("fast"):
+        pass
+
+
+def test_environment_and_context_set_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAD_FAST_BACKEND", "reference")
+    assert get_backend() == "reference"
+    with use_backend("auto"):
+        assert get_backend() == "auto"
+    assert get_backend() == "reference"
+    before = OPS["pack_bits"].runs["reference"]
+    pack_bits(MASK)
+    assert OPS["pack_bits"].runs["reference"] == before + 1
+    monkeypatch.setenv("CAD_FAST_BACKEND", "fast")
+    with pytest.raises(ValueError, match="unknown backend 'fast'"):
+        pack_bits(MASK)
+    assert "unknown backend 'fast'" in backend_report()["error"]
+
+
+def test_explicit_native_raises_where_there_is_none(without_native: str) -> None:
+    assert not can_run("pack_bits", "native", MASK)
+    with pytest.raises(RuntimeError, match=f"pack_bits cannot run on the native backend: {without_native}"):
+        pack_bits(MASK, backend="native")
+
+
+def test_automatic_choice_falls_back_and_says_so_once(without_native: str, recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.warns(RuntimeWarning, match=without_native):
+        words = pack_bits(MASK, backend="auto")
+    assert words.tolist() == [[5]]
+    recwarn.clear()
+    count_bits(words, backend="auto")
+    assert not recwarn.list
+    report = backend_report()
+    assert report["native"] == {"available": False, "why_not": without_native, "build": None}
+    assert report["ops"]["pack_bits"]["passed_over"]["native"] == without_native
+    assert report["threads"]["pool"] == "serial"
+
+
+def test_capability_variable_needs_native(without_native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAD_FAST_CPU_CAPABILITY", "portable")
+    _native._apply_capability.cache_clear()
+    with pytest.raises(_native.NativeUnavailableError, match=without_native):
+        pack_bits(MASK, backend="auto")
+
+
+def test_stale_extension_is_refused(native, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "__version__", "999")
+    _native._import.cache_clear()
+    try:
+        assert "is 999: install cad_fast again" in _native.why_not()
+    finally:
+        monkeypatch.undo()
+        _native._import.cache_clear()
+    assert _native.why_not() is None
+
+
+def test_other_devices_are_refused_by_native(native) -> None:
+    assert can_run("pack_bits", "native", MASK)
+    elsewhere = MASK.to("meta")
+    with pytest.raises(RuntimeError, match="the native kernels run on cpu, a tensor is on meta"):
+        can_run("pack_bits", "native", elsewhere, raise_error=True)
+
+
+def test_compiled_graphs_obey_the_choice_in_force(native) -> None:
+    compiled = torch.compile(lambda mask: count_bits(pack_bits(mask)), backend="aot_eager", fullgraph=True)
+    for backend in ("native", "reference", "native"):
+        with use_backend(backend):
+            before = OPS["pack_bits"].runs[backend]
+            assert compiled(MASK).tolist() == [2]
+            assert OPS["pack_bits"].runs[backend] > before
+
+
+def test_report_is_json(native) -> None:
+    pack_bits(MASK)
+    report = json.loads(json.dumps(backend_report()))
+    assert report["error"] is None
+    assert report["cpu"]["in_use"] == native.capability()
+    assert report["cpu"]["capabilities"]["portable"] is None
+    assert report["ops"]["pack_bits"]["ran"]["native"] >= 1
+    assert set(report["native"]["build"]) == {"version", "compiler", "architecture", "flags", "targets"}
+
+
+def test_features_agree_with_torch(native) -> None:
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX2":
+        assert native.capabilities()["avx2"] is None
+    if capability == "AVX512":
+        assert native.capabilities()["avx512"] is None
+
+
+def test_features_agree_with_the_kernel(native) -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = (
+        next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), None)
+        if cpuinfo.exists()
+        else None
+    )
+    if flags is None:
+        pytest.skip("no /proc/cpuinfo with x86 flags")
+    linux_names = {"bmi": "bmi1", "lzcnt": "abm", "avx512vpopcntdq": "avx512_vpopcntdq"}
+    for feature, present in native.cpu_features().items():
+        assert present == (linux_names.get(feature, feature) in flags.split()), feature
+
+
+def test_every_flag_of_a_target_can_be_detected(native) -> None:
+    for target, flags in native.build_info()["targets"].items():
+        unknown = [flag for flag in flags.split() if flag.removeprefix("-m") not in native.cpu_features()]
+        assert not unknown, f"{target} needs {unknown}, which csrc/runtime/cpu.cpp does not detect"
+
+
+REPORT = "import json; from cad_fast.ops import backend_report; print(json.dumps(backend_report()['cpu']))"
+
+
+def test_capability_variable_selects(capability: str) -> None:
+    result = in_fresh_process(REPORT, CAD_FAST_CPU_CAPABILITY=capability)
+    report = json.loads(result.stdout)
+    assert (report["in_use"], report["forced"]) == (capability, capability)
+
+
+PACK = "import torch, cad_fast.ops as ops; ops.pack_bits(torch.tensor([True]))"
+
+
+def test_unknown_capability_raises(native) -> None:
+    result = in_fresh_process(PACK, CAD_FAST_CPU_CAPABILITY="sse9")
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError: CAD_FAST_CPU_CAPABILITY: 'sse9' is not among the compiled instruction sets")
+
+
+def test_unsupported_capability_raises(native) -> None:
+    unsupported = {name: reason for name, reason in native.capabilities().items() if reason}
+    if not unsupported:
+        pytest.skip("this CPU supports all that is built")
+    name, reason = unsupported.popitem()
+    result = in_fresh_process(PACK, CAD_FAST_CPU_CAPABILITY=name)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == f"ValueError: CAD_FAST_CPU_CAPABILITY: '{name}' cannot run here: {reason}"
+
+
+@pytest.fixture
+def torch_threads():
+    """Lets a test change torch's number of threads."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_small_loops_are_not_split(native, torch_threads) -> None:
+    torch_threads(2)
+    assert [(begin, end) for begin, end, _ in native.parallel_ranges(100, 100)] == [(0, 100)]
+
+
+@pytest.mark.skipif(_native.thread_pool()[1] is not None, reason=str(_native.thread_pool()[1]))
+def test_loops_follow_torch_threads(native, torch_threads) -> None:
+    for count in (1, 2, 3):
+        torch_threads(count)
+        ranges = sorted(native.parallel_ranges(3000, 10))
+        assert len(ranges) == count == backend_report()["threads"]["count"]
+        assert [begin for begin, _, _ in ranges] == [0, *(end for _, end, _ in ranges[:-1])]
+        assert ranges[-1][1] == 3000
+        assert len({thread for _, _, thread in ranges}) == count
+    assert backend_report()["threads"]["pool"] == "torch"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads through /proc")
+def test_loops_start_no_threads_of_their_own(native, torch_threads) -> None:
+    torch_threads(2)
+    torch.rand(1 << 20).sqrt()  # torch's own pool is up from here on
+    before = set(os.listdir("/proc/self/task"))
+    for _ in range(3):
+        native.parallel_ranges(3000, 10)
+        pack_bits(torch.ones(1 << 22, dtype=torch.bool), backend="native")
+    assert set(os.listdir("/proc/self/task")) <= before
+
+
+def test_without_a_pool_loops_are_serial_and_the_report_says_why(native, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = torch.rand(5, 500_001) < 0.5
+    expected = pack_bits(mask, backend="native")
+    monkeypatch.setattr(_native, "thread_pool", lambda: ((0, 0), "torch 2.6.0 has no torch_parallel_for"))
+    _native._import.cache_clear()
+    try:
+        report = backend_report()["threads"]
+        assert (report["pool"], report["count"]) == ("serial", 1)
+        assert report["why_serial"] == "torch 2.6.0 has no torch_parallel_for"
+        assert len(native.parallel_ranges(3000, 10)) == 1
+        assert torch.equal(pack_bits(mask, backend="native"), expected)
+    finally:
+        monkeypatch.undo()
+        _native._import.cache_clear()
+    assert _native.load().has_thread_pool() == (_native.thread_pool()[1] is None)
+
+
+def test_environment_is_read_in_one_module() -> None:
+    package = Path(_backend.__file__).parents[1]
+    readers = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "CAD_FAST_" in (text := path.read_text()) and ("os.environ" in text or "getenv" in text)
+    ]
+    assert readers == ["envs.py"]

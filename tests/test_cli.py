@@ -1,0 +1,155 @@
+"""The command line on the embedded model: results, JSON, exit codes, and errors that say what would be right."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cad_fast.cli import build_parser, main
+from tests.pipelines import stable_diffusion
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """Scores of two concepts and an edit, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("cli")
+    for concept in ("car", "clock"):
+        arguments = ["attribute", "zoo:emoji", "--concept", concept, "--target-modules", "cross-attention-kv"]
+        arguments += ["--samples", "2", "--steps", "3", "--quiet", "-o", str(folder / concept)]
+        assert main(arguments) == 0
+    arguments = ["edit", str(folder / "car"), "--erase", "--ratio", "0.03", "--keep", str(folder / "clock")]
+    assert main([*arguments, "--name", "no-car", "-o", str(folder / "edit")]) == 0
+    return folder
+
+
+def test_attribute(workspace, capsys):
+    code, out, _ = run(
+        capsys, "attribute", "zoo:emoji", "--prompt", "a cat", "--kind", "head", "--samples", 1, "--steps", 2,
+        "--quiet", "--json", "-o", workspace / "heads",
+    )  # fmt: skip
+    result = json.loads(out)
+    assert code == 0 and result["cost"]["forward_backward_calls"] == 2 and "head" in result["top"][0][0]
+    assert (workspace / "heads" / "scores.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "more", [["--base-prompt", "noto style"], ["--objective", "denoising"], ["--timesteps", "0", "500"]]
+)
+def test_attribute_objectives(tmp_path, capsys, more):
+    arguments = ["--samples", 1, "--steps", 3, "--target-modules", "attn2.to_k,attn2.to_v", "--quiet", "-o", tmp_path]
+    code, out, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", *arguments, *more)
+    assert code == 0, err
+    assert "forward/backward" in out
+
+
+def test_attribute_on_real_pictures(tmp_path, capsys):
+    common = ["--objective", "denoising", "--steps", 2, "--quiet", "-o", tmp_path]
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--concept", "book", "--images", "zoo", *common)
+    assert code == 0, err
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--prompt", "a book", "--images", tmp_path / "none", *common)
+    assert code == 2 and "none is not a folder" in err
+
+
+def test_edit_is_made_and_described(workspace, capsys):
+    config = json.loads((workspace / "edit" / "edit_config.json").read_text())
+    assert config["name"] == "no-car" and config["provenance"]["selection"]["keep"] == ["clock"]
+    code, out, _ = run(capsys, "edit", workspace / "car", "--amplify", "--count", 5, "--json", "-o", workspace / "more")
+    assert code == 0 and json.loads(out)["n_components"] == 5
+
+
+def test_generate(workspace, tmp_path, capsys):
+    code, out, _ = run(
+        capsys, "generate", "zoo:emoji", "--prompt", "a car in noto style", "--images-per-prompt", 2, "--steps", 3,
+        "--edit", workspace / "edit", "--strength", 0, 1, "--json", "-o", tmp_path,
+    )  # fmt: skip
+    result = json.loads(out)
+    assert code == 0 and len(result["pictures"]) == 4
+    pictures = [open(path, "rb").read() for path in result["pictures"]]
+    assert len(set(pictures)) == 4 and (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate(workspace, tmp_path, capsys):
+    arguments = ["--per-concept", 1, "--steps", 2, "--quiet"]
+    code, out, _ = run(
+        capsys, "evaluate", "zoo:emoji", "--edit", workspace / "edit", "--target", "car", "-o", tmp_path, *arguments
+    )
+    assert code == 0 and "car became" in out
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    assert saved["comparison"]["targets"] == ["car"]
+    assert {path.name for path in tmp_path.iterdir()} >= {"before.json", "after.json", "before_after.png"}
+    code, out, _ = run(capsys, "evaluate", "zoo:emoji", *arguments)
+    assert code == 0 and len(out.splitlines()) == 12
+
+
+def test_a_local_folder(workspace, tmp_path, capsys):
+    stable_diffusion().save_pretrained(tmp_path / "model")
+    common = ["--samples", 1, "--steps", 2, "--quiet", "-o", tmp_path / "scores"]
+    code, _, err = run(capsys, "attribute", tmp_path / "model", "--prompt", "a cat", *common)
+    assert code == 0, err
+    code, _, err = run(
+        capsys, "generate", tmp_path / "model", "--prompt", "a cat", "--edit", workspace / "edit", "-o", tmp_path
+    )
+    assert code == 2 and "edit 'no-car' was made for another model" in err
+
+
+def test_env(capsys):
+    code, out, _ = run(capsys, "env", "--json")
+    assert code == 0 and json.loads(out)["versions"]["torch"]
+    code, out, _ = run(capsys, "env")
+    assert code == 0 and "versions:" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["attribute", "zoo:emoji", "--concept", "catt", "-o", "OUT"], "did you mean cat"),
+        (["attribute", "zoo:emojis", "--concept", "cat", "-o", "OUT"], "the zoo has no model 'emojis'"),
+        (["attribute", "OUT", "--concept", "cat", "-o", "OUT"], "give --prompt"),
+        (
+            ["attribute", "zoo:emoji", "--concept", "cat", "--target-modules", "cross-atention-kv", "-o", "OUT"],
+            "cross-attention-kv",
+        ),
+        (
+            ["attribute", "zoo:emoji", "--concept", "cat", "--guidance-scale", "1", "--steps", "1", "-o", "OUT"],
+            "guidance",
+        ),
+        (["attribute", "zoo:emoji", "--concept", "cat", "--images", "x", "-o", "OUT"], "--images goes with"),
+        (["attribute", "zoo:emoji", "--concept", "cat", "--samples", "0", "-o", "OUT"], "--samples is 0"),
+        (["attribute", "./no/where", "--prompt", "x", "-o", "OUT"], "does not exist"),
+        (["edit", "OUT/none", "--erase", "--ratio", "0.1", "-o", "OUT"], "does not exist"),
+        (["generate", "zoo:emoji", "--prompt", "x", "--strength", "1", "-o", "OUT"], "--strength needs --edit"),
+        (["generate", "zoo:emoji", "--prompt", "x", "--edit", "OUT", "-o", "OUT"], "holds no edit_config.json"),
+        (["evaluate", "zoo:emoji", "--edit", "OUT"], "--edit needs --target"),
+        (["evaluate", "zoo:emoji", "--target", "carr"], "car"),
+        (["evaluate", "OUT"], "--concepts is needed"),
+        (["evaluate", "zoo:emoji", "--scorer", "eyes"], "expected clip:MODEL"),
+        (["demo", "-o", "FILE"], "is a file"),
+    ],
+)
+def test_errors_have_exit_code_2_and_say_what_is_wrong(tmp_path, capsys, arguments, message):
+    (tmp_path / "file").write_text("")
+    arguments = [a.replace("OUT", str(tmp_path)).replace("FILE", str(tmp_path / "file")) for a in arguments]
+    code, _, err = run(capsys, *arguments, "--quiet")
+    assert code == 2 and message in err and "Traceback" not in err, err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_help_is_quick_and_has_examples():
+    """Without importing torch."""
+    script = "import sys; from cad_fast.cli import build_parser; build_parser(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    for name, parser in build_parser()._subparsers._group_actions[0].choices.items():
+        assert f"cad-fast {name}" in parser.format_help().split("example:")[1]
+
+
+def test_a_missing_command_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2

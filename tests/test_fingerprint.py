@@ -1,0 +1,71 @@
+"""The same model is recognised in any precision; other weights and other shapes are told apart."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from cad_fast.fingerprint import Fingerprint
+from tests.pipelines import stable_diffusion, stable_diffusion_3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("model", [lambda: stable_diffusion().unet, lambda: stable_diffusion_3().transformer])
+def test_the_same_in_other_precisions(model, dtype: torch.dtype) -> None:
+    fingerprint = Fingerprint.of(model())
+    assert fingerprint.difference(Fingerprint.of(copy.deepcopy(model()).to(dtype))) is None
+    fingerprint.require_same(Fingerprint.of(model()), "the scores")
+
+
+def test_other_weights() -> None:
+    unet = copy.deepcopy(stable_diffusion().unet)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.mul_(1.01)
+    reason = Fingerprint.of(stable_diffusion().unet).difference(Fingerprint.of(unet))
+    assert "weights differ by 1%" in reason
+
+
+def test_weights_that_are_not_numbers_are_not_the_same() -> None:
+    unet = copy.deepcopy(stable_diffusion().unet)
+    nn.init.constant_(unet.conv_in.weight, float("nan"))
+    assert Fingerprint.of(stable_diffusion().unet).difference(Fingerprint.of(unet)) is not None
+
+
+def test_other_shapes() -> None:
+    first, second = Fingerprint.of(nn.Linear(3, 4)), Fingerprint.of(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"the scores was made for another model: .*names or shapes"):
+        first.require_same(second, "the scores")
+    assert "(Linear and Conv2d)" in first.difference(Fingerprint.of(nn.Conv2d(3, 4, 1)))
+
+
+def test_adapters_beside_the_weights_do_not_count() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.base_layer, self.lora_A = layer, nn.ModuleDict({"default": nn.Linear(4, 2)})
+
+    plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    wrapped = nn.Sequential(plain[0], Wrapped(plain[1]))
+    assert Fingerprint.of(plain).difference(Fingerprint.of(wrapped)) is None
+
+
+def test_models_without_matrices() -> None:
+    assert Fingerprint.of(nn.LayerNorm(4)).samples == ()
+    assert Fingerprint.of(nn.LayerNorm(4)).difference(Fingerprint.of(nn.LayerNorm(4))) is None
+
+
+def test_round_trip_and_damage() -> None:
+    fingerprint = Fingerprint.of(nn.Linear(3, 4))
+    value = json.loads(json.dumps(fingerprint.to_dict()))
+    assert Fingerprint.from_dict(value) == fingerprint
+    for damage in ({"samples": ["x"]}, {"samples": None}):
+        with pytest.raises(ValueError, match="damaged model fingerprint"):
+            Fingerprint.from_dict({**value, **damage})
+    value.pop("architecture")
+    with pytest.raises(ValueError, match="architecture"):
+        Fingerprint.from_dict(value)

@@ -1,0 +1,96 @@
+"""The embedded model: what it is, what it weighs, and that it draws what it is asked for."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from cad_fast import zoo
+from cad_fast.zoo.concepts import OBJECTS, RARE_OBJECT, STYLES, caption
+from cad_fast.zoo.study import Study
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return zoo.load("emoji")
+
+
+def test_it_is_an_ordinary_pipeline(pipeline):
+    assert type(pipeline) is StableDiffusionPipeline
+    names = {name: type(part).__name__ for name, part in pipeline.components.items() if part is not None}
+    assert names == {
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "CLIPTokenizer",
+        "unet": "UNet2DConditionModel",
+        "scheduler": "DDIMScheduler",
+    }
+    parameters = sum(
+        p.numel()
+        for part in pipeline.components.values()
+        if isinstance(part, torch.nn.Module)
+        for p in part.parameters()
+    )
+    assert 2.0e6 < parameters < 3.5e6
+    assert pipeline.unet.dtype == torch.float32
+    image = pipeline("a cat", num_inference_steps=2).images[0]
+    assert image.size == (32, 32)
+
+
+def test_it_fits_into_the_package():
+    files = [path for path in zoo.folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".md", ".png"}
+
+
+def test_every_word_of_the_captions_is_one_token(pipeline):
+    for obj in OBJECTS:
+        for style in STYLES:
+            text = caption(obj, style)
+            assert len(pipeline.tokenizer(text).input_ids) == len(text.split()) + 2
+
+
+def test_it_draws_what_it_is_asked_for():
+    """A sample of what the model card states over more pictures."""
+    evaluation = Study(per_concept=6, progress=False, seed=5).evaluate(
+        concepts=[o for o in OBJECTS if o != RARE_OBJECT]
+    )
+    objects = [outcome.hit("object") for outcome in evaluation.outcomes]
+    styles = [outcome.hit("style") for outcome in evaluation.outcomes]
+    assert sum(objects) / len(objects) >= 0.9
+    assert sum(styles) / len(styles) >= 0.85
+
+
+def test_the_classifier_knows_the_real_pictures():
+    scorer = zoo.scorer()
+    from PIL import Image
+
+    for obj in OBJECTS:
+        files = zoo.pictures(obj)
+        assert len(files) == 9 and all(text.startswith(f"a {obj} in ") for _, text in files)
+        probabilities = scorer([Image.open(file).convert("RGB") for file, _ in files])["object"]
+        assert (probabilities.argmax(1) == OBJECTS.index(obj)).float().mean() >= 0.8
+    config = json.loads((zoo.folder() / "classifier" / "config.json").read_text())
+    assert config["held_out_accuracy"]["object"] >= 0.7
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="the zoo has no model"):
+        zoo.load("emojis")
+    with pytest.raises(ValueError, match="did you mean clock"):
+        zoo.prompts("clok")
+    with pytest.raises(ValueError, match="no pictures of 'noto'"):
+        zoo.pictures("noto")
+    assert zoo.prompts("noto") == [caption(obj, "noto") for obj in OBJECTS]
+    assert caption() == "" and caption(style="noto") == "noto style"
+
+
+def test_the_whole_path_erases(pipeline):
+    """Record, attribute, erase: the target goes, the others stay."""
+    study = Study(per_concept=3, progress=False, seed=7, pipeline=pipeline)
+    scores = study.attribute(samples=3)
+    before = study.evaluate()
+    comparison, _ = study.compare(before, study.erased(scores, "car", 0.03), "car")
+    assert comparison.target.after <= 0.5 * comparison.target.before
+    assert comparison.others.kept >= 80
