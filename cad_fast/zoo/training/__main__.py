@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .data import EmojiSet, load_pictures, to_float
-from .package import save_package
+from .package import held_out_accuracy, save_package
 from .train import encode, train_classifier, train_diffusion, train_vae
 
 VIEWS = 48
@@ -32,8 +32,11 @@ def main() -> None:
     psnr = 20 * torch.log10(2 / (reconstructed - to_float(data.images)).square().mean().sqrt()).item()
     print(f"autoencoder: {psnr:.1f} dB over {len(latents)} pictures, scaling factor {scale:.4f}")
     model = train_diffusion(data, latents * scale, args.work)
-    classifier = train_classifier(data, reconstructed, args.work)
-    save_package(args.package or args.work / "package", vae, model, classifier, data, psnr)
+    measured_on = train_classifier(data, reconstructed, args.work, use_held_out=False, name="classifier-held-out")
+    classifier = train_classifier(data, reconstructed, args.work, use_held_out=True, name="classifier")
+    measured = {"vae_psnr_db": round(psnr, 2), "held_out_accuracy": held_out_accuracy(measured_on, data)}
+    folder = args.package or args.work / "package"
+    save_package(folder, args.work / "tokenizer", vae, model, classifier, data, measured)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ...files import write_json, write_text
 from ..concepts import OBJECTS, STYLES, caption
 
 PROMPT_LENGTH = 16
@@ -33,32 +33,40 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer in which each word of the captions is one token, and other words are spelled out."""
-    words = {word for obj in OBJECTS for style in STYLES for word in caption(obj, style).split()} | set(WORDS)
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        min_frequency=1,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz0123456789"),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(
-        [" ".join(sorted(words)), " ".join("abcdefghijklmnopqrstuvwxyz0123456789,.-'")], trainer
-    )
-    model = json.loads(tokenizer.to_str())["model"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    clip = CLIPTokenizer.from_pretrained(folder, model_max_length=PROMPT_LENGTH, pad_token="<|endoftext|>")
+    """A CLIP tokenizer in which each word of the captions is one token, and other words are spelled out.
+
+    Reads vocab.json and merges.txt in ``folder``, or writes them if they are not there.
+    Raises ValueError when the merges do not join a word.
+    """
+    words = sorted({word for obj in OBJECTS for style in STYLES for word in caption(obj, style).split()} | set(WORDS))
+    if not (folder / "vocab.json").exists():
+        tokens, merges = _spell(words)
+        write_json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
+        write_text(folder / "merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=PROMPT_LENGTH, pad_token="<|endoftext|>")
     for word in words:
-        if len(clip.tokenize(word)) != 1:
-            raise ValueError(f"the tokenizer splits {word!r} into {clip.tokenize(word)}")
-    return clip
+        if len(tokenizer.tokenize(word)) != 1:
+            raise ValueError(f"the tokenizer splits {word!r} into {tokenizer.tokenize(word)}")
+    return tokenizer
+
+
+def _spell(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The vocabulary, and the byte-pair merges that build each word from its letters, left to right."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,.-'"
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    merges: list[str] = []
+    # Merges apply in their order: the long words come first, or "emoji" would take "twemoji" apart.
+    for word in sorted(words, key=len, reverse=True):
+        symbols = [*word[:-1], f"{word[-1]}</w>"]
+        left = symbols[0]
+        for right in symbols[1:]:
+            merge = f"{left} {right}"
+            left += right
+            if merge not in merges:
+                merges.append(merge)
+            if left not in tokens:
+                tokens.append(left)
+    return tokens, merges
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -1,8 +1,8 @@
 """Train the demo model's parts one after the other; every stage resumes from its last checkpoint.
 
 The recipe: an autoencoder on augmented drawings, then the UNet and the text encoder jointly on its latents (epsilon
-prediction, min-SNR weights as in arXiv 2303.09556, an exponential moving average of the weights), and a classifier that
-never sees the held-out emoji.
+prediction, min-SNR weights as in arXiv 2303.09556, an exponential moving average of the weights), and a classifier,
+trained twice: without the held-out emoji to measure it, and with all of them to use it.
 """
 
 from __future__ import annotations
@@ -192,12 +192,17 @@ def train_diffusion(data: EmojiSet, latents: Tensor, work: Path) -> TextToLatent
     return stage.run(loss, seed=2)
 
 
-def train_classifier(data: EmojiSet, reconstructed: Tensor, work: Path) -> EmojiClassifier:
-    """Classifier on the emoji not held out, half of them through the autoencoder, with noise and colour jitter."""
+def train_classifier(
+    data: EmojiSet, reconstructed: Tensor, work: Path, *, use_held_out: bool, name: str
+) -> EmojiClassifier:
+    """Classifier on pictures, half of them through the autoencoder, with noise and colour jitter.
+
+    Without ``use_held_out`` it never sees the held-out emoji, and its accuracy on them can be measured.
+    """
     torch.manual_seed(0)
     module = EmojiClassifier().to(memory_format=torch.channels_last)
-    stage = Stage("classifier", module, CLASSIFIER, work, weight_decay=0.05)
-    rows = (~data.held_out).nonzero().flatten()
+    stage = Stage(name, module, CLASSIFIER, work, weight_decay=0.05)
+    rows = (data.held_out <= use_held_out).nonzero().flatten()
     counts = torch.bincount(data.objects[rows], minlength=len(OBJECTS)).float()
     sampling = (1 / counts)[data.objects[rows]]
 
