@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..denoiser_calls import denoiser_of
 from ..denoiser_hooks import generators, plain_tensors, silent
-from ..fingerprint import Fingerprint
+from ..edits.apply import intact_fingerprint
 from ..pipeline_arguments import scheduler_config_of
 from .outcomes import Evaluation, Outcome, Settings
 from .prompts import LabelledPrompt, PromptSet, unknown
@@ -177,7 +177,7 @@ def evaluate(
         scheduler=scheduler_config_of(pipeline),
         scorer=getattr(scorer, "name", type(scorer).__name__),
         labels={name: list(scorer.axes[name]) for name in axes},
-        fingerprint=Fingerprint.of(denoiser_of(pipeline)),
+        fingerprint=intact_fingerprint(denoiser_of(pipeline)),
         edit=None if edit is None else edit.name,
         strength=None if edit is None else float(strength),
     )

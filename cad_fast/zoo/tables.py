@@ -1,0 +1,121 @@
+"""``python -m cad_fast.zoo.tables --output DIR``: the figures that the documentation gives for the demo model.
+
+Every comparison is saved as it is finished; a second run with the same settings goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.plots import tradeoff_plot
+from ..files import read_json, require_writable_folder, write_bytes, write_json
+from . import OBJECTS, RARE_OBJECT
+from .study import CROSS_ATTENTION, FEED_FORWARD, KEEP_WEIGHT, Study
+
+MODEL_PER_CONCEPT = 36
+ERASE_RATIOS = {CROSS_ATTENTION: (0.01, 0.03, 0.06), FEED_FORWARD: (0.01, 0.03, 0.1)}
+AMPLIFY_RATIOS = (0.003, 0.01, 0.03)
+AMPLIFY_PER_CONCEPT = 96
+
+
+class Tables:
+    """Figures as JSON in a folder, each computed unless it is there."""
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        self.folder, self.study = require_writable_folder(folder), study
+        self._scores: dict[str, Any] = {}
+        self._before: Any = None
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Scores of every object, computed on first use."""
+        if not self._scores:
+            self._scores = self.study.attribute()
+        return self._scores
+
+    @property
+    def before(self) -> Any:
+        """The model without an edit."""
+        if self._before is None:
+            self._before = self.study.evaluate()
+        return self._before
+
+    def stored(self, name: str, compute: Any) -> dict[str, Any]:
+        """The content of ``name``.json, from ``compute()`` if there is none."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            write_json(path, compute())
+        return read_json(path)
+
+    def model(self) -> dict[str, Any]:
+        """Accuracy of every object and style, without an edit."""
+        return self.stored("model", lambda: self.study.evaluate(per_concept=MODEL_PER_CONCEPT, seed=77).summary())
+
+    def erase(self, obj: str, modules: str, ratio: float) -> dict[str, Any]:
+        """What erasing ``obj`` does to it and to the others."""
+
+        def compute() -> dict[str, Any]:
+            edit = self.study.erased(self.scores, obj, ratio, modules)
+            comparison, _ = self.study.compare(self.before, edit, obj)
+            print(f"{modules} {ratio:g}\n{comparison.table()}\n", flush=True)
+            return {**comparison.to_dict(), "point": comparison.point(ratio), "keep_weight": KEEP_WEIGHT}
+
+        return self.stored(f"erase-{modules}-{ratio:g}-{obj}", compute)
+
+    def amplify(self, modules: str, ratio: float) -> dict[str, Any]:
+        """What amplifying the rare object does to it."""
+
+        def compute() -> dict[str, Any]:
+            rare = {"concepts": [RARE_OBJECT], "per_concept": AMPLIFY_PER_CONCEPT}
+            edit = self.study.amplified(self.study.attribute_drawing(RARE_OBJECT), ratio, modules)
+            comparison, _ = self.study.compare(self.study.evaluate(**rare), edit, RARE_OBJECT, **rare)
+            others, _ = self.study.compare(self.before, edit, RARE_OBJECT)
+            print(f"{modules} {ratio:g}\n{comparison.table()}\n{others.table()}\n", flush=True)
+            return {"rare": comparison.to_dict(), "all": others.to_dict()}
+
+        return self.stored(f"amplify-{modules}-{ratio:g}", compute)
+
+
+def mean_point(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over concepts of points as ``Comparison.point`` gives them, without intervals."""
+    keys = ("ratio", "target", "others", "style")
+    return {key: sum(point[key] for point in points) / len(points) for key in keys}
+
+
+def markdown(rows: dict[str, dict[str, Any]]) -> str:
+    """One line per erased object."""
+    lines = ["| erased | before | after | others kept | worst other | style kept |", "|---|---|---|---|---|---|"]
+    for obj, row in rows.items():
+        worst = row["concepts"][row["worst_other"]]
+        lines.append(
+            f"| {obj} | {row['target']['before']:.2f} | {row['target']['after']:.2f} "
+            f"| {row['others']['kept_percent']:.0f}% "
+            f"| {row['worst_other']} {worst['before']:.2f} → {worst['after']:.2f} "
+            f"| {row['axes']['style']['kept_percent']:.0f}% |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m cad_fast.zoo.tables", description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--per-concept", type=int, default=16)
+    arguments = parser.parse_args()
+    tables = Tables(arguments.output, Study(per_concept=arguments.per_concept))
+    tables.model()
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for modules, ratios in ERASE_RATIOS.items():
+        for ratio in ratios:
+            rows = {obj: tables.erase(obj, modules, ratio) for obj in OBJECTS}
+            curves.setdefault(modules, []).append(mean_point([row["point"] for row in rows.values()]))
+            (arguments.output / f"erase-{modules}-{ratio:g}.md").write_text(markdown(rows))
+    write_bytes(arguments.output / "curves.png", tradeoff_plot(curves, title="Mean over the 12 objects"))
+    for modules in (CROSS_ATTENTION, FEED_FORWARD):
+        for ratio in AMPLIFY_RATIOS:
+            tables.amplify(modules, ratio)
+
+
+if __name__ == "__main__":
+    main()
