@@ -20,13 +20,13 @@ from .evaluation.sheets import before_after_sheet, contact_sheet
 from .extras import require
 from .files import require_writable_folder, write_bytes, write_json
 from .zoo import RARE_OBJECT, caption
-from .zoo.study import CROSS_ATTENTION, FEED_FORWARD, GUIDANCE, STEPS, Study
+from .zoo.study import CROSS_ATTENTION, FEED_FORWARD, GUIDANCE, STEPS, STRENGTH, Study
 
 ERASED = "car"
 RATIO = 0.03
 CURVE_RATIOS = (0.01, 0.03, 0.06)
 AMPLIFY_RATIO = 0.01
-STRENGTHS = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+STRENGTHS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
 PER_CONCEPT = 12
 PER_RARE = 48
 NAMES = {CROSS_ATTENTION: "cross-attention K/V", FEED_FORWARD: "feed-forward (the paper's set)"}
@@ -62,7 +62,7 @@ def run_demo(
 
     pictures: dict[str, Image.Image | bytes] = {}
     edit = study.erased(scores, ERASED, RATIO)
-    erased, after = study.compare(before, edit, ERASED, keep_images=True)
+    erased, after = study.compare(before, edit, ERASED, strength=STRENGTH, keep_images=True)
     pictures["erase"] = before_after_sheet(before, after, target=ERASED, columns=4)
     pictures["erase_bars"] = bars_before_after(erased)
     pictures["dial"] = dial(study, edit, ERASED)
@@ -117,7 +117,9 @@ def trade_off(
         for ratio in CURVE_RATIOS:
             comparison = erased
             if (modules, ratio) != (CROSS_ATTENTION, RATIO):
-                comparison, _ = study.compare(before, study.erased(scores, ERASED, ratio, modules), ERASED)
+                comparison, _ = study.compare(
+                    before, study.erased(scores, ERASED, ratio, modules), ERASED, strength=STRENGTH
+                )
             curves.setdefault(modules, []).append(comparison.point(ratio))
             comparisons[f"{modules} {ratio:g}"] = comparison.to_dict()
     return curves, comparisons
@@ -151,7 +153,7 @@ def _png(image: Image.Image) -> bytes:
 def table(results: Results) -> str:
     """What the demo prints at its end."""
     return (
-        f"\nErase {ERASED} ({NAMES[CROSS_ATTENTION]}, {RATIO:.0%} of the weights, same seeds before and after)\n"
+        f"\nErase {ERASED} ({NAMES[CROSS_ATTENTION]}, {RATIO:.0%} of the weights, strength {STRENGTH:g}, same seeds)\n"
         f"{results.erased.table()}\n\n"
         f"Amplify {RARE_OBJECT} ({NAMES[CROSS_ATTENTION]}, {AMPLIFY_RATIO:.0%})\n{results.amplified.table()}\n\n"
         f"done in {results.seconds:.0f} s"
@@ -180,7 +182,7 @@ def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list
     return [
         Paragraph(
             "A small text-to-image diffusion model draws twelve objects in three emoji styles. cad_fast scored how "
-            "much each of its weights contributes to drawing one object, and set the most contributing ones to zero. "
+            "much each of its weights contributes to drawing one object, and took the most contributing ones out. "
             "Every number below compares pictures from the same seeds, judged by a classifier; brackets are 95% "
             "confidence intervals."
         ),
@@ -197,8 +199,9 @@ def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list
         ),
         Heading(f"Erasing {ERASED}"),
         Paragraph(
-            f"The edit sets {results.edit.n_weights} of the cross-attention key and value weights ({RATIO:.0%}) to "
-            f"zero. It was chosen from {cost['rows_per_call']} sampled pictures: {cost['forward_backward_calls']} "
+            f"The edit names {results.edit.n_weights} of the cross-attention key and value weights ({RATIO:.0%}). At "
+            f"strength 1 they are zero; here it is applied at strength {STRENGTH:g}, where they change sign. It was "
+            f"chosen from {cost['rows_per_call']} sampled pictures: {cost['forward_backward_calls']} "
             "forward and backward passes after recording. What the other objects' scores say they need is spared."
         ),
         Picture(
