@@ -68,7 +68,7 @@ def test_bad_patterns_and_kinds(unet):
         match_modules(unet, [])
     with pytest.raises(ValueError, match="unknown kind 'unit'"):
         ComponentSpace.of(unet, "unit")
-    with pytest.raises(ValueError, match="has components of kind filter"):
+    with pytest.raises(ValueError, match="has components of kind 'filter'"):
         ComponentSpace.of(unet, "filter", "feed-forward")
 
 

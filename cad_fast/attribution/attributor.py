@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import torch
 
 from ..components import ComponentSpace, Kind
@@ -119,7 +119,7 @@ def versions() -> dict[str, str]:
     return {
         "cad_fast": __version__,
         "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
+        "diffusers": metadata.version("diffusers"),
         "python": platform.python_version(),
     }
 
