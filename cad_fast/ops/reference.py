@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import conv2d, pad
 
 
 def _bits_of(words: Tensor) -> Tensor:
@@ -28,3 +28,137 @@ def unpack_bits(words: Tensor, n: int) -> Tensor:
 def count_bits(words: Tensor) -> Tensor:
     """See `cad_fast.ops.count_bits`."""
     return _bits_of(words).sum((-2, -1), dtype=torch.int64)
+
+
+def _keep(words: Tensor, weight: Tensor, factors: Tensor | None) -> Tensor:
+    """What each variant multiplies each weight by: words [V, N, ceil(K / 32)] -> [V, *weight.shape], weight's dtype."""
+    ablated = unpack_bits(words, weight[0].numel()).reshape(len(words), *weight.shape)
+    factor = torch.zeros(len(words), device=words.device) if factors is None else factors
+    factor = factor.to(weight.dtype).reshape(-1, *[1] * weight.dim())
+    return torch.where(ablated, factor, torch.ones((), dtype=weight.dtype, device=weight.device))
+
+
+def _ablated(weight: Tensor, words: Tensor, factors: Tensor | None) -> Tensor:
+    """Every variant's weight, [V, *weight.shape]; removed weights are exactly zero, whatever they were."""
+    keep = _keep(words, weight, factors)
+    return torch.where(keep == 0, torch.zeros((), dtype=weight.dtype, device=weight.device), weight * keep)
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    words: Tensor,
+    bias: Tensor | None = None,
+    factors: Tensor | None = None,
+    transposed: bool = False,
+) -> Tensor:
+    """See `cad_fast.ops.masked_linear`."""
+    y = x @ (_ablated(weight, words, factors) if transposed else _ablated(weight, words, factors).mT)
+    return y if bias is None else y + bias
+
+
+def _edited(weight: Tensor, indices: Tensor, factors: Tensor) -> Tensor:
+    """A copy of the weight, the elements of these flat indices multiplied by their factors; factor 0 gives zero."""
+    flat = weight.flatten().clone()
+    product = flat[indices] * factors.to(weight.dtype)
+    flat[indices] = torch.where(factors == 0, torch.zeros_like(product), product)
+    return flat.reshape(weight.shape)
+
+
+def edited_linear(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None = None,
+    transposed: bool = False,
+) -> Tensor:
+    """See `cad_fast.ops.edited_linear`."""
+    parts = []
+    for group in range(len(rows) - 1):
+        own = slice(int(offsets[group]), int(offsets[group + 1]))
+        edited = _edited(weight, indices[own], factors[own])
+        parts.append(x[int(rows[group]) : int(rows[group + 1])] @ (edited if transposed else edited.mT))
+    y = torch.cat(parts)
+    return y if bias is None else y + bias
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    words: Tensor,
+    bias: Tensor | None,
+    factors: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """See `cad_fast.ops.masked_conv2d`."""
+    weights = _ablated(weight, words, factors)
+    return torch.stack([conv2d(x[v], weights[v], bias, stride, padding, dilation, groups) for v in range(len(words))])
+
+
+def edited_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """See `cad_fast.ops.edited_conv2d`."""
+    parts = []
+    for group in range(len(rows) - 1):
+        own = slice(int(offsets[group]), int(offsets[group + 1]))
+        edited = _edited(weight, indices[own], factors[own])
+        images = x[int(rows[group]) : int(rows[group + 1])]
+        parts.append(conv2d(images, edited, bias, stride, padding, dilation, groups))
+    return torch.cat(parts)
+
+
+def masked_linear_scores(
+    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor
+) -> None:
+    """See `cad_fast.ops.masked_linear_scores`."""
+    scores = weight.float() * (grad.float().mT @ x.float())
+    is_ablated = unpack_bits(words, weight.shape[1])
+    kept += torch.where(is_ablated, 0.0, scores).sum(0)
+    ablated += torch.where(is_ablated, scores, 0.0).sum(0)
+
+
+def seeded_mask(seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device) -> Tensor:
+    """See `cad_fast.ops.seeded_mask`."""
+    index = torch.arange(n, device=device)
+    blocks = index // 4
+    words = []
+    for variant in range(first, first + variants):
+        counter = [blocks & 0xFFFFFFFF, blocks >> 32, torch.full_like(blocks, variant), torch.zeros_like(blocks)]
+        draws = torch.stack(philox(counter, seed & 0xFFFFFFFF, seed >> 32), -1)
+        words.append(pack_bits(draws.gather(-1, (index % 4).unsqueeze(-1)).squeeze(-1) < threshold))
+    return torch.stack(words)
+
+
+def philox(counter: list[Tensor], key0: int, key1: int) -> list[Tensor]:
+    """Philox4x32-10 (Salmon et al., 2011): four counters below 2**32, int64, to four draws below 2**32, int64."""
+    c0, c1, c2, c3 = counter
+    for _ in range(10):
+        high0, low0 = _wide_product(0xD2511F53, c0)
+        high1, low1 = _wide_product(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0, key1 = (key0 + 0x9E3779B9) & 0xFFFFFFFF, (key1 + 0xBB67AE85) & 0xFFFFFFFF
+    return [c0, c1, c2, c3]
+
+
+def _wide_product(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of constant * x, without overflow of int64."""
+    low = constant * (x & 0xFFFF)
+    high = constant * (x >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

@@ -27,7 +27,7 @@ CHECKPOINT_EVERY = 500
 MIN_SNR = 5.0
 EMPTY_CAPTION = 0.12
 # How often the rare object is drawn, against once for every other object.
-RARE_WEIGHT = 0.05
+RARE_WEIGHT = 0.01
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Recipe:
 
 
 VAE = Recipe(steps=1800, batch=32, lr=2e-3)
-DIFFUSION = Recipe(steps=7500, batch=64, lr=1.5e-3)
+DIFFUSION = Recipe(steps=5400, batch=48, lr=1.5e-3)
 CLASSIFIER = Recipe(steps=1500, batch=64, lr=2e-3)
 
 
