@@ -124,9 +124,7 @@ def edited_conv2d(
     return torch.cat(parts)
 
 
-def masked_linear_scores(
-    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor
-) -> None:
+def masked_linear_scores(grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor) -> None:
     """See `cad_fast.ops.masked_linear_scores`."""
     scores = weight.float() * (grad.float().mT @ x.float())
     is_ablated = unpack_bits(words, weight.shape[1])
