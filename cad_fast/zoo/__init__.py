@@ -26,15 +26,20 @@ def folder(name: str = "emoji") -> Path:
 
 
 def load(name: str = "emoji", **kwargs: Any) -> StableDiffusionPipeline:
-    """The model as an ordinary StableDiffusionPipeline, in float32 unless ``torch_dtype`` says otherwise.
+    """The model as an ordinary StableDiffusionPipeline, in float32 unless ``dtype`` says otherwise (before
+    diffusers 0.42: ``torch_dtype``).
 
     ``kwargs`` go to ``StableDiffusionPipeline.from_pretrained``.
     """
+    import diffusers
     import torch
-    from diffusers import StableDiffusionPipeline
+    from packaging.version import Version
 
-    settings = {"torch_dtype": torch.float32, "local_files_only": True, "use_safetensors": True, **kwargs}
-    pipeline = StableDiffusionPipeline.from_pretrained(folder(name), **settings)
+    dtype = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+    settings = {dtype: torch.float32, "local_files_only": True, "use_safetensors": True, **kwargs}
+    if {"dtype", "torch_dtype"} <= settings.keys():
+        del settings[dtype]
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder(name), **settings)
     pipeline.set_progress_bar_config(leave=False)
     return pipeline
 
