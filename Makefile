@@ -4,12 +4,14 @@ BIN := .venv/bin
 STAMPS := .venv/.stamps
 NATIVE := setup.py pyproject.toml CMakeLists.txt cad_fast/version.py $(shell find csrc -type f)
 
-.PHONY: help venv demo test lint wheel-check clean
+.PHONY: help venv demo test bench sanitize lint wheel-check clean
 
 help:
 	@echo "make venv         pinned dependencies and the package, editable, in .venv"
 	@echo "make demo         the demonstration; results in demo-output/"
 	@echo "make test         the tests, without those marked slow or gpu"
+	@echo "make bench        throughput against peers, on an otherwise idle machine; results in bench-output/"
+	@echo "make sanitize     the tests of the kernels with address and undefined-behaviour sanitizers"
 	@echo "make lint         ruff check and ruff format --check"
 	@echo "make wheel-check  build sdist and wheel, install the wheel elsewhere and use it"
 	@echo "make clean        remove all that was built"
@@ -32,6 +34,12 @@ demo: venv
 test: venv
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" tests
 
+bench: venv
+	$(BIN)/python -m bench --output bench-output
+
+sanitize: venv
+	$(BIN)/python tests/sanitize.py
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,5 +48,5 @@ wheel-check: venv
 	$(BIN)/python tests/wheel_check.py
 
 clean:
-	rm -rf .venv build dist demo-output *.egg-info .pytest_cache .ruff_cache cad_fast/_C.*
+	rm -rf .venv build dist demo-output bench-output *.egg-info .pytest_cache .ruff_cache cad_fast/_C.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -53,8 +53,12 @@ def why_not(op: str, backend: str, *args: Any) -> str | None:
         return _native.why_not()
     if not hasattr(module, op):
         return f"cad_fast._C was built before {op} was added: install cad_fast again"
-    device = next((a.device for a in args if isinstance(a, torch.Tensor) and a.device.type != "cpu"), None)
-    return f"the native kernels run on cpu, a tensor is on {device}" if device is not None else None
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and arg.device.type != "cpu":
+            return f"the native kernels run on cpu, a tensor is on {arg.device}"
+        if isinstance(arg, torch.device) and arg.type != "cpu":
+            return f"the native kernels run on cpu, the result is wanted on {arg}"
+    return None
 
 
 def can_run(op: str, backend: str, *args: Any, raise_error: bool = False) -> bool:

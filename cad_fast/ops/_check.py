@@ -17,9 +17,33 @@ def tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
         raise ValueError(f"{name} must have at least one dimension, got a scalar")
 
 
+def tensors(**values: Any) -> None:
+    """Require tensors, by name: what the schema of a custom op would refuse without naming it."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
 def size(name: str, value: Any) -> None:
     """Require an int that is not negative (a symbolic one passes)."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < 0:
         raise ValueError(f"{name} must not be negative, got {value}")
+
+
+def shape(value: Tensor) -> str:
+    """The shape as error messages show it."""
+    return f"[{', '.join(map(str, value.shape))}]"
+
+
+def exact_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    """Require a shape."""
+    if value.shape != expected:
+        raise ValueError(f"{name} must be [{', '.join(map(str, expected))}], got {shape(value)}")
+
+
+def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Require a tensor on the device of another."""
+    if value.device != other.device:
+        raise ValueError(f"{name} must be on {other.device} like {other_name}, got {value.device}")

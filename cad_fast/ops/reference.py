@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
+from torch.nn.grad import conv2d_input
 
 
 def _bits_of(words: Tensor) -> Tensor:
@@ -30,9 +31,9 @@ def count_bits(words: Tensor) -> Tensor:
     return _bits_of(words).sum((-2, -1), dtype=torch.int64)
 
 
-def _keep(words: Tensor, weight: Tensor, factors: Tensor | None) -> Tensor:
+def keep(words: Tensor, weight: Tensor, factors: Tensor | None) -> Tensor:
     """What each variant multiplies each weight by: words [V, N, ceil(K / 32)] -> [V, *weight.shape], weight's dtype."""
-    ablated = unpack_bits(words, weight[0].numel()).reshape(len(words), *weight.shape)
+    ablated = unpack_bits(words, weight.shape[1:].numel()).reshape(len(words), *weight.shape)
     factor = torch.zeros(len(words), device=words.device) if factors is None else factors
     factor = factor.to(weight.dtype).reshape(-1, *[1] * weight.dim())
     return torch.where(ablated, factor, torch.ones((), dtype=weight.dtype, device=weight.device))
@@ -40,8 +41,8 @@ def _keep(words: Tensor, weight: Tensor, factors: Tensor | None) -> Tensor:
 
 def _ablated(weight: Tensor, words: Tensor, factors: Tensor | None) -> Tensor:
     """Every variant's weight, [V, *weight.shape]; removed weights are exactly zero, whatever they were."""
-    keep = _keep(words, weight, factors)
-    return torch.where(keep == 0, torch.zeros((), dtype=weight.dtype, device=weight.device), weight * keep)
+    kept = keep(words, weight, factors)
+    return torch.where(kept == 0, torch.zeros((), dtype=weight.dtype, device=weight.device), weight * kept)
 
 
 def masked_linear(
@@ -85,6 +86,25 @@ def edited_linear(
     return y if bias is None else y + bias
 
 
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    input_size: list[int] | None,
+) -> Tensor:
+    """The convolution, or the transposed one to an input of this size."""
+    if input_size is None:
+        return conv2d(x, weight, bias, stride, padding, dilation, groups)
+    shape = [len(x), weight.shape[1] * groups, *input_size]
+    if x.numel() == 0:
+        return x.new_zeros(shape)
+    return conv2d_input(shape, weight, x, stride, padding, dilation, groups)
+
+
 def masked_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -95,10 +115,13 @@ def masked_conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    input_size: list[int] | None = None,
 ) -> Tensor:
     """See `cad_fast.ops.masked_conv2d`."""
     weights = _ablated(weight, words, factors)
-    return torch.stack([conv2d(x[v], weights[v], bias, stride, padding, dilation, groups) for v in range(len(words))])
+    how = (stride, padding, dilation, groups, input_size)
+    parts = [_convolve(x[v], weights[v], bias, *how) for v in range(len(words))]
+    return torch.stack(parts) if parts else _convolve(x.flatten(0, 1), weight, bias, *how).unflatten(0, x.shape[:2])
 
 
 def edited_conv2d(
@@ -113,6 +136,7 @@ def edited_conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    input_size: list[int] | None = None,
 ) -> Tensor:
     """See `cad_fast.ops.edited_conv2d`."""
     parts = []
@@ -120,8 +144,8 @@ def edited_conv2d(
         own = slice(int(offsets[group]), int(offsets[group + 1]))
         edited = _edited(weight, indices[own], factors[own])
         images = x[int(rows[group]) : int(rows[group + 1])]
-        parts.append(conv2d(images, edited, bias, stride, padding, dilation, groups))
-    return torch.cat(parts)
+        parts.append(_convolve(images, edited, bias, stride, padding, dilation, groups, input_size))
+    return torch.cat(parts) if parts else _convolve(x, weight, bias, stride, padding, dilation, groups, input_size)
 
 
 def masked_linear_scores(grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor) -> None:
@@ -141,7 +165,7 @@ def seeded_mask(seed: int, first: int, variants: int, n: int, threshold: int, de
         counter = [blocks & 0xFFFFFFFF, blocks >> 32, torch.full_like(blocks, variant), torch.zeros_like(blocks)]
         draws = torch.stack(philox(counter, seed & 0xFFFFFFFF, seed >> 32), -1)
         words.append(pack_bits(draws.gather(-1, (index % 4).unsqueeze(-1)).squeeze(-1) < threshold))
-    return torch.stack(words)
+    return torch.stack(words) if words else index.new_empty((0, (n + 31) // 32), dtype=torch.int32)
 
 
 def philox(counter: list[Tensor], key0: int, key1: int) -> list[Tensor]:

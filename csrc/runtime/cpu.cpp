@@ -11,7 +11,7 @@ namespace {
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
-enum class Register { ebx, ecx };
+enum class Register { eax, ebx, ecx };
 
 // Which registers the operating system has to save on a context switch, as bits of XCR0.
 enum OsState : std::uint64_t { none = 0, ymm = 0x06, zmm = 0xe6 };
@@ -19,25 +19,27 @@ enum OsState : std::uint64_t { none = 0, ymm = 0x06, zmm = 0xe6 };
 struct FeatureBit {
   Feature feature;
   unsigned leaf;
+  unsigned subleaf;
   Register reg;
   int bit;
   OsState state;
 };
 
 constexpr FeatureBit feature_bits[] = {
-    {Feature::popcnt, 1, Register::ecx, 23, none},
-    {Feature::lzcnt, 0x80000001, Register::ecx, 5, none},
-    {Feature::bmi, 7, Register::ebx, 3, none},
-    {Feature::bmi2, 7, Register::ebx, 8, none},
-    {Feature::f16c, 1, Register::ecx, 29, ymm},
-    {Feature::fma, 1, Register::ecx, 12, ymm},
-    {Feature::avx2, 7, Register::ebx, 5, ymm},
-    {Feature::avx512f, 7, Register::ebx, 16, zmm},
-    {Feature::avx512bw, 7, Register::ebx, 30, zmm},
-    {Feature::avx512cd, 7, Register::ebx, 28, zmm},
-    {Feature::avx512dq, 7, Register::ebx, 17, zmm},
-    {Feature::avx512vl, 7, Register::ebx, 31, zmm},
-    {Feature::avx512vpopcntdq, 7, Register::ecx, 14, zmm},
+    {Feature::popcnt, 1, 0, Register::ecx, 23, none},
+    {Feature::lzcnt, 0x80000001, 0, Register::ecx, 5, none},
+    {Feature::bmi, 7, 0, Register::ebx, 3, none},
+    {Feature::bmi2, 7, 0, Register::ebx, 8, none},
+    {Feature::f16c, 1, 0, Register::ecx, 29, ymm},
+    {Feature::fma, 1, 0, Register::ecx, 12, ymm},
+    {Feature::avx2, 7, 0, Register::ebx, 5, ymm},
+    {Feature::avx512f, 7, 0, Register::ebx, 16, zmm},
+    {Feature::avx512bw, 7, 0, Register::ebx, 30, zmm},
+    {Feature::avx512cd, 7, 0, Register::ebx, 28, zmm},
+    {Feature::avx512dq, 7, 0, Register::ebx, 17, zmm},
+    {Feature::avx512vl, 7, 0, Register::ebx, 31, zmm},
+    {Feature::avx512vpopcntdq, 7, 0, Register::ecx, 14, zmm},
+    {Feature::avx512bf16, 7, 1, Register::eax, 5, zmm},
 };
 
 std::uint64_t xcr0() {
@@ -54,8 +56,8 @@ std::uint32_t detect() {
   std::uint32_t found = 0;
   for (const FeatureBit& f : feature_bits) {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    if (!__get_cpuid_count(f.leaf, 0, &eax, &ebx, &ecx, &edx)) continue;
-    const unsigned value = f.reg == Register::ebx ? ebx : ecx;
+    if (!__get_cpuid_count(f.leaf, f.subleaf, &eax, &ebx, &ecx, &edx)) continue;
+    const unsigned value = f.reg == Register::eax ? eax : f.reg == Register::ebx ? ebx : ecx;
     if (((value >> f.bit) & 1u) && (saved & f.state) == f.state) found |= 1u << static_cast<int>(f.feature);
   }
   return found;

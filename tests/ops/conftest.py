@@ -18,7 +18,7 @@ def native() -> ModuleType:
     module.set_capability(before)
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "avx512bf16"])
 def capability(request: pytest.FixtureRequest, native: ModuleType) -> str:
     """Each instruction set in turn, in use."""
     reason = native.capabilities().get(request.param, "not built for this architecture")

@@ -133,7 +133,7 @@ def test_features_agree_with_the_kernel(native) -> None:
     )
     if flags is None:
         pytest.skip("no /proc/cpuinfo with x86 flags")
-    linux_names = {"bmi": "bmi1", "lzcnt": "abm", "avx512vpopcntdq": "avx512_vpopcntdq"}
+    linux_names = {"bmi": "bmi1", "lzcnt": "abm", "avx512vpopcntdq": "avx512_vpopcntdq", "avx512bf16": "avx512_bf16"}
     for feature, present in native.cpu_features().items():
         assert present == (linux_names.get(feature, feature) in flags.split()), feature
 

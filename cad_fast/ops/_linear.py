@@ -1,0 +1,41 @@
+"""What the linear operators share: checks of x, weight and bias, and addresses for the native kernels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cad_fast.ops import _check
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def check_operands(x: Any, weight: Any, bias: Any, dims: int, transposed: bool) -> tuple[int, int]:
+    """Check x of so many dimensions against a weight [n, k], and the bias; returns the sizes (n, k)."""
+    _check.tensor("x", x, DTYPES)
+    _check.tensor("weight", weight, (x.dtype,))
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be [n, k], got {_check.shape(weight)}")
+    n, k = weight.shape
+    inner = n if transposed else k
+    if x.dim() != dims or x.shape[-1] != inner:
+        leading = "variants, rows" if dims == 3 else "rows"
+        raise ValueError(f"x must be [{leading}, {inner}] for a weight {_check.shape(weight)}, got {_check.shape(x)}")
+    if bias is not None:
+        if transposed:
+            raise ValueError("bias must be None if transposed")
+        _check.tensor("bias", bias, (x.dtype,))
+        _check.exact_shape("bias", bias, (n,))
+        _check.same_device("bias", bias, "x", x)
+    _check.same_device("weight", weight, "x", x)
+    return n, k
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the data of a contiguous tensor lie; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """The tensor itself if it is contiguous, else a copy that is."""
+    return None if tensor is None else tensor.contiguous()

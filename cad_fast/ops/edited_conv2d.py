@@ -1,0 +1,271 @@
+"""edited_conv2d: one convolution whose rows are split into groups, each with its own sparse edit of the weight."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cad_fast.ops import _backend, _check, _conv, _native, reference
+from cad_fast.ops._conv import Geometry
+from cad_fast.ops._registry import Op, register
+
+
+def edited_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    input_size: Sequence[int] | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Convolve each group of rows with its own sparse edit of the weight: some elements multiplied by factors.
+
+    Group g owns the rows rows[g]:rows[g + 1] of x and the edit offsets[g]:offsets[g + 1] of indices and factors.
+    Factor 0 gives exact zeros, whatever the element was. Differentiable in x, weight and bias (the gradient by the
+    weight is slow).
+
+    Args:
+        x: [R, C, H, W], float32 or bfloat16; any strides.
+        weight: [N, C / groups, kh, kw], dtype of x; any strides.
+        rows: [G + 1], int64 on the CPU, ascending from 0 to R; a group may be empty.
+        offsets: [G + 1], int64 on the CPU, ascending from 0 to E; an edit may be empty.
+        indices: [E], int64, into the weight flattened in the order (filter, channel, row, column); strictly ascending
+            within an edit.
+        factors: [E], float32; rounded to x's dtype.
+        bias: [N], dtype of x, or None.
+        stride: as for torch's conv2d, an int or two of them; so are the next ones.
+        padding: rows and columns of zeros around the images.
+        dilation: the distance between neighbouring elements of the kernel on the image.
+        groups: how many groups the channels fall into, an int.
+        input_size: (H, W) asks for the transposed product, as in the gradient by x: x is then [R, N, H', W'] and bias
+            None.
+        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+
+    Returns:
+        [R, N, H', W'], or [R, C, H, W] if input_size is given; dtype of x, channels last where torch's conv2d would
+        give that.
+
+    Raises:
+        TypeError: an argument is no tensor or no int where one is needed, or a tensor has another dtype.
+        ValueError: a shape, a device, a number, an index or an offset does not fit; the message names it.
+        RuntimeError: the backend asked for cannot run.
+
+    Source: the edits of CAD (arXiv 2412.02542), several at once in one batch.
+    """
+    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
+    return _op(x, weight, rows, offsets, indices, factors, bias, *how, backend)
+
+
+def _check_shapes(
+    x: Any, weight: Any, rows: Any, offsets: Any, indices: Any, factors: Any, bias: Any, how: Geometry
+) -> None:
+    _conv.check(x, weight, bias, how, 4)
+    for name, tensor in (("rows", rows), ("offsets", offsets), ("indices", indices)):
+        _check.tensor(name, tensor, (torch.int64,))
+    _check.tensor("factors", factors, (torch.float32,))
+    for name, tensor in (("rows", rows), ("offsets", offsets), ("indices", indices), ("factors", factors)):
+        if tensor.dim() != 1:
+            raise ValueError(f"{name} must have one dimension, got shape {list(tensor.shape)}")
+    if len(rows) == 0 or len(rows) != len(offsets):
+        raise ValueError(f"rows and offsets must have one length, at least 1, got {len(rows)} and {len(offsets)}")
+    if len(indices) != len(factors):
+        raise ValueError(f"factors must have one element per index, {len(indices)}, got {len(factors)}")
+    for name, tensor in (("rows", rows), ("offsets", offsets)):
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{name} must be on cpu, got {tensor.device}")
+    for name, tensor in (("indices", indices), ("factors", factors)):
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
+
+
+def _check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor) -> None:
+    for name, bounds, end in (("rows", rows, len(x)), ("offsets", offsets, len(indices))):
+        if bounds[0] != 0 or bounds[-1] != end or (bounds.diff() < 0).any():
+            raise ValueError(f"{name} must ascend from 0 to {end}, got {bounds.tolist()[:8]}")
+    if len(indices) == 0:
+        return
+    if int(indices.min()) < 0 or int(indices.max()) >= weight.numel():
+        least, most = int(indices.min()), int(indices.max())
+        raise ValueError(f"indices must lie in 0..{weight.numel() - 1}, got {least} to {most}")
+    ascends = indices.diff() > 0
+    starts = offsets[(offsets > 0) & (offsets < len(indices))]
+    ascends[starts.to(indices.device) - 1] = True
+    if not ascends.all():
+        at = int((~ascends).nonzero()[0]) + 1
+        raise ValueError(
+            f"indices must ascend strictly within an edit, got {indices[at - 1 : at + 1].tolist()} at {at - 1}"
+        )
+
+
+@torch.library.custom_op("cad_fast::edited_conv2d", mutates_args=())
+def _op(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    input_size: Sequence[int] | None,
+    backend: str | None,
+) -> Tensor:
+    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
+    _check_values(x, weight, rows, offsets, indices)
+    return _backend.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
+
+
+@_op.register_fake
+def _(x, weight, rows, offsets, indices, factors, bias, stride, padding, dilation, groups, input_size, backend):
+    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
+    return _conv.empty_result(x, weight, how)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, rows, offsets, indices, factors, _, *how, backend = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, rows, offsets, indices, factors)
+    ctx.how, ctx.image_size, ctx.backend = Geometry(*how), list(x.shape[-2:]), backend
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, rows, offsets, indices, factors = ctx.saved_tensors
+    for_x = for_weight = for_bias = None
+    if ctx.needs_input_grad[0]:
+        back = ctx.how.transposed(ctx.image_size if ctx.how.input_size is None else None)
+        for_x = _op(grad, weight, rows, offsets, indices, factors, None, *back, ctx.backend)
+    if ctx.needs_input_grad[1]:
+        for_weight = _weight_gradient(grad, x, weight, rows, offsets, indices, factors, ctx.how)
+    if ctx.needs_input_grad[6]:
+        for_bias = grad.sum((0, 2, 3))
+    return for_x, for_weight, None, None, None, None, for_bias, *[None] * 6
+
+
+def _weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    how: Geometry,
+) -> Tensor:
+    """Row by row, and without a look at the groups' bounds, so that it can be traced."""
+    device = weight.device
+    entries = torch.arange(indices.shape[0], device=device)
+    edit_of_entry = torch.bucketize(entries, offsets[1:].to(device), right=True)
+    group_of_row = torch.bucketize(torch.arange(x.shape[0], device=device), rows[1:].to(device), right=True)
+    total = torch.zeros_like(weight)
+    for row in range(x.shape[0]):
+        gradient = _conv.weight_gradient(grad[row : row + 1], x[row : row + 1], weight, how)
+        own = torch.where(edit_of_entry == group_of_row[row], factors, 1.0)
+        factor = torch.ones(weight.numel(), device=device).scatter_reduce(0, indices, own, "prod")
+        factor = factor.reshape(weight.shape).to(weight.dtype)
+        total = total + torch.where(factor == 0, torch.zeros_like(gradient), gradient * factor)
+    return total
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _parts(rows: Tensor, offsets: Tensor) -> Iterator[tuple[slice, slice]]:
+    """The rows and entries of each group that has rows; neighbours without an edit are taken together."""
+    bounds, edits = rows.tolist(), offsets.tolist()
+    plain_from = None
+    for group in range(len(bounds) - 1):
+        begin, end = bounds[group], bounds[group + 1]
+        if begin == end:
+            continue
+        if edits[group] == edits[group + 1]:
+            plain_from = begin if plain_from is None else plain_from
+            continue
+        if plain_from is not None:
+            yield slice(plain_from, begin), slice(0, 0)
+            plain_from = None
+        yield slice(begin, end), slice(edits[group], edits[group + 1])
+    if plain_from is not None:
+        yield slice(plain_from, bounds[-1]), slice(0, 0)
+
+
+def _native_edited_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None,
+    *how: Any,
+) -> Tensor:
+    how = Geometry(*how)
+    parts = list(_parts(rows, offsets))
+    if len(parts) == 1 and parts[0][1] == slice(0, 0):
+        return _conv.laid_out(_conv.convolve(x, weight, bias, how), x, weight, how)
+    out = _conv.empty_result(x, weight, how)
+    edited = None
+    weight, indices, factors = weight.contiguous(), indices.contiguous(), factors.contiguous()
+    edit = _native.load().edited_conv2d
+    bfloat16 = weight.dtype == torch.bfloat16
+    for own_rows, own in parts:
+        if own.start == own.stop:
+            out[own_rows].copy_(_conv.convolve(x[own_rows], weight, bias, how))
+            continue
+        edited = weight.clone() if edited is None else edited
+        place = (weight.data_ptr(), edited.data_ptr(), indices[own].data_ptr())
+        count = own.stop - own.start
+        edit(*place, factors[own].data_ptr(), count, bfloat16)
+        out[own_rows].copy_(_conv.convolve(x[own_rows], edited, bias, how))
+        edit(*place, 0, count, bfloat16)
+    return out
+
+
+def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    how = Geometry(*rest[-5:])
+    return _conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, how)
+
+
+def _samples() -> list[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(
+        shape: list[int], filters: int, kernel: list[int], *how: Any, dtype: torch.dtype = torch.float32
+    ) -> list:
+        x = torch.randn(shape, generator=generator).to(dtype)
+        weight = torch.randn([filters, shape[1] // how[3], *kernel], generator=generator).to(dtype)
+        edits = [torch.randperm(weight.numel(), generator=generator)[:n].sort().values for n in (9, 0, 0, 1, 20)]
+        offsets = torch.tensor([0, *(len(edit) for edit in edits)]).cumsum(0)
+        factors = torch.randn(int(offsets[-1]), generator=generator)
+        factors[::2] = 0.0
+        bias = torch.randn(filters, generator=generator).to(dtype)
+        rows = torch.tensor([0, 2, 3, 4, 4, shape[0]])
+        return [x, weight, rows, offsets, torch.cat(edits), factors, bias, *how, None]
+
+    plain = sample([6, 5, 4, 3], 7, [3, 3], [1, 1], [1, 1], [1, 1], 1)
+    wide = sample([5, 4, 9, 8], 6, [2, 3], [2, 1], [0, 2], [1, 2], 2)
+    half = sample([7, 3, 4, 4], 13, [1, 1], [1, 1], [0, 0], [1, 1], 1, dtype=torch.bfloat16)
+    trained = [plain[0].clone().requires_grad_(), plain[1].clone().requires_grad_(), *plain[2:]]
+    without = [*plain[:3], torch.zeros(6, dtype=torch.int64), plain[4][:0], plain[5][:0], None, *plain[7:]]
+    channels_last = [plain[0].to(memory_format=torch.channels_last), *plain[1:]]
+    nothing = torch.zeros(1, dtype=torch.int64)
+    empty = [plain[0][:0], plain[1], nothing, nothing, plain[4][:0], plain[5][:0], *plain[6:]]
+    grad = torch.randn([6, 7, 4, 3], generator=generator)
+    back = [grad, *plain[1:6], None, *plain[7:11], [4, 3]]
+    return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
+
+
+register(Op("edited_conv2d", _op, {"native": _native_edited_conv2d, "reference": _reference}, _samples))

@@ -1,0 +1,240 @@
+"""edited_linear: a linear layer in which every group of rows has its own sparse edit."""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cad_fast.ops import _backend, _check, _linear, _native, reference
+from cad_fast.ops._registry import Op, register
+
+
+def edited_linear(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None = None,
+    transposed: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Apply a linear layer to groups of rows, every group under its own sparse edit of the weight.
+
+    y[r] = x[r] @ W_g.T + bias for the rows r of group g, where W_g is the weight with the elements of the group's
+    entries multiplied by their factors. Factor 0 removes an element exactly, even if it is infinite or NaN. With
+    `transposed`, y[r] = x[r] @ W_g.
+
+    Sums are float32. The order of a row's sum depends on the sizes of the weight and on `transposed` alone; not on the
+    other rows and groups, nor on the number of threads.
+
+    Differentiable in `x`, `bias` and `weight`; the gradient of the weight is computed by plain torch, one group at a
+    time.
+
+    Args:
+        x: [r, k], float32 or bfloat16; any strides. With `transposed` [r, n].
+        weight: [n, k], dtype of `x`; any strides.
+        rows: [groups + 1], int64, on the CPU, ascending from 0 to r: group g owns the rows from rows[g] to rows[g + 1].
+        offsets: [groups + 1], int64, on the CPU, ascending from 0 to e: group g's edit is the entries from offsets[g]
+            to offsets[g + 1]. Groups may have no rows and no entries.
+        indices: [e], int64: elements of the flattened weight, strictly ascending within a group.
+        factors: [e], float32: what these elements are multiplied by.
+        bias: [n], dtype of `x`, or None. Must be None with `transposed`.
+        transposed: multiply by W_g rather than by its transpose.
+        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+
+    Returns:
+        [r, n], dtype of `x`. With `transposed` [r, k].
+
+    Raises:
+        TypeError: an argument is no tensor or has another dtype.
+        ValueError: shapes or devices do not fit; `rows` or `offsets` do not ascend as stated; an index is out of range
+            or not above the one before it; there is a bias with `transposed`.
+        RuntimeError: the backend asked for cannot run.
+    """
+    _check.tensors(x=x, weight=weight, rows=rows, offsets=offsets, indices=indices, factors=factors)
+    return _op(x, weight, rows, offsets, indices, factors, bias, transposed, backend)
+
+
+def _check_arguments(
+    x: Any, weight: Any, rows: Any, offsets: Any, indices: Any, factors: Any, bias: Any, transposed: bool
+) -> None:
+    _linear.check_operands(x, weight, bias, 2, transposed)
+    for name, value in (("rows", rows), ("offsets", offsets), ("indices", indices)):
+        _check.tensor(name, value, (torch.int64,))
+    _check.tensor("factors", factors, (torch.float32,))
+    if rows.dim() != 1 or len(rows) < 2:
+        raise ValueError(f"rows must be [groups + 1] with at least one group, got {_check.shape(rows)}")
+    _check.exact_shape("offsets", offsets, rows.shape)
+    if indices.dim() != 1:
+        raise ValueError(f"indices must be [entries], got {_check.shape(indices)}")
+    _check.exact_shape("factors", factors, indices.shape)
+    for name, value in (("rows", rows), ("offsets", offsets)):
+        if value.device.type != "cpu":
+            raise ValueError(f"{name} must be on cpu, got {value.device}")
+    _check.same_device("indices", indices, "x", x)
+    _check.same_device("factors", factors, "x", x)
+
+
+@torch.library.custom_op("cad_fast::edited_linear", mutates_args=())
+def _op(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None,
+    transposed: bool,
+    backend: str | None,
+) -> Tensor:
+    _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
+    return _backend.run("edited_linear", backend, x, weight, rows, offsets, indices, factors, bias, transposed)
+
+
+@_op.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None,
+    transposed: bool,
+    backend: str | None,
+) -> Tensor:
+    _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
+    return x.new_empty((x.shape[0], weight.shape[1 if transposed else 0]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, rows, offsets, indices, factors, _, ctx.transposed, ctx.backend = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, rows, offsets, indices, factors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, *edits = ctx.saved_tensors
+    for_x, for_weight, _, _, _, _, for_bias, *_ = ctx.needs_input_grad
+    return (
+        _op(grad, weight, *edits, None, not ctx.transposed, ctx.backend) if for_x else None,
+        _weight_gradient(grad, x, weight, *edits, ctx.transposed) if for_weight else None,
+        *[None] * 4,
+        grad.sum(0) if for_bias else None,
+        None,
+        None,
+    )
+
+
+def _weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    transposed: bool,
+) -> Tensor:
+    """The sum over the groups of the weight's gradient in them, the edited elements times their factors."""
+    total = torch.zeros(weight.numel(), dtype=torch.float32, device=weight.device)
+    outputs, inputs = (x, grad) if transposed else (grad, x)
+    bounds, offsets = rows.tolist(), offsets.tolist()
+    for group, (first, last) in enumerate(itertools.pairwise(bounds)):
+        own = slice(offsets[group], offsets[group + 1])
+        part = (outputs[first:last].mT @ inputs[first:last]).flatten().float()
+        total = total + part.index_put((indices[own],), part[indices[own]] * factors[own])
+    return total.to(weight.dtype).reshape(weight.shape)
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _native_edited_linear(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None,
+    transposed: bool,
+) -> Tensor:
+    x, weight, bias = x.contiguous(), weight.contiguous(), _linear.contiguous(bias)
+    rows, offsets, indices, factors = (t.contiguous() for t in (rows, offsets, indices, factors))
+    n, k = weight.shape
+    y = torch.empty((x.shape[0], k if transposed else n), dtype=x.dtype)
+    _native.load().edited_linear(
+        x.data_ptr(),
+        weight.data_ptr(),
+        rows.data_ptr(),
+        offsets.data_ptr(),
+        indices.data_ptr(),
+        factors.data_ptr(),
+        _linear.address(bias),
+        y.data_ptr(),
+        x.shape[0],
+        rows.shape[0] - 1,
+        indices.shape[0],
+        n,
+        k,
+        transposed,
+        x.dtype == torch.bfloat16,
+    )
+    return y
+
+
+def _reference_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    _check_values(x, weight, *rest[:3])
+    return reference.edited_linear(x, weight, *rest)
+
+
+def _check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor) -> None:
+    """What the native version checks on its way: order and range of rows, offsets and indices."""
+    for name, value, last in (("offsets", offsets, indices.shape[0]), ("rows", rows, x.shape[0])):
+        if value[0] != 0 or value[-1] != last or (value.diff() < 0).any():
+            raise ValueError(f"{name} must ascend from 0 to {last}")
+    outside = (indices < 0) | (indices >= weight.numel())
+    disordered = torch.zeros_like(outside)
+    disordered[1:] = indices.diff() <= 0
+    disordered[offsets[(offsets < indices.shape[0])]] = False
+    bad = (outside | disordered).nonzero().flatten()
+    if bad.numel() == 0:
+        return
+    position = int(bad[0])
+    what = f"indices[{position}] = {int(indices[position])}"
+    if outside[position]:
+        raise ValueError(f"{what} is out of range for a weight of {weight.numel()} elements")
+    raise ValueError(f"{what} must be above the index before it in its group, {int(indices[position - 1])}")
+
+
+def _samples() -> list[tuple[Any, ...]]:
+    def sample(rows: list[int], n: int, k: int, dtype: torch.dtype, transposed: bool, biased: bool) -> tuple:
+        generator = torch.Generator().manual_seed(n * k)
+
+        def values(*shape: int) -> Tensor:
+            # Small integers, so that bfloat16 holds the sums and all backends agree to the last bit.
+            return torch.randint(-1, 2, shape, generator=generator).to(dtype)
+
+        groups = [torch.randperm(n * k, generator=generator)[: 3 * g].sort().values for g in range(len(rows) - 1)]
+        offsets = torch.tensor([0, *(len(g) for g in groups)]).cumsum(0)
+        factors = torch.arange(int(offsets[-1]), dtype=torch.float32) % 3 - 1
+        # torch cannot trace the slices of the weight's gradient that have no rows at all.
+        differentiable = rows[-1] > 0
+        x = values(rows[-1], n if transposed else k).requires_grad_(differentiable)
+        bias = values(n).requires_grad_() if biased else None
+        weight = values(n, k).requires_grad_(differentiable)
+        return x, weight, torch.tensor(rows), offsets, torch.cat(groups), factors, bias, transposed
+
+    return [
+        sample([0, 2, 2, 7, 8], 33, 65, torch.float32, False, True),
+        sample([0, 5, 9], 17, 31, torch.float32, True, False),
+        sample([0, 1, 2, 20], 35, 97, torch.bfloat16, False, True),
+        sample([0, 0], 5, 9, torch.float32, False, False),
+    ]
+
+
+register(Op("edited_linear", _op, {"native": _native_edited_linear, "reference": _reference_edited_linear}, _samples))

@@ -1,0 +1,124 @@
+"""masked_linear_scores: sums of weight times gradient over many variants of a linear layer, by kept and ablated."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops._registry import Op, register
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def masked_linear_scores(
+    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor, *, backend: str | None = None
+) -> None:
+    """Add every variant's weight * (grad^T x) to `kept` where the variant keeps the weight, to `ablated` where not.
+
+    grad^T x is the gradient of the weight, summed over the rows of a variant; it is never held for more than a few
+    elements at a time. Sums are in float32: first over rows, then over variants, then multiplied by the weight.
+
+    Args:
+        grad: [V, R, N], float32 or bfloat16; any strides. The gradient of the layer's output.
+        x: [V, R, K], dtype of `grad`; any strides. The layer's input.
+        weight: [N, K], dtype of `grad`; any strides.
+        words: [V, N, ceil(K / 32)], int32; any strides. Bit i of word j is set where the variant ablates the weight in
+            column 32 * j + i; bits behind column K - 1 are ignored.
+        kept: [N, K], float32; any strides. Updated in place.
+        ablated: [N, K], float32; any strides, other memory than `kept`. Updated in place.
+        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+
+    Returns:
+        None.
+
+    Raises:
+        TypeError: an argument is no tensor or has another dtype.
+        ValueError: a shape does not fit the others, or a tensor is on another device than `grad`.
+        RuntimeError: the backend asked for cannot run.
+
+    Source: Nguyen et al., "Unveiling Concept Attribution in Diffusion Models" (arXiv 2412.02542), whose first-order
+    scores are the case of one variant that ablates nothing.
+    """
+    _check_arguments(grad, x, weight, words, kept, ablated)
+    _op(grad, x, weight, words, kept, ablated, backend)
+
+
+def _check_arguments(grad: Any, x: Any, weight: Any, words: Any, kept: Any, ablated: Any) -> None:
+    _check.tensor("grad", grad, _DTYPES)
+    if grad.dim() != 3:
+        raise ValueError(f"grad must have shape [V, R, N], got {list(grad.shape)}")
+    _check.tensor("weight", weight, (grad.dtype,))
+    if weight.dim() != 2 or weight.shape[0] != grad.shape[2]:
+        raise ValueError(f"weight must have shape [{grad.shape[2]}, K] to fit grad, got {list(weight.shape)}")
+    variants, rows, n = grad.shape
+    k = weight.shape[1]
+    for name, value, dtype, shape in (
+        ("x", x, grad.dtype, (variants, rows, k)),
+        ("words", words, torch.int32, (variants, n, _bits.words_for(k))),
+        ("kept", kept, torch.float32, (n, k)),
+        ("ablated", ablated, torch.float32, (n, k)),
+    ):
+        _check.tensor(name, value, (dtype,))
+        if value.shape != shape:
+            raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
+    for name, value in (("x", x), ("weight", weight), ("words", words), ("kept", kept), ("ablated", ablated)):
+        if value.device != grad.device:
+            raise ValueError(f"{name} must be on {grad.device} like grad, got {value.device}")
+
+
+@torch.library.custom_op("cad_fast::masked_linear_scores", mutates_args=("kept", "ablated"))
+def _op(
+    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor, backend: str | None
+) -> None:
+    _check_arguments(grad, x, weight, words, kept, ablated)
+    _backend.run("masked_linear_scores", backend, grad, x, weight, words, kept, ablated)
+
+
+@_op.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor, backend: str | None
+) -> None:
+    _check_arguments(grad, x, weight, words, kept, ablated)
+
+
+def _native_masked_linear_scores(
+    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor
+) -> None:
+    inputs = [tensor.contiguous() for tensor in (grad, x, weight, words)]
+    outputs = [tensor.contiguous() for tensor in (kept, ablated)]
+    addresses = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
+    _native.load().masked_linear_scores(*addresses, *grad.shape, x.shape[2], grad.dtype == torch.bfloat16)
+    for given, updated in zip((kept, ablated), outputs, strict=True):
+        if updated is not given:
+            given.copy_(updated)
+
+
+def _samples() -> list[tuple[Any, ...]]:
+    def sample(variants: int, rows: int, n: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        def ramp(*shape: int) -> Tensor:
+            size = torch.Size(shape).numel()
+            return (torch.arange(size) % 17 - 8).reshape(shape).to(dtype) / 8
+
+        words = torch.arange(variants * n * _bits.words_for(k), dtype=torch.int32) * 0x2345679 - 7
+        sums = (torch.ones(n, k), torch.full((n, k), -2.0))
+        return ramp(variants, rows, n), ramp(variants, rows, k), ramp(n, k), words.reshape(variants, n, -1), *sums
+
+    grad, x, weight, words, kept, ablated = sample(2, 3, 5, 33)
+    return [
+        (grad, x, weight, words, kept, ablated),
+        sample(3, 1, 6, 64, torch.bfloat16),
+        (grad, x, weight, words, kept.t().contiguous().t(), ablated),
+        sample(2, 0, 3, 7),
+        (grad[:0], x[:0], weight, words[:0], kept, ablated),
+    ]
+
+
+register(
+    Op(
+        "masked_linear_scores",
+        _op,
+        {"native": _native_masked_linear_scores, "reference": reference.masked_linear_scores},
+        _samples,
+    )
+)

@@ -1,0 +1,107 @@
+"""seeded_mask: random ablations of many variants from one seed, with nothing to store."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops._registry import Op, register
+
+
+def seeded_mask(
+    seed: int,
+    first: int,
+    variants: int,
+    n: int,
+    fraction: float,
+    *,
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+) -> Tensor:
+    """Draw packed masks: every bit of every variant is set with probability `fraction`, independently of all others.
+
+    A bit depends on the seed, the number of its variant and its position alone. So any part of the variants can be
+    drawn again by itself, on any machine and device, and a seed with a fraction stands for all of them.
+
+    Args:
+        seed: in [0, 2**64).
+        first: number of the first variant.
+        variants: how many variants; `first + variants` is at most 2**32.
+        n: how many elements each mask has.
+        fraction: in [0, 1]; 0 sets no bit and 1 sets all of them, in between it is rounded to a multiple of 2**-32.
+        device: where the result is put.
+        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+
+    Returns:
+        [variants, ceil(n / 32)], int32; the bits behind element n - 1 are zero.
+
+    Raises:
+        TypeError: a number is not of its type.
+        ValueError: a number is outside its range.
+        RuntimeError: the backend asked for cannot run.
+
+    Source: Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011). Bit i
+    of variant v is whether draw i % 4 of the block with counter (i // 4, v), 64 bits each, and key `seed` is below
+    round(fraction * 2**32).
+    """
+    _check.size("seed", seed)
+    if seed >= 2**64:
+        raise ValueError(f"seed must be below 2**64, got {seed}")
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+        raise TypeError(f"fraction must be a float, got {type(fraction).__name__}")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must be in [0, 1], got {fraction}")
+    _check_sizes(first, variants, n)
+    # The schema of a custom op knows signed integers of 64 bits only.
+    signed = seed if seed < 2**63 else seed - 2**64
+    return _op(signed, first, variants, n, round(fraction * 2**32), torch.device(device), backend)
+
+
+def _check_sizes(first: Any, variants: Any, n: Any) -> None:
+    _check.size("first", first)
+    _check.size("variants", variants)
+    _check.size("n", n)
+    if first + variants > 2**32:
+        raise ValueError(f"first + variants must be at most 2**32, got {first} + {variants}")
+
+
+@torch.library.custom_op("cad_fast::seeded_mask", mutates_args=())
+def _op(
+    seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device, backend: str | None
+) -> Tensor:
+    _check_sizes(first, variants, n)
+    if not 0 <= threshold <= 2**32:
+        raise ValueError(f"threshold must be in [0, 2**32], got {threshold}")
+    return _backend.run("seeded_mask", backend, seed % 2**64, first, variants, n, threshold, device)
+
+
+@_op.register_fake
+def _(
+    seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device, backend: str | None
+) -> Tensor:
+    return torch.empty((variants, _bits.words_for(n)), dtype=torch.int32, device=device)
+
+
+def _native_seeded_mask(seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device) -> Tensor:
+    width = _bits.words_for(n)
+    words = torch.empty((variants, width), dtype=torch.int32)
+    _native.load().seeded_mask(seed, first, variants, 0, width, threshold, words.data_ptr())
+    if n % _bits.WORD_BITS:
+        words[:, -1] &= (1 << n % _bits.WORD_BITS) - 1
+    return words
+
+
+def _samples() -> list[tuple[Any, ...]]:
+    cpu = torch.device("cpu")
+    return [
+        (7, 0, 3, 77, 2**30, cpu),
+        (-(2**63), 2**32 - 2, 2, 161, 2**31 + 12345, cpu),
+        (-1, 5, 1, 64, 2**32, cpu),
+        (0, 5, 2, 33, 0, cpu),
+        (1, 0, 0, 33, 2**31, cpu),
+        (1, 0, 3, 0, 2**31, cpu),
+    ]
+
+
+register(Op("seeded_mask", _op, {"native": _native_seeded_mask, "reference": reference.seeded_mask}, _samples))

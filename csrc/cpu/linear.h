@@ -1,0 +1,193 @@
+// The loops around the dense core: panels of the weight are packed once and used for every segment of rows, each
+// segment seeing them as its Weights edits them.
+#pragma once
+
+#include "cpu/gemm.h"
+
+namespace cad_fast::CAD_FAST_TARGET {
+namespace {
+
+// Hands out parts of a thread's scratch memory, on cache lines.
+class Scratch {
+ public:
+  explicit Scratch(std::uint8_t* memory) : next_(memory) {}
+
+  template <class T>
+  T* take(std::int64_t count) {
+    auto* taken = reinterpret_cast<T*>(next_);
+    next_ += ceil_div(count * static_cast<std::int64_t>(sizeof(T)), 64) * 64;
+    return taken;
+  }
+
+ private:
+  std::uint8_t* next_;
+};
+
+// What is packed at a time.
+struct Block {
+  std::int64_t column, columns;    // the outputs
+  std::int64_t element, elements;  // along the sum
+  bool first_of_chunk;             // whether this thread begins a chunk of rows with these columns
+
+  std::int64_t panels() const { return ceil_div(columns, panel_width); }
+
+  Part part(std::int64_t panel) const {
+    const std::int64_t first = panel * panel_width;
+    const std::int64_t left = columns - first;
+    return {column + first, left < panel_width ? left : panel_width, element, elements};
+  }
+};
+
+// What a segment multiplies by: panels, and the bits of what to keep of them or null for all.
+template <class Steps>
+struct Operand {
+  const typename Steps::Element* panels;
+  const typename Steps::Bits* kept;
+};
+
+// Weights is the op's part:
+//   std::int64_t segment_of(row)          the segment that a row belongs to
+//   std::int64_t end_of(segment)          the row behind a segment
+//   Operand<Steps> edit(block, segment, packed)   the panels for a segment, possibly edited in place
+//   void restore(packed)                  undoes what edit did to the packed panels
+template <class Input, class Weights>
+class Product {
+ public:
+  using Steps = typename StepsOf<Input>::Type;
+  using Element = typename Steps::Element;
+
+  Product(const Linear& task, Weights& weights, Scratch& scratch)
+      : task_(task),
+        weights_(weights),
+        packed_(scratch.take<Element>(block_panels * panel_width * block_steps * Steps::step_size)),
+        tile_(scratch.take<Element>(most_tile_rows * tile_steps * Steps::step_size)),
+        edge_(scratch.take<float>(most_tile_rows * block_panels * panel_width)),
+        bias_(scratch.take<float>(block_panels * panel_width)),
+        sums_(scratch.take<float>(0)) {}
+
+  // The units [begin, end).
+  void run(std::int64_t begin, std::int64_t end) {
+    const std::int64_t panels = task_.panels();
+    while (begin < end) {
+      const std::int64_t chunk = begin / panels;
+      const std::int64_t first = begin % panels;
+      const std::int64_t last = end - begin < panels - first ? first + end - begin : panels;
+      run_chunk(chunk, first, last);
+      begin += last - first;
+    }
+  }
+
+ private:
+  void run_chunk(std::int64_t chunk, std::int64_t panel, std::int64_t last) {
+    first_row_ = task_.first_row(chunk);
+    last_row_ = task_.first_row(chunk + 1);
+    // Blocks of nearly equal size: a small one at the end would be as dear to copy x for as a large one.
+    const std::int64_t first = panel;
+    for (std::int64_t blocks = ceil_div(last - panel, block_panels); blocks > 0; --blocks) {
+      const std::int64_t count = ceil_div(last - panel, blocks);
+      run_columns(panel * panel_width, count * panel_width, panel == first);
+      panel += count;
+    }
+  }
+
+  void run_columns(std::int64_t column, std::int64_t columns, bool first) {
+    if (columns > task_.outer - column) columns = task_.outer - column;
+    load_bias(column, columns);
+    const std::int64_t most = elements_per_block();
+    std::int64_t element = 0;
+    do {
+      const std::int64_t left = task_.inner - element;
+      const Block block{column, columns, element, left < most ? left : most, first};
+      run_block(block);
+      element += most;
+    } while (element < task_.inner);
+    if constexpr (sizeof(Input) < 4) round_sums(column, columns);
+  }
+
+  // Depends on the inner dimension alone, as it decides the order of the sums.
+  std::int64_t elements_per_block() const {
+    const std::int64_t steps = ceil_div(task_.inner, Steps::step_size);
+    const std::int64_t blocks = ceil_div(steps, block_steps);
+    return blocks == 0 ? 1 : ceil_div(ceil_div(steps, blocks), 32) * 32 * Steps::step_size;
+  }
+
+  void load_bias(std::int64_t column, std::int64_t columns) {
+    if (task_.bias == nullptr) return;
+    const auto* bias = static_cast<const Input*>(task_.bias) + column;
+    for (std::int64_t i = 0; i < block_panels * panel_width; ++i) bias_[i] = i < columns ? to_float(bias[i]) : 0;
+  }
+
+  void run_block(const Block& block) {
+    const auto* weight = static_cast<const Input*>(task_.weight);
+    for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
+      Element* target = packed_ + panel * panel_width * block_steps * Steps::step_size;
+      if (task_.transposed) {
+        pack_columns<Steps>(weight, task_.outer, block.part(panel), target);
+      } else {
+        pack_rows<Steps>(weight, task_.inner, block.part(panel), target);
+      }
+    }
+    for (std::int64_t row = first_row_; row < last_row_;) {
+      const std::int64_t segment = weights_.segment_of(row);
+      const std::int64_t end = weights_.end_of(segment);
+      const std::int64_t last = end < last_row_ ? end : last_row_;
+      run_rows(block, row, last, weights_.edit(block, segment, packed_));
+      weights_.restore(packed_);
+      row = last;
+    }
+  }
+
+  void run_rows(const Block& block, std::int64_t row, std::int64_t last, Operand<Steps> operand) {
+    Tile<Steps> tile;
+    tile.x = tile_;
+    tile.panels = operand.panels;
+    tile.kept = operand.kept;
+    tile.steps = ceil_div(block.elements, Steps::step_size);
+    tile.accumulate = block.element > 0;
+    tile.bias = task_.bias != nullptr && block.element + block.elements == task_.inner ? bias_ : nullptr;
+    for (std::int64_t tiles = ceil_div(last - row, tile_rows); tiles > 0; --tiles) {
+      const auto rows = static_cast<int>(ceil_div(last - row, tiles));
+      const auto* x = static_cast<const Input*>(task_.x) + row * task_.inner + block.element;
+      pack_tile<Steps>(x, task_.inner, rows, block.elements, tile_, tile_steps * Steps::step_size);
+      prefetch_rows(x + rows * task_.inner, last - row - rows, block.elements);
+      if constexpr (sizeof(Input) < 4) {
+        tile.y_stride = block_panels * panel_width;
+        tile.y = sums_ + (row - first_row_) * tile.y_stride;
+      } else {
+        tile.y_stride = task_.outer;
+        tile.y = static_cast<float*>(task_.y) + row * task_.outer + block.column;
+      }
+      multiply_block(rows, block.columns, tile, edge_);
+      row += rows;
+    }
+  }
+
+  // The tile that comes next, into the L2 cache while this one is multiplied.
+  void prefetch_rows(const Input* x, std::int64_t rows, std::int64_t count) const {
+    constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(Input));
+    for (std::int64_t r = 0; r < rows && r < tile_rows; ++r) {
+      for (std::int64_t i = 0; i < count; i += line) __builtin_prefetch(x + r * task_.inner + i, 0, 2);
+    }
+  }
+
+  void round_sums(std::int64_t column, std::int64_t columns) {
+    for (std::int64_t row = first_row_; row < last_row_; ++row) {
+      const float* sums = sums_ + (row - first_row_) * block_panels * panel_width;
+      auto* y = static_cast<Input*>(task_.y) + row * task_.outer + column;
+      for (std::int64_t i = 0; i < columns; ++i) store_as(sums[i], y + i);
+    }
+  }
+
+  const Linear& task_;
+  Weights& weights_;
+  Element* packed_;
+  Element* tile_;
+  float* edge_;
+  float* bias_;
+  float* sums_;  // of bfloat16 outputs: [rows of the chunk, columns of the block]; last, so of any length
+  std::int64_t first_row_ = 0;
+  std::int64_t last_row_ = 0;
+};
+
+}  // namespace
+}  // namespace cad_fast::CAD_FAST_TARGET

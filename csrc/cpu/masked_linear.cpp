@@ -1,0 +1,101 @@
+#include "masked_linear.h"
+
+#include "cpu/linear.h"
+#include "cpu/masked_gemv.h"
+
+namespace cad_fast::CAD_FAST_TARGET {
+namespace {
+
+// Up to here a variant's rows read the packed panels with what is ablated masked out; for more rows it pays to write
+// the panels as the variant has them. Instruction sets without masks always do that.
+#if defined(__AVX512F__)
+constexpr std::int64_t most_masked_rows = 32;
+#else
+constexpr std::int64_t most_masked_rows = 0;
+#endif
+
+template <class Input>
+class MaskedWeights {
+ public:
+  using Steps = typename StepsOf<Input>::Type;
+  using Element = typename Steps::Element;
+  using Bits = typename Steps::Bits;
+
+  MaskedWeights(const MaskedLinear& task, Scratch& scratch)
+      : task_(task),
+        edited_(scratch.take<Element>(block_panels * panel_width * block_steps * Steps::step_size)),
+        kept_(scratch.take<Bits>(block_panels * block_steps)),
+        words_(scratch.take<std::uint32_t>(2 * block_steps)) {}
+
+  std::int64_t segment_of(std::int64_t row) const { return row / task_.variant_rows; }
+  std::int64_t end_of(std::int64_t variant) const { return (variant + 1) * task_.variant_rows; }
+  void restore(Element*) {}
+
+  Operand<Steps> edit(const Block& block, std::int64_t variant, const Element* packed) {
+    for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
+      if (task_.transposed) {
+        kept_of_columns(variant, block.part(panel), kept_ + panel * block_steps);
+      } else {
+        kept_of_rows(variant, block.part(panel), kept_ + panel * block_steps);
+      }
+    }
+    const Input* type = nullptr;
+    const float factor = task_.factors == nullptr ? 0 : factor_as(task_.factors[variant], type);
+    if (factor == 0 && task_.variant_rows <= most_masked_rows) return {packed, kept_};
+    constexpr std::int64_t length = panel_width * Steps::step_size;
+    const std::int64_t steps = ceil_div(block.elements, Steps::step_size);
+    for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
+      for (std::int64_t i = panel * block_steps; i < panel * block_steps + steps; ++i) {
+        Steps::edit_step(packed + i * length, edited_ + i * length, ~kept_[i], factor);
+      }
+    }
+    return {edited_, nullptr};
+  }
+
+ private:
+  // Where the words lie along the sum, bits have to be turned to lie along the outputs.
+  void kept_of_rows(std::int64_t variant, const Part& part, Bits* kept) const {
+    const std::int64_t row_words = ceil_div(task_.inner, 32);
+    const std::uint32_t* words = task_.words + (variant * task_.outer + part.output) * row_words + part.element / 32;
+    const std::int64_t count = ceil_div(part.elements, 32);
+    transpose_words(reinterpret_cast<const std::uint8_t*>(words), 4 * row_words, part.outputs, 4 * count, words_);
+    for (std::int64_t j = 0; j < count; ++j) {
+      std::uint32_t turned[32];
+      transpose_bits(words_ + 32 * j, turned);
+      for (int i = 0; i < 32; i += Steps::step_size) {
+        *kept++ = ~Steps::interleave(turned[i], turned[i + Steps::step_size - 1]);
+      }
+    }
+  }
+
+  void kept_of_columns(std::int64_t variant, const Part& part, Bits* kept) const {
+    const std::int64_t row_words = ceil_div(task_.outer, 32);
+    const std::uint32_t* words =
+        task_.words + (variant * task_.inner + part.element) * row_words + part.output / panel_width;
+    for (std::int64_t i = 0; i < part.elements; i += Steps::step_size) {
+      const std::int64_t second = i + Steps::step_size - 1;
+      *kept++ = ~Steps::interleave(words[i * row_words], second < part.elements ? words[second * row_words] : 0);
+    }
+  }
+
+  const MaskedLinear& task_;
+  Element* edited_;
+  Bits* kept_;
+  std::uint32_t* words_;
+};
+
+template <class Input>
+void run(const MaskedLinear& task, std::int64_t begin, std::int64_t end, std::uint8_t* memory) {
+  if (task.variant_rows == 1 && !task.transposed) return masked_gemv<Input>(task, begin, end);
+  Scratch scratch(memory);
+  MaskedWeights<Input> weights(task, scratch);
+  Product<Input, MaskedWeights<Input>>(task, weights, scratch).run(begin, end);
+}
+
+}  // namespace
+
+void masked_linear(const MaskedLinear& task, std::int64_t begin, std::int64_t end, std::uint8_t* scratch) noexcept {
+  task.bf16 ? run<bfloat16>(task, begin, end, scratch) : run<float>(task, begin, end, scratch);
+}
+
+}  // namespace cad_fast::CAD_FAST_TARGET

@@ -1,0 +1,24 @@
+#pragma once
+
+#include "linear.h"
+#include "runtime/kernel.h"
+
+namespace cad_fast {
+
+struct MaskedLinear : Linear {
+  const std::uint32_t* words;  // [variants, n, ceil(k / 32)] for a weight [n, k]
+  const float* factors;        // [variants] or null: what an ablated weight is multiplied by, else zero
+  std::int64_t variant_rows;   // rows per variant
+};
+
+// Bytes of scratch besides linear_scratch_bytes: a block as a variant has it, its bits, and the words they come from.
+constexpr std::int64_t masked_scratch_bytes =
+    4 * block_panels * panel_width * block_steps + 8 * block_panels * block_steps + 4 * 2 * block_steps + 3 * 64;
+
+// The units [begin, end) of a masked product, see Linear. The scratch is aligned to 64 bytes and the thread's own.
+using MaskedLinearKernel = void(const MaskedLinear& task, std::int64_t begin, std::int64_t end,
+                                std::uint8_t* scratch) noexcept;
+
+CAD_FAST_DECLARE_KERNEL(masked_linear, MaskedLinearKernel)
+
+}  // namespace cad_fast

@@ -1,0 +1,77 @@
+#include "masked_linear_scores.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "runtime/bind.h"
+#include "runtime/parallel.h"
+
+namespace py = pybind11;
+
+namespace cad_fast {
+namespace {
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// The largest multiple of the tile up to `most` that cuts `size` into parts of about equal size.
+std::int64_t even_part(std::int64_t size, std::int64_t most, std::int64_t tile) {
+  const std::int64_t parts = ceil_div(size, most);
+  return ceil_div(ceil_div(size, parts), tile) * tile;
+}
+
+struct AlignedDelete {
+  void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
+};
+using Scratch = std::unique_ptr<float[], AlignedDelete>;
+
+Scratch make_scratch(std::int64_t floats) {
+  return Scratch(static_cast<float*>(::operator new[](floats * sizeof(float), std::align_val_t{64})));
+}
+
+// Threads own disjoint blocks of the output. How it is cut does not change the order in which an element is summed.
+void add_scores(const MaskedLinearScores& problem) {
+  if (problem.n == 0 || problem.k == 0 || problem.variants == 0 || problem.rows == 0) return;
+  const auto kernel = CAD_FAST_DISPATCH(masked_linear_scores);
+  const std::int64_t threads = num_threads();
+
+  std::int64_t block_n = even_part(problem.n, scores_max_n, scores_tile_n);
+  const std::int64_t block_k = even_part(problem.k, scores_max_k, scores_tile_k);
+  const std::int64_t across = ceil_div(problem.k, block_k);
+  while (threads > 1 && block_n >= 32 && ceil_div(problem.n, block_n) * across < 8 * threads) {
+    block_n = even_part(block_n, block_n / 2, scores_tile_n);
+  }
+  const std::int64_t blocks = ceil_div(problem.n, block_n) * across;
+
+  const std::int64_t workers = std::min(threads, blocks);
+  const Scratch scratch = make_scratch(workers * scores_scratch);
+  float* const memory = scratch.get();
+  parallel_for(workers, 1, [=, &problem](std::int64_t begin, std::int64_t end) noexcept {
+    for (std::int64_t worker = begin; worker < end; ++worker) {
+      for (std::int64_t i = worker; i < blocks; i += workers) {
+        const std::int64_t n = i / across * block_n, k = i % across * block_k;
+        const ScoresBlock block{n, std::min(n + block_n, problem.n), k, std::min(k + block_k, problem.k)};
+        kernel(problem, block, memory + worker * scores_scratch);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace cad_fast
+
+CAD_FAST_BIND(masked_linear_scores, m) {
+  m.def(
+      "masked_linear_scores",
+      [](std::uintptr_t grad, std::uintptr_t x, std::uintptr_t weight, std::uintptr_t words, std::uintptr_t kept,
+         std::uintptr_t ablated, std::int64_t variants, std::int64_t rows, std::int64_t n, std::int64_t k,
+         bool bfloat16) {
+        add_scores({pointer<const void>(grad), pointer<const void>(x), pointer<const void>(weight),
+                    pointer<const std::uint8_t>(words), pointer<float>(kept), pointer<float>(ablated), variants, rows,
+                    n, k, bfloat16});
+      },
+      py::arg("grad"), py::arg("x"), py::arg("weight"), py::arg("words"), py::arg("kept"), py::arg("ablated"),
+      py::arg("variants"), py::arg("rows"), py::arg("n"), py::arg("k"), py::arg("bfloat16"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Adds weight * (grad^T x) of each variant to kept or ablated, as its words [variants, n, ceil(k / 32)] say.");
+}
