@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from .ablation import Ablation
     from .attribution import Attributor, Scores, attribute
     from .components import ComponentSpace
-    from .edits import Edit, amplify, compose, erase, load_edit
+    from .edits import Edit, amplify, compose, erase, load_edit, refine
     from .evaluation import compare, evaluate
     from .objectives import CallableObjective, ConceptErasure, DenoisingLoss
     from .ops import backend_report
     from .pipelines import load_pipeline
     from .recording import Recording, record, record_images, renoise, with_base
+    from .row_engine import rows
 
 # Where each public name lives; imported on first use, since torch and diffusers take seconds.
 _HOME = {
@@ -45,7 +46,9 @@ _HOME = {
     "load_pipeline": "pipelines",
     "record": "recording",
     "record_images": "recording",
+    "refine": "edits",
     "renoise": "recording",
+    "rows": "row_engine",
     "with_base": "recording",
     "zoo": "zoo",
 }
@@ -72,7 +75,9 @@ __all__ = [
     "load_pipeline",
     "record",
     "record_images",
+    "refine",
     "renoise",
+    "rows",
     "with_base",
     "zoo",
 ]

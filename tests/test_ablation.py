@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cad_fast.ablation import Ablation
+from cad_fast.ablation import Ablation, stacked_words
+from cad_fast.ops import seeded_mask, unpack_bits
 
 SIZES = [1, 2, 31, 32, 33, 64, 65, 100, 1000, 4099]
 
@@ -69,6 +70,86 @@ def test_any_integers_serve_as_indices(indices) -> None:
 
 
 OPERATIONS = [operator.or_, operator.and_, operator.sub, operator.xor]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("n", SIZES)
+def test_a_seed_is_the_set_it_draws(n: int, fraction: float) -> None:
+    ablation = Ablation.seeded(n, fraction, seed=2**64 - 5, variant=7)
+    words = seeded_mask(2**64 - 5, 7, 1, n, fraction)[0]
+    mask = unpack_bits(words, n)
+    assert ablation.form == "seed"
+    forms = [ablation, ablation.to_packed(), ablation.to_indices(), ablation.to_packed().to_indices()]
+    assert [form.form for form in forms] == ["seed", "packed", "indices", "indices"]
+    for form in forms:
+        assert form == ablation and ablation == form and hash(form) == hash(ablation)
+        assert torch.equal(form.packed, words) and torch.equal(form.mask, mask)
+        assert torch.equal(form.indices, mask.nonzero().squeeze(1))
+        assert form.size == len(form) == int(mask.sum()) and form.fraction == form.size / n
+        assert all((i in form) == bool(mask[i]) for i in {0, n // 2, n - 1})
+    if fraction in (0.0, 1.0):
+        assert ablation.size == fraction * n
+
+
+def test_a_seed_in_set_algebra() -> None:
+    seeded, other = Ablation.seeded(1000, 0.3, seed=1), Ablation.from_indices(1000, [3, 500])
+    for rule in OPERATIONS:
+        for left, right in ((seeded, other), (other, seeded), (seeded, seeded.to_packed())):
+            result = rule(left, right)
+            assert members(result) == rule(members(left), members(right)) and result.form == "packed"
+    assert members(~seeded) == set(range(1000)) - members(seeded)
+
+
+def test_seeds_and_variants_draw_differently() -> None:
+    n = 100_000
+    seeded = [Ablation.seeded(n, 0.2, seed, variant) for seed in (7, 8, 7 + 2**40) for variant in (0, 1, 2**32 - 1)]
+    for ablation in seeded:
+        assert abs(ablation.fraction - 0.2) < 5 * (0.2 * 0.8 / n) ** 0.5
+    for i, ablation in enumerate(seeded):
+        for other in seeded[:i]:
+            assert ablation != other
+            assert abs((ablation & other).fraction - 0.04) < 5 * (0.04 * 0.96 / n) ** 0.5
+
+
+def test_factors_of_a_seed() -> None:
+    ablation = Ablation.seeded(100, 0.3, seed=1, factor=0.5)
+    assert ablation.with_factor(-1.0).form == "seed" and ablation.with_factor(-1.0).factor == -1.0
+    assert ablation.with_strength(0.5).factor == 0.75
+    each = torch.rand(len(ablation), dtype=torch.float64)
+    assert factor_table(ablation.with_factor(each)) == dict(zip(ablation.indices.tolist(), each.tolist(), strict=True))
+    assert ablation.with_factor(each) == ablation.to_packed().with_factor(each) != ablation
+
+
+def test_stacked_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    n, calls = 1000, []
+    variants = [Ablation.seeded(n, 0.3, seed=1, variant=v) for v in range(10)]
+    others = [Ablation.random(n, 0.5, seed=1), None, Ablation.from_indices(n, [1, 999])]
+    order = [*variants[2:6], *others, *variants[6:8], variants[3], Ablation.seeded(n, 0.3, seed=2, variant=4)]
+
+    def counted(*args):
+        calls.append(args[:3])
+        return seeded_mask(*args)
+
+    monkeypatch.setattr("cad_fast.ablation.seeded_mask", counted)
+    stacked = stacked_words(order, n)
+    assert calls == [(1, 2, 4), (1, 6, 2), (1, 3, 1), (2, 4, 1)]
+    assert stacked.shape == (11, 32) and stacked.dtype == torch.int32
+    for words, ablation in zip(stacked, order, strict=True):
+        assert torch.equal(words, torch.zeros_like(words) if ablation is None else ablation.packed)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_gates(n: int) -> None:
+    gates = torch.where(torch.rand(n) < 0.4, torch.randn(n), 1.0).double()
+    ablation = Ablation.from_gates(gates)
+    assert torch.equal(ablation.gates, gates) and ablation.gates.dtype == torch.float64
+    assert torch.equal(ablation.mask, gates != 1)
+    for factor in (0.0, 0.3, -1.0):
+        for form in (Ablation.random(n, 0.4, 1, factor), Ablation.seeded(n, 0.4, 1, 0, factor)):
+            assert torch.equal(form.gates, torch.ones(n).double().masked_fill(form.mask, factor))
+            assert Ablation.from_gates(form.gates) == Ablation.from_gates(form.to_indices().gates) == form
+    half = torch.tensor([1.0, 0.3], dtype=torch.bfloat16)
+    assert Ablation.from_gates(half).factor == half[1].item()
 
 
 @pytest.mark.parametrize("form", ["indices", "packed", "mixed"])
@@ -159,10 +240,11 @@ def test_what_goes_in_and_out_is_copied() -> None:
         ablation.extra = 3
 
 
-@pytest.mark.parametrize("form", ["indices", "packed"])
+@pytest.mark.parametrize("form", ["indices", "packed", "seed"])
 def test_copy_and_pickle(form: str) -> None:
     ablation = Ablation.from_indices(70, [1, 69], [0.25, 0.5])
-    ablation = ablation if form == "indices" else ablation.to_packed()
+    forms = {"indices": ablation, "packed": ablation.to_packed(), "seed": Ablation.seeded(70, 0.5, 3)}
+    ablation = forms[form]
     for twin in (copy.deepcopy(ablation), pickle.loads(pickle.dumps(ablation))):
         assert twin == ablation and twin.form == form
 
@@ -238,6 +320,14 @@ WORDS = torch.tensor([-1], dtype=torch.int32)
         (lambda: Ablation.random(9, float("nan"), 0), ValueError, r"fraction must be in \[0, 1\], got nan"),
         (lambda: Ablation.random(9, 0.5, -1), ValueError, r"seed must be in \[0, 2\*\*64\), got -1"),
         (lambda: Ablation.random(9, 0.5, 0, [0.5]), TypeError, "factor must be a number, got list"),
+        (lambda: Ablation.seeded(9, -0.1, 0), ValueError, r"fraction must be in \[0, 1\], got -0.1"),
+        (lambda: Ablation.seeded(9, 0.1, 2**64), ValueError, r"seed must be in \[0, 2\*\*64\), got 184"),
+        (lambda: Ablation.seeded(9, 0.1, 0, 2**32), ValueError, r"variant must be in \[0, 2\*\*32\), got 4294967296"),
+        (lambda: Ablation.seeded(0, 0.1, 0), ValueError, "n must be at least 1"),
+        (lambda: Ablation.from_gates([1.0]), TypeError, "gates must be a float tensor, got list"),
+        (lambda: Ablation.from_gates(WORDS), TypeError, "gates must be a float tensor, got a torch.int32 tensor"),
+        (lambda: Ablation.from_gates(torch.ones(2, 2)), ValueError, "gates must have one dimension"),
+        (lambda: Ablation.from_gates(torch.tensor([float("nan")])), ValueError, "factor must be finite"),
         (lambda: Ablation.balanced_partition(9, 10, 0), ValueError, r"parts must be in \[1, 9\], got 10"),
         (lambda: ~Ablation.from_indices(9, [1, 2], [0.1, 0.2]), ValueError, "has no complement"),
         (lambda: Ablation.random(9, 0.5, 0) | Ablation.random(8, 0.5, 0), ValueError, "of 9 and 8 components"),
@@ -252,3 +342,5 @@ def test_errors(call, error: type[Exception], message: str) -> None:
 
 def test_repr() -> None:
     assert repr(Ablation.from_indices(9, [1, 5])) == "Ablation(n=9, size=2, factor=0.0, form='indices')"
+    seeded = Ablation.seeded(9, 0.5, 3, 4)
+    assert repr(seeded) == "Ablation(n=9, fraction=0.5, seed=3, variant=4, factor=0.0, form='seed')"

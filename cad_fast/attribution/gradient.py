@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..components import ComponentSpace, ModuleComponents
 from ..objectives import Objective
 from ..recording_data import REPLAY_TOLERANCE, Recording
+from ..row_engine.gates import scale_columns, scale_filters
 from .passes import Pass, gather, plan_passes
 from .store import RunState
 
@@ -52,9 +53,9 @@ def gated(modules: Mapping[str, nn.Module], entries: Mapping[str, ModuleComponen
         gate = torch.ones(entry.count, device=module.weight.device, dtype=module.weight.dtype, requires_grad=True)
         gates[name] = gate
         if entry.kind == "filter":
-            handles.append(module.register_forward_hook(_gate_filters(gate)))
+            handles.append(module.register_forward_hook(_gate_filters(gate[None])))
         else:
-            handles.append(module.register_forward_pre_hook(_gate_columns(gate, entry.block)))
+            handles.append(module.register_forward_pre_hook(_gate_columns(gate[None], entry.block)))
     try:
         yield gates
     finally:
@@ -64,15 +65,14 @@ def gated(modules: Mapping[str, nn.Module], entries: Mapping[str, ModuleComponen
 
 def _gate_columns(gate: Tensor, block: int) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0] * gate.repeat_interleave(block), *inputs[1:])
+        return (scale_columns(inputs[0], gate, block), *inputs[1:])
 
     return hook
 
 
 def _gate_filters(gate: Tensor) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        bias = 0.0 if module.bias is None else module.bias[:, None, None]
-        return (output - bias) * gate[:, None, None] + bias
+        return scale_filters(output, gate, module.bias)
 
     return hook
 

@@ -1,0 +1,274 @@
+"""The context in which a denoiser runs each group of rows under its own ablation."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Literal
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from ..ablation import Ablation
+from ..components import ComponentSpace, base_name
+from ..denoiser_calls import denoiser_of
+from .forms import Form, Masked, run_form
+from .prepare import prepare_gates, prepare_weights
+from .scores import Record, run_scored
+
+Gradients = Literal["gates", "scores"]
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
+
+# The denoisers, and their modules, that run under ablations now, in whatever thread.
+_claimed: WeakSet[nn.Module] = WeakSet()
+_claims = threading.Lock()
+
+
+def rows(
+    denoiser: Any, ablations: Iterable[Ablation | None], space: ComponentSpace, *, gradients: Gradients | None = None
+) -> RowEngine:
+    """A context in which the denoiser runs each group of rows under its own ablation.
+
+    With V ablations, a call of the denoiser takes V * B rows, variant-major: rows v * B to (v + 1) * B - 1 run with
+    the components of ``ablations[v]`` multiplied by its factor. Every argument with an entry per row needs V * B of
+    them. Weights are neither changed nor copied: while the context is open, the linears and convolutions in which some
+    variant has something run another forward; the others are untouched, and so are LoRA branches beside them. This
+    holds for every call of the denoiser until the context is left, from whatever thread.
+
+    A row's result does not depend on the other variants. Rows under None give what the denoiser gives without the
+    context, up to rounding: not bit for bit, because the modules that other variants ablate run another kernel.
+    Removed weights count as exactly zero, even infinite ones; those of neurons and heads must be finite, because it is
+    the activations they are multiplied by that are set to zero. autocast does not reach the ablated modules.
+
+    Inside, gradients flow to the denoiser's inputs as ever (of the weights themselves there are none), and
+
+    - ``gradients="gates"`` (neurons, filters, heads) gives every component of every variant a gate, a leaf tensor with
+      the ablation's value, in ``engine.gates``, for ``torch.autograd.grad``;
+    - ``gradients="scores"`` (single weights) adds up, on every backward pass, weight * dJ / d(effective weight) over
+      the variants, in ``engine.kept`` where the variant keeps the weight and ``engine.ablated`` where it does not.
+
+    Args:
+        denoiser: a module, or a pipeline with a ``unet`` or a ``transformer``.
+        ablations: one per variant, over ``space``; None for a variant that ablates nothing.
+        space: which components the ablations number; its modules must be in the denoiser.
+        gradients: None, "gates" or "scores".
+
+    Raises:
+        TypeError: something else than ablations, or a module whose weights or forward are not those of a plain
+            float32 or bfloat16 layer.
+        ValueError: the ablations number another count of components than the space, or its modules are not in the
+            denoiser, are offloaded, or are replaced already; or ``gradients`` do not suit the kind of the components.
+            Inside, when a module is called with rows that the variants do not divide.
+        RuntimeError: on entering, when the denoiser is in such a context already, in this thread or another.
+    """
+    return RowEngine(denoiser, ablations, space, gradients)
+
+
+class RowEngine:
+    """The context that ``rows`` makes; may be entered again after it was left."""
+
+    def __init__(
+        self,
+        denoiser: Any,
+        ablations: Iterable[Ablation | None],
+        space: ComponentSpace,
+        gradients: Gradients | None = None,
+    ) -> None:
+        denoiser = denoiser_of(denoiser)
+        self.denoiser: nn.Module = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile wraps
+        self.space, self.gradients = space, gradients
+        _check_gradients(gradients, space)
+        self._modules = space.modules(self.denoiser)
+        self._ablations = _checked_ablations(ablations, space)
+        self._overrides = {name: _Override(name, module, self.variants) for name, module in self._modules.items()}
+        self._entered = False
+        self.gates: dict[str, Tensor] = {}
+        """{module: [V, count]}, requiring gradients, the weights' dtype; with ``gradients="gates"``. New ones come
+        with every ``set``."""
+        self.kept: dict[str, Tensor] = {}
+        """{module: float32 [N, K]}, sums over variants and backward passes; with ``gradients="scores"``."""
+        self.ablated: dict[str, Tensor] = {}
+        """As ``kept``."""
+
+    @property
+    def variants(self) -> int:
+        """V, how many ablations run side by side."""
+        return len(self._ablations)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the prepared ablations take, without the sums of ``kept`` and ``ablated``."""
+        sizes = {}  # by identity: a masked module's words serve its scores too
+        for override in self._overrides.values():
+            tensors = override.form.tensors() if override.form is not None else []
+            tensors += [override.record.words] if override.record is not None else []
+            sizes.update({id(tensor): tensor.nbytes for tensor in tensors})
+        return sum(sizes.values())
+
+    def set(self, ablations: Iterable[Ablation | None]) -> None:
+        """Put other ablations, as many, in the place of these; scores go on adding up. Errors as for ``rows``."""
+        checked = _checked_ablations(ablations, self.space)
+        if len(checked) != self.variants:
+            raise ValueError(f"{len(checked)} ablations were given, expected {self.variants} as before")
+        before, self._ablations = self._ablations, checked
+        if self._entered:
+            try:
+                self._prepare()
+            except BaseException:
+                self._ablations = before
+                raise
+
+    def reset_scores(self) -> None:
+        """Set the sums of ``kept`` and ``ablated`` to zero."""
+        for sums in (*self.kept.values(), *self.ablated.values()):
+            sums.zero_()
+
+    def __enter__(self) -> RowEngine:
+        claim = {self.denoiser, *self._modules.values()}
+        with _claims:
+            if not claim.isdisjoint(_claimed):
+                raise RuntimeError(
+                    f"{type(self.denoiser).__name__} already runs under ablations (cad_fast.rows), in this thread or "
+                    "another: leave that context first, or run another copy of the denoiser"
+                )
+            _claimed.update(claim)
+        try:
+            for name, module in self._modules.items():
+                _check_module(name, module, self.space.kind)
+            _check_projections(self.denoiser, self._modules)
+            if self.gradients == "scores":
+                self.kept, self.ablated = self._zeros(), self._zeros()
+            self._prepare()
+        except BaseException:
+            self._leave()
+            raise
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        for override in self._overrides.values():
+            override.remove()
+        self._entered = False
+        with _claims:
+            _claimed.difference_update({self.denoiser, *self._modules.values()})
+
+    def _zeros(self) -> dict[str, Tensor]:
+        return {
+            entry.module: torch.zeros(entry.rows, entry.columns, device=self._modules[entry.module].weight.device)
+            for entry in self.space
+        }
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """Forms and records for the ablations of now; overrides come and go with the modules that have any."""
+        forms: Mapping[str, Form]
+        words: Mapping[str, Tensor] = {}
+        if self.space.kind == "weight":
+            forms, words = prepare_weights(self._ablations, self.space, with_words=self.gradients == "scores")
+            forms = {name: form.to(self._modules[name].weight.device) for name, form in forms.items()}
+        else:
+            forms = prepare_gates(self._ablations, self.space, self._modules, self.gradients == "gates")
+            self.gates = {name: form.gates for name, form in forms.items()} if self.gradients else {}
+        for name, override in self._overrides.items():
+            form = forms.get(name)
+            if form is None:
+                override.remove()
+            else:
+                override.install(form, self._record(name, form, words[name]) if name in words else None)
+
+    def _record(self, name: str, form: Form, words: Tensor) -> Record:
+        own = form.words if isinstance(form, Masked) else words.to(form.device)
+        anchor = torch.zeros((), device=form.device, requires_grad=True)
+        return Record(own, self.kept[name], self.ablated[name], anchor)
+
+
+class _Override:
+    """What runs in place of one module's forward while its context is open."""
+
+    def __init__(self, name: str, module: nn.Module, variants: int) -> None:
+        self.name, self.module, self.variants = name, module, variants
+        self.form: Form | None = None
+        self.record: Record | None = None
+
+    def install(self, form: Form, record: Record | None) -> None:
+        self.form, self.record = form, record
+        # On this instance alone: the class, and with it every other model, stays as it is.
+        self.module.__dict__["forward"] = self.forward
+
+    def remove(self) -> None:
+        if self.form is not None:
+            self.module.__dict__.pop("forward", None)
+        self.form = self.record = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        dimensions = 2 if isinstance(self.module, nn.Linear) else 4
+        if x.dim() < dimensions:
+            raise ValueError(
+                f"{self.name} was called with an input of shape {list(x.shape)}, expected at least {dimensions} "
+                "dimensions, the first of them the rows"
+            )
+        if len(x) % self.variants:
+            raise ValueError(
+                f"{self.name} was called with {len(x)} rows, which is no multiple of the {self.variants} variants: "
+                "call the denoiser with the rows of every variant"
+            )
+        # A denoiser that was offloaded to the CPU on entry, as a whole, is on another device when it runs.
+        form = self.form if self.form.device == x.device else self.form.to(x.device)
+        if self.record is not None:
+            return run_scored(form, self.module, x, self.variants, self.record)
+        return run_form(form, self.module, x, self.variants)
+
+
+def _check_gradients(gradients: Any, space: ComponentSpace) -> None:
+    suited = "scores" if space.kind == "weight" else "gates"
+    if gradients not in (None, "gates", "scores"):
+        raise ValueError(f"gradients is {gradients!r}, expected None, 'gates' or 'scores'")
+    if gradients not in (None, suited):
+        raise ValueError(f"components of kind {space.kind!r} have no {gradients}: use gradients={suited!r}")
+
+
+def _checked_ablations(ablations: Iterable[Ablation | None], space: ComponentSpace) -> list[Ablation | None]:
+    listed = list(ablations)
+    if not listed:
+        raise ValueError("no ablations were given: expected one per variant")
+    for number, ablation in enumerate(listed):
+        if ablation is None:
+            continue
+        if not isinstance(ablation, Ablation):
+            raise TypeError(f"ablations[{number}] is a {type(ablation).__name__}, expected an Ablation or None")
+        if ablation.n != space.n:
+            raise ValueError(f"ablations[{number}] is of {ablation.n} components, the space has {space.n}")
+    return listed
+
+
+def _check_module(name: str, module: nn.Module, kind: str) -> None:
+    own_forward = type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward)
+    # nn.MultiheadAttention reads the weights of its output linear and never calls it.
+    if own_forward or isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise TypeError(f"{name} is a {type(module).__name__}, which does not run as a plain linear or convolution")
+    if kind == "weight" and module.weight.dtype not in WEIGHT_DTYPES:
+        raise TypeError(f"{name}.weight is {module.weight.dtype}, expected torch.float32 or torch.bfloat16")
+    if module.weight.device.type == "meta":
+        raise ValueError(f"{name}.weight is offloaded (meta device): load it before running rows")
+    if "forward" in module.__dict__:
+        raise ValueError(f"{name} has a forward of its own already, put there by a hook (offloading?): remove it first")
+
+
+def _check_projections(denoiser: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """An attention with fused projections keeps the single ones, but runs copies of their weights."""
+    for name, module in denoiser.named_modules():
+        if getattr(module, "fused_projections", False):
+            prefix = f"{base_name(name)}."
+            unused = [
+                n for n in modules if n.startswith(prefix) and re.fullmatch(r"(to|add)_[qkv](_proj)?", n[len(prefix) :])
+            ]
+            if unused:
+                raise ValueError(f"{unused[0]} is not in use, its attention runs fused projections: unfuse them first")

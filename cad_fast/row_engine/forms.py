@@ -1,0 +1,137 @@
+"""The forms in which one module's ablations are held while rows run under them, and its forward under each form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..ops import edited_conv2d, edited_linear, masked_conv2d, masked_linear
+from .gates import keep_columns, keep_filters, scale_columns, scale_filters
+
+
+class Form:
+    """What the forms share: their tensors, and moving with the weights."""
+
+    def tensors(self) -> list[Tensor]:
+        return [value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors()[-1].device
+
+    def to(self, device: torch.device) -> Any:
+        """The same form with its tensors on ``device``, but for those that the ops read on the CPU."""
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor) and field.name != "offsets"
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Masked(Form):
+    """One bit per weight and variant.
+
+    words: [V, N, ceil(K / 32)], int32; factors: [V], float32, or None if all are 0.
+    """
+
+    words: Tensor
+    factors: Tensor | None
+
+
+@dataclass(frozen=True)
+class Edited(Form):
+    """The ablated weights listed: variant v has the entries offsets[v]:offsets[v + 1].
+
+    offsets: [V + 1], int64, on the CPU; indices: [E], int64, flat into the weight; factors: [E], float32.
+    """
+
+    offsets: Tensor
+    indices: Tensor
+    factors: Tensor
+
+
+@dataclass(frozen=True)
+class Gated(Form):
+    """A gate per component of a coarser kind.
+
+    gates: [V, count], the weight's dtype; scales: whether any gate is neither 0 nor 1, or gates need gradients;
+    keep: bool, [V, columns] or [V, filters], if any gate is 0 and none needs a gradient (a dropped activation is then
+    exactly zero, even if it was infinite).
+    """
+
+    gates: Tensor
+    block: int
+    scales: bool
+    keep: Tensor | None
+
+
+def run_form(form: Form, module: nn.Module, x: Tensor, variants: int) -> Tensor:
+    """The module's output for x [V * B, ...], each group of B rows under its variant."""
+    if isinstance(form, Gated):
+        return _gated(form, module, x)
+    if isinstance(module, nn.Linear):
+        y = linear(form, group_rows(x, variants), module)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+    y = convolve(form, group_images(x, module, variants), module)
+    return y.reshape(len(x), *y.shape[-3:])
+
+
+def group_rows(x: Tensor, variants: int) -> Tensor:
+    """A linear's input [V * B, ..., K] as [V, R, K]."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat.unflatten(0, (variants, len(flat) // variants))
+
+
+def linear(form: Masked | Edited, x: Tensor, module: nn.Linear) -> Tensor:
+    """[V, R, K] -> [V, R, N], or the same as [V * R, N]."""
+    if isinstance(form, Masked):
+        return masked_linear(x, module.weight, form.words, module.bias, form.factors)
+    edits = (_bounds(x), form.offsets, form.indices, form.factors)
+    return edited_linear(x.flatten(0, 1), module.weight, *edits, module.bias)
+
+
+def _bounds(x: Tensor) -> Tensor:
+    """[V + 1], int64, on the CPU: where the rows of each variant of x [V, R, ...] begin and end."""
+    return torch.arange(x.shape[0] + 1) * x.shape[1]
+
+
+def group_images(x: Tensor, module: nn.Conv2d, variants: int) -> Tensor:
+    """A convolution's input [V * B, C, H, W] as [V, B, C, H, W], padded where the ops cannot do it themselves."""
+    if _pads_first(module):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    return x.unflatten(0, (variants, len(x) // variants))
+
+
+def _pads_first(module: nn.Conv2d) -> bool:
+    return module.padding_mode != "zeros" or isinstance(module.padding, str)
+
+
+def geometry(module: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding, dilation and groups, for images as ``group_images`` gives them."""
+    padding = [0, 0] if _pads_first(module) else list(module.padding)
+    return list(module.stride), padding, list(module.dilation), module.groups
+
+
+def convolve(form: Masked | Edited, x: Tensor, module: nn.Conv2d) -> Tensor:
+    """[V, B, C, H, W] -> [V, B, N, H', W'], or the same as [V * B, N, H', W']."""
+    if isinstance(form, Masked):
+        return masked_conv2d(x, module.weight, form.words, module.bias, form.factors, *geometry(module))
+    edits = (_bounds(x), form.offsets, form.indices, form.factors)
+    return edited_conv2d(x.flatten(0, 1), module.weight, *edits, module.bias, *geometry(module))
+
+
+def _gated(form: Gated, module: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(module, nn.Linear):
+        x = scale_columns(x, form.gates, form.block) if form.scales else x
+        x = x if form.keep is None else keep_columns(x, form.keep)
+        return functional.linear(x, module.weight, module.bias)
+    y = nn.Conv2d.forward(module, x)
+    y = scale_filters(y, form.gates, module.bias) if form.scales else y
+    return y if form.keep is None else keep_filters(y, form.keep, module.bias)

@@ -1,0 +1,48 @@
+"""Gates: a component's weights multiplied by a number, as a multiplication of activations.
+
+Neurons and heads are gated at their linear's input, filters at their convolution's output less the bias. That is the
+same function as scaling the weights, it costs one pass over the activations, and the gradient of a gate needs no
+gradient of the weights. Rows are variant-major: V groups of equally many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def scale_columns(x: Tensor, gates: Tensor, block: int) -> Tensor:
+    """A linear's input [V * B, ..., K], each variant's blocks of ``block`` columns times its gates [V, K / block]."""
+    return _on_groups(torch.mul, x, gates.repeat_interleave(block, 1), channel=-1)
+
+
+def keep_columns(x: Tensor, keep: Tensor) -> Tensor:
+    """A linear's input [V * B, ..., K], exactly zero in the columns that ``keep`` bool [V, K] drops."""
+    return _on_groups(lambda part, kept: torch.where(kept, part, part.new_zeros(())), x, keep, channel=-1)
+
+
+def scale_filters(output: Tensor, gates: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution's output [V * B, N, H, W], less the bias [N] multiplied by each variant's gates [V, N].
+
+    A gate of 1 leaves the output bit for bit.
+    """
+    scaled = _on_groups(torch.mul, output, gates, channel=1)
+    return scaled if bias is None else _on_groups(torch.add, scaled, bias * (1 - gates), channel=1)
+
+
+def keep_filters(output: Tensor, keep: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution's output [V * B, N, H, W], exactly the bias in the filters that ``keep`` bool [V, N] drops."""
+    bare = output.new_zeros(()) if bias is None else bias[:, None, None]
+    return _on_groups(lambda part, kept: torch.where(kept, part, bare), output, keep, channel=1)
+
+
+def _on_groups(function: Callable[[Tensor, Tensor], Tensor], rows: Tensor, values: Tensor, channel: int) -> Tensor:
+    """``function(rows, values)`` with values [V, C] for each of the V groups of rows and each channel."""
+    variants = len(values)
+    shape = [1] * (rows.dim() + 1)
+    shape[0] = variants
+    shape[channel + 1 if channel >= 0 else channel] = values.shape[1]
+    grouped = rows.unflatten(0, (variants, len(rows) // variants))
+    return function(grouped, values.reshape(shape)).flatten(0, 1)
