@@ -45,8 +45,9 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
     _say(
         arguments,
         f"{scores!r}\n"
-        f"cost: {cost['recorded_denoiser_calls']} denoiser calls to record, {cost['forward_backward_calls']} "
-        f"forward/backward passes of {cost['rows_per_call']} conditional rows, {cost['seconds']} s\n"
+        f"cost: {cost['recorded_denoiser_calls']} denoiser calls to record, {cost['forward_passes']} "
+        f"forward and {cost['backward_passes']} backward passes of up to {cost['rows_per_pass']} rows, "
+        f"{cost['seconds']} s\n"
         + "".join(f"  {value:+.3e}  {name}\n" for name, value in scores.top(5))
         + f"written to {output / 'scores.safetensors'}",
     )

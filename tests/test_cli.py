@@ -35,7 +35,7 @@ def test_attribute(workspace, capsys):
         "--quiet", "--json", "-o", workspace / "heads",
     )  # fmt: skip
     result = json.loads(out)
-    assert code == 0 and result["cost"]["forward_backward_calls"] == 2 and "head" in result["top"][0][0]
+    assert code == 0 and result["cost"]["backward_passes"] == 1 and "head" in result["top"][0][0]
     assert (workspace / "heads" / "scores.safetensors").exists()
 
 

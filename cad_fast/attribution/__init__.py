@@ -1,7 +1,9 @@
 """Estimate the score of every component."""
 
-from .attributor import METHODS, Attributor, attribute
+from .attributor import Attributor, attribute
 from .gradient import gradient_scores
+from .methods import METHODS
 from .scores import Scores
+from .trust import Trust
 
-__all__ = ["METHODS", "Attributor", "Scores", "attribute", "gradient_scores"]
+__all__ = ["METHODS", "Attributor", "Scores", "Trust", "attribute", "gradient_scores"]

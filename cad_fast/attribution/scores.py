@@ -21,12 +21,13 @@ class Scores:
     """``values`` float32 [n]: the predicted change of J when a component is kept rather than removed.
 
     Positive components express the concept, negative ones suppress it (arXiv 2412.02542). ``provenance`` is JSON-able:
-    concept, method, objective, prompts, seeds, cost, versions.
+    concept, method, objective, prompts, seeds, cost, versions. ``standard_error`` float32 [n], where the method knows.
     """
 
     values: Tensor
     space: ComponentSpace
     provenance: dict[str, Any] = field(default_factory=dict)
+    standard_error: Tensor | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.values.shape) != (self.space.n,):
@@ -34,6 +35,12 @@ class Scores:
                 f"values has shape {list(self.values.shape)}, expected [{self.space.n}], one per component"
             )
         self.values = self.values.detach().to("cpu", torch.float32)
+        if self.standard_error is not None:
+            if self.standard_error.shape != self.values.shape:
+                raise ValueError(
+                    f"standard_error has shape {list(self.standard_error.shape)}, expected [{self.space.n}]"
+                )
+            self.standard_error = self.standard_error.detach().to("cpu", torch.float32)
         if not torch.isfinite(self.values).all():
             bad = int((~torch.isfinite(self.values)).nonzero()[0])
             raise ValueError(f"the score of {self.space.label(bad)} is {self.values[bad].item()}")
@@ -41,6 +48,11 @@ class Scores:
     @property
     def concept(self) -> str:
         return str(self.provenance.get("concept", "concept"))
+
+    @property
+    def trust(self) -> list[dict[str, Any]]:
+        """How well the scores predict held-out ablations (see ``Trust``), per fraction; empty if there were none."""
+        return list(self.provenance.get("trust", ()))
 
     def __len__(self) -> int:
         return self.space.n
@@ -59,8 +71,15 @@ class Scores:
         Raises ValueError when no module matches.
         """
         names = match_names([entry.module for entry in self.space], target_modules)
-        parts = self.by_module()
-        return Scores(torch.cat([parts[name] for name in names]), self.space.restrict(names), self.provenance)
+
+        def of_names(values: Tensor) -> Tensor:
+            parts = self.space.split(values)
+            return torch.cat([parts[name] for name in names])
+
+        error = None if self.standard_error is None else of_names(self.standard_error)
+        # What was held out were ablations of all components: it says nothing about some of them alone.
+        provenance = {key: value for key, value in self.provenance.items() if key != "trust"}
+        return Scores(of_names(self.values), self.space.restrict(names), provenance, error)
 
     def top(self, k: int = 10, *, negative: bool = False) -> list[tuple[str, float]]:
         """The ``k`` highest (or, with ``negative``, lowest) scores as (component name, score)."""
@@ -86,7 +105,10 @@ class Scores:
             "space": self.space.to_dict(),
             "provenance": self.provenance,
         }
-        return write_tensors(path, {"values": self.values}, metadata)
+        tensors = {"values": self.values}
+        if self.standard_error is not None:
+            tensors["standard_error"] = self.standard_error
+        return write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
@@ -98,6 +120,7 @@ class Scores:
         if metadata.get("format") != "scores" or metadata.get("version") != FORMAT_VERSION or "values" not in tensors:
             raise ValueError(f"{path} does not hold scores of format version {FORMAT_VERSION}")
         try:
-            return cls(tensors["values"], ComponentSpace.from_dict(metadata["space"]), dict(metadata["provenance"]))
+            space = ComponentSpace.from_dict(metadata["space"])
+            return cls(tensors["values"], space, dict(metadata["provenance"]), tensors.get("standard_error"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error

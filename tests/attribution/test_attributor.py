@@ -31,7 +31,7 @@ def test_five_lines(pipeline, tmp_path):
 def test_the_cost_is_counted(pipeline, recording):
     scores = Attributor(pipeline).run(recording, progress=False)
     cost = scores.provenance["cost"]
-    assert (cost["recorded_denoiser_calls"], cost["forward_backward_calls"], cost["rows_per_call"]) == (3, 3, 2)
+    assert (cost["recorded_denoiser_calls"], cost["recorded_rows"], cost["backward_passes"]) == (3, 2, 1)
 
 
 def test_a_stopped_run_goes_on_where_it_was(pipeline, recording, tmp_path, monkeypatch):
