@@ -20,7 +20,7 @@ from .evaluation.sheets import before_after_sheet, contact_sheet
 from .extras import require
 from .files import require_writable_folder, write_bytes, write_json
 from .zoo import RARE_OBJECT, caption
-from .zoo.study import CROSS_ATTENTION, FEED_FORWARD, GUIDANCE, STEPS, STRENGTH, Study
+from .zoo.study import CROSS_ATTENTION, FEED_FORWARD, GUIDANCE, STEPS, Study
 
 ERASED = "car"
 RATIO = 0.03
@@ -62,7 +62,7 @@ def run_demo(
 
     pictures: dict[str, Image.Image | bytes] = {}
     edit = study.erased(scores, ERASED, RATIO)
-    erased, after = study.compare(before, edit, ERASED, strength=STRENGTH, keep_images=True)
+    erased, after = study.compare(before, edit, ERASED, keep_images=True)
     pictures["erase"] = before_after_sheet(before, after, target=ERASED, columns=4)
     pictures["erase_bars"] = bars_before_after(erased)
     pictures["dial"] = dial(study, edit, ERASED)
@@ -117,9 +117,7 @@ def trade_off(
         for ratio in CURVE_RATIOS:
             comparison = erased
             if (modules, ratio) != (CROSS_ATTENTION, RATIO):
-                comparison, _ = study.compare(
-                    before, study.erased(scores, ERASED, ratio, modules), ERASED, strength=STRENGTH
-                )
+                comparison, _ = study.compare(before, study.erased(scores, ERASED, ratio, modules), ERASED)
             curves.setdefault(modules, []).append(comparison.point(ratio))
             comparisons[f"{modules} {ratio:g}"] = comparison.to_dict()
     return curves, comparisons
@@ -153,7 +151,7 @@ def _png(image: Image.Image) -> bytes:
 def table(results: Results) -> str:
     """What the demo prints at its end."""
     return (
-        f"\nErase {ERASED} ({NAMES[CROSS_ATTENTION]}, {RATIO:.0%} of the weights, strength {STRENGTH:g}, same seeds)\n"
+        f"\nErase {ERASED} ({NAMES[CROSS_ATTENTION]}, {RATIO:.0%} of the weights, same seeds)\n"
         f"{results.erased.table()}\n\n"
         f"Amplify {RARE_OBJECT} ({NAMES[CROSS_ATTENTION]}, {AMPLIFY_RATIO:.0%})\n{results.amplified.table()}\n\n"
         f"done in {results.seconds:.0f} s"
@@ -199,10 +197,10 @@ def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list
         ),
         Heading(f"Erasing {ERASED}"),
         Paragraph(
-            f"The edit names {results.edit.n_weights} of the cross-attention key and value weights ({RATIO:.0%}). At "
-            f"strength 1 they are zero; here it is applied at strength {STRENGTH:g}, where they change sign. It was "
-            f"chosen from {cost['rows_per_call']} sampled pictures: {cost['forward_backward_calls']} "
-            "forward and backward passes after recording. What the other objects' scores say they need is spared."
+            f"The edit names {results.edit.n_weights} of the cross-attention key and value weights ({RATIO:.0%}), "
+            f"which it sets to zero. It starts from first-order scores ({cost['recorded_rows']} sampled pictures per "
+            "object) and is refined by gradients along the way to the edit itself. What the other objects' scores say "
+            "they need is spared."
         ),
         Picture(
             pictures["erase"],

@@ -3,6 +3,7 @@
 from .apply import AppliedEdit, active_edits
 from .edit import Edit, amplify, compose, erase
 from .io import load_edit
+from .refine import refine
 from .select import retention_aware, select
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "compose",
     "erase",
     "load_edit",
+    "refine",
     "retention_aware",
     "select",
 ]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..attribution import Attributor, Scores
-from ..edits import Edit, amplify, erase
+from ..edits import Edit, amplify, erase, refine
 from ..evaluation import Comparison, Evaluation, compare, emoji_prompts, evaluate
 from ..objectives import ConceptErasure, DenoisingLoss
-from ..recording import record, record_images
+from ..recording import Recording, record, record_images
 from . import OBJECTS, load, pictures, prompts, scorer
 
 if TYPE_CHECKING:
@@ -27,13 +27,14 @@ CROSS_ATTENTION = "cross-attention-kv"
 FEED_FORWARD = "feed-forward"
 BOTH = ("attn2.to_k", "attn2.to_v", "ff.net.0.proj", "ff.net.2")
 ROWS_PER_PASS = 40
+# Trajectories per object for first-order scores, and for the object that is erased, whose scores are then refined.
+SAMPLES = 6
+REFINING_SAMPLES = 12
 # How much the other objects' needs count when one is erased (chosen on seeds that no table uses).
-KEEP_WEIGHT = 1.0
+KEEP_WEIGHT = 0.5
 # What is drawn is settled in the first steps; over all timesteps the last ones, with the largest distances, would
 # outweigh them, and edits chosen so leave the objects as they were.
 OBJECT_TIMESTEPS = (850.0, 1000.0)
-# Beyond 1, the removed weights change sign. At 1 most objects of this model are still recognised now and then.
-STRENGTH = 2.0
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Study:
     seed: int = EVALUATION_SEED
     pipeline: StableDiffusionPipeline = field(default_factory=load)
     scorer: Any = field(default_factory=scorer)
+    objective: ConceptErasure = field(default_factory=lambda: ConceptErasure(timesteps=OBJECT_TIMESTEPS))
+    _recordings: dict[str, Recording] = field(default_factory=dict)
 
     def evaluate(self, edit: Edit | None = None, strength: float = 1.0, **settings: Any) -> Evaluation:
         """Pictures of every object, with ``edit`` or without."""
@@ -58,13 +61,10 @@ class Study:
         }
         return evaluate(self.pipeline, emoji_prompts(), self.scorer, edit=edit, strength=strength, **arguments)
 
-    def attribute(self, objects: Sequence[str] = OBJECTS, samples: int = 6) -> dict[str, Scores]:
-        """First-order scores of the cross-attention keys and values and of the feed-forward weights, per object.
-
-        One trajectory per sample, spread over the styles.
-        """
+    def record(self, objects: Sequence[str], samples: int) -> Recording:
+        """``samples`` trajectories of each object, one object after the other, spread over the styles."""
         texts = [prompts(obj)[i % len(prompts(obj))] for obj in objects for i in range(samples)]
-        recording = record(
+        return record(
             self.pipeline,
             texts,
             seeds=ATTRIBUTION_SEED,
@@ -73,7 +73,11 @@ class Study:
             batch_size=24,
             progress=self.progress,
         )
-        attributor = Attributor(self.pipeline, ConceptErasure(timesteps=OBJECT_TIMESTEPS), target_modules=BOTH)
+
+    def attribute(self, objects: Sequence[str] = OBJECTS, samples: int = SAMPLES) -> dict[str, Scores]:
+        """First-order scores of the cross-attention keys and values and of the feed-forward weights, per object."""
+        recording = self.record(objects, samples)
+        attributor = Attributor(self.pipeline, self.objective, target_modules=BOTH)
         scores = {}
         for number, obj in enumerate(objects):
             rows = range(number * samples, (number + 1) * samples)
@@ -100,7 +104,22 @@ class Study:
         """An edit that erases ``obj``, sparing what the other objects' scores say they need."""
         parts = {name: value.of_modules(modules) for name, value in scores.items()}
         keep = [value for name, value in parts.items() if name != obj] if keep_weight else []
-        return erase(parts[obj], ratio, keep=keep, keep_weight=keep_weight, name=f"{obj}-erase")
+        settings: dict[str, Any] = {"ratio": ratio, "keep": keep, "keep_weight": keep_weight}
+        refined = refine(
+            self.pipeline,
+            self.recordings(obj),
+            parts[obj],
+            objective=self.objective,
+            progress=self.progress,
+            **settings,
+        )
+        return erase(refined, name=f"{obj}-erase", **settings)
+
+    def recordings(self, obj: str) -> Recording:
+        """The trajectories that edits of an object are refined on; recorded once."""
+        if obj not in self._recordings:
+            self._recordings[obj] = self.record([obj], REFINING_SAMPLES)
+        return self._recordings[obj]
 
     def amplified(self, scores: Scores, ratio: float, modules: str = CROSS_ATTENTION) -> Edit:
         """An edit that removes what stands in the way of the scores' concept."""

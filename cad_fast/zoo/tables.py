@@ -12,18 +12,17 @@ from typing import Any
 from ..evaluation.plots import tradeoff_plot
 from ..files import read_json, require_writable_folder, write_bytes, write_json, write_text
 from . import OBJECTS, RARE_OBJECT
-from .study import CROSS_ATTENTION, FEED_FORWARD, KEEP_WEIGHT, STRENGTH, Study
+from .study import CROSS_ATTENTION, FEED_FORWARD, KEEP_WEIGHT, Study
 
 MODEL_PER_CONCEPT = 36
-# (modules, ratio, strength), the most telling first.
+# (modules, ratio), the most telling first.
 ERASURES = (
-    (CROSS_ATTENTION, 0.03, STRENGTH),
-    (CROSS_ATTENTION, 0.03, 1.0),
-    (FEED_FORWARD, 0.03, STRENGTH),
-    (CROSS_ATTENTION, 0.01, STRENGTH),
-    (CROSS_ATTENTION, 0.06, STRENGTH),
-    (FEED_FORWARD, 0.01, STRENGTH),
-    (FEED_FORWARD, 0.1, STRENGTH),
+    (CROSS_ATTENTION, 0.03),
+    (FEED_FORWARD, 0.03),
+    (CROSS_ATTENTION, 0.01),
+    (CROSS_ATTENTION, 0.06),
+    (FEED_FORWARD, 0.01),
+    (FEED_FORWARD, 0.1),
 )
 AMPLIFY_RATIOS = (0.003, 0.01, 0.03)
 AMPLIFY_PER_CONCEPT = 96
@@ -62,16 +61,16 @@ class Tables:
         """Accuracy of every object and style, without an edit."""
         return self.stored("model", lambda: self.study.evaluate(per_concept=MODEL_PER_CONCEPT, seed=77).summary())
 
-    def erase(self, obj: str, modules: str, ratio: float, strength: float) -> dict[str, Any]:
+    def erase(self, obj: str, modules: str, ratio: float) -> dict[str, Any]:
         """What erasing ``obj`` does to it and to the others."""
 
         def compute() -> dict[str, Any]:
             edit = self.study.erased(self.scores, obj, ratio, modules)
-            comparison, _ = self.study.compare(self.before, edit, obj, strength=strength)
-            print(f"{modules} {ratio:g} strength {strength:g}\n{comparison.table()}\n", flush=True)
+            comparison, _ = self.study.compare(self.before, edit, obj)
+            print(f"{modules} {ratio:g}\n{comparison.table()}\n", flush=True)
             return {**comparison.to_dict(), "point": comparison.point(ratio), "keep_weight": KEEP_WEIGHT}
 
-        return self.stored(f"erase-{modules}-{ratio:g}-strength{strength:g}-{obj}", compute)
+        return self.stored(f"erase-{modules}-{ratio:g}-{obj}", compute)
 
     def amplify(self, modules: str, ratio: float) -> dict[str, Any]:
         """What amplifying the rare object does to it."""
@@ -115,11 +114,10 @@ def main() -> None:
     tables = Tables(arguments.output, Study(per_concept=arguments.per_concept))
     tables.model()
     curves: dict[str, list[dict[str, Any]]] = {}
-    for modules, ratio, strength in ERASURES:
-        rows = {obj: tables.erase(obj, modules, ratio, strength) for obj in OBJECTS}
-        write_text(arguments.output / f"erase-{modules}-{ratio:g}-strength{strength:g}.md", markdown(rows))
-        if strength == STRENGTH:
-            curves.setdefault(modules, []).append(mean_point([row["point"] for row in rows.values()]))
+    for modules, ratio in ERASURES:
+        rows = {obj: tables.erase(obj, modules, ratio) for obj in OBJECTS}
+        write_text(arguments.output / f"erase-{modules}-{ratio:g}.md", markdown(rows))
+        curves.setdefault(modules, []).append(mean_point([row["point"] for row in rows.values()]))
     curves = {modules: sorted(points, key=lambda point: point["ratio"]) for modules, points in curves.items()}
     write_bytes(arguments.output / "curves.png", tradeoff_plot(curves, title="Mean over the 12 objects"))
     for modules in (CROSS_ATTENTION, FEED_FORWARD):

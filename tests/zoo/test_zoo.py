@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from cad_fast import zoo
 from cad_fast.zoo.concepts import OBJECTS, RARE_OBJECT, STYLES, caption
-from cad_fast.zoo.study import STRENGTH, Study
+from cad_fast.zoo.study import Study
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,6 @@ def test_the_whole_path_erases(pipeline):
     study = Study(per_concept=3, progress=False, seed=7, pipeline=pipeline)
     scores = study.attribute(samples=3)
     before = study.evaluate()
-    comparison, _ = study.compare(before, study.erased(scores, "car", 0.03), "car", strength=STRENGTH)
+    comparison, _ = study.compare(before, study.erased(scores, "car", 0.03), "car")
     assert comparison.target.after <= 0.5 * comparison.target.before
     assert comparison.others.kept >= 80
