@@ -127,5 +127,6 @@ CAD_FAST_BIND(edited_linear, m) {
       py::arg("bias"), py::arg("y"), py::arg("x_rows"), py::arg("groups"), py::arg("entries"), py::arg("n"),
       py::arg("k"), py::arg("transposed"), py::arg("bf16"), py::call_guard<py::gil_scoped_release>(),
       "x [x_rows, k] times weights [n, k], rows[g] to rows[g + 1] under the edit of entries offsets[g] to "
-      "offsets[g + 1]; with transposed x [x_rows, n] to y [x_rows, k]. ValueError for rows, offsets or indices that are not right.");
+      "offsets[g + 1]; with transposed x [x_rows, n] to y [x_rows, k]. ValueError for rows, offsets or indices that are "
+      "not right.");
 }

@@ -88,6 +88,23 @@ def run(op: str, backend: str | None, *args: Any) -> Any:
     return entry.implementations[backend](*args)
 
 
+def untraced(*tensors: torch.Tensor | None) -> bool:
+    """Whether a call needs nothing of torch's dispatcher, as nothing records, traces or transforms it.
+
+    Passing through a custom op takes some 40 microseconds, as long as a small layer itself.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def _first_that_can_run(op: str, *args: Any) -> str:
     for backend in BACKENDS:
         reason = why_not(op, backend, *args)

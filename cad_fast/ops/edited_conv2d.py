@@ -63,6 +63,9 @@ def edited_conv2d(
     """
     how = _conv.geometry(stride, padding, dilation, groups, input_size)
     _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
+    if _backend.untraced(x, weight, rows, offsets, indices, factors, bias):
+        _check_values(x, weight, rows, offsets, indices)
+        return _backend.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
     return _op(x, weight, rows, offsets, indices, factors, bias, *how, backend)
 
 

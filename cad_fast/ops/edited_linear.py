@@ -56,6 +56,9 @@ def edited_linear(
         RuntimeError: the backend asked for cannot run.
     """
     _check.tensors(x=x, weight=weight, rows=rows, offsets=offsets, indices=indices, factors=factors)
+    if _backend.untraced(x, weight, rows, offsets, indices, factors, bias):
+        _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
+        return _backend.run("edited_linear", backend, x, weight, rows, offsets, indices, factors, bias, transposed)
     return _op(x, weight, rows, offsets, indices, factors, bias, transposed, backend)
 
 

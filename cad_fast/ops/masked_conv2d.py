@@ -72,6 +72,8 @@ def masked_conv2d(
     """
     how = _conv.geometry(stride, padding, dilation, groups, input_size)
     _check_arguments(x, weight, words, bias, factors, how)
+    if _backend.untraced(x, weight, words, bias, factors):
+        return _backend.run("masked_conv2d", backend, x, weight, words, bias, factors, *how)
     return _op(x, weight, words, bias, factors, *how, backend)
 
 

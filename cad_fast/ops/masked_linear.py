@@ -24,8 +24,8 @@ def masked_linear(
     y[v] = x[v] @ W_v.T + bias, where W_v is the weight with the elements multiplied by factors[v] whose bit is set in
     words[v]. Factor 0 removes them exactly, even if they are infinite or NaN. With `transposed`, y[v] = x[v] @ W_v.
 
-    Sums are float32. The order of a row's sum depends on the sizes of the weight, on `transposed`, and on whether
-    variants have one row or more; not on the other rows and variants, nor on the number of threads.
+    Sums are float32. The order of a row's sum depends on the sizes of the weight, on `transposed`, and on how many rows
+    a variant has; not on what the other rows and variants hold, nor on the number of threads.
 
     Differentiable in `x`, `bias` and `weight`; the gradient of the weight is computed by plain torch, one variant at a
     time.
@@ -49,6 +49,9 @@ def masked_linear(
         RuntimeError: the backend asked for cannot run.
     """
     _check.tensors(x=x, weight=weight, words=words)
+    if _backend.untraced(x, weight, words, bias, factors):
+        _check_arguments(x, weight, words, bias, factors, transposed)
+        return _backend.run("masked_linear", backend, x, weight, words, bias, factors, transposed)
     return _op(x, weight, words, bias, factors, transposed, backend)
 
 

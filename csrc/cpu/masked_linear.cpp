@@ -1,6 +1,7 @@
 #include "masked_linear.h"
 
 #include "cpu/linear.h"
+#include "cpu/masked_dot.h"
 #include "cpu/masked_gemv.h"
 
 namespace cad_fast::CAD_FAST_TARGET {
@@ -39,6 +40,7 @@ class MaskedWeights {
         kept_of_rows(variant, block.part(panel), kept_ + panel * block_steps);
       }
     }
+    if (!task_.transposed && end_of(variant) < task_.rows) prefetch_words(block, variant + 1);
     const Input* type = nullptr;
     const float factor = task_.factors == nullptr ? 0 : factor_as(task_.factors[variant], type);
     if (factor == 0 && task_.variant_rows <= most_masked_rows) return {packed, kept_};
@@ -68,6 +70,17 @@ class MaskedWeights {
     }
   }
 
+  // What the next variant needs comes from far away, a short piece of each row; its wait would stop the multiplication.
+  void prefetch_words(const Block& block, std::int64_t variant) const {
+    const std::int64_t row_words = ceil_div(task_.inner, 32);
+    const std::uint32_t* words = task_.words + (variant * task_.outer + block.column) * row_words + block.element / 32;
+    const std::int64_t count = ceil_div(block.elements, 32);
+    for (std::int64_t i = 0; i < block.columns; ++i, words += row_words) {
+      __builtin_prefetch(words, 0, 2);
+      __builtin_prefetch(words + count - 1, 0, 2);
+    }
+  }
+
   void kept_of_columns(std::int64_t variant, const Part& part, Bits* kept) const {
     const std::int64_t row_words = ceil_div(task_.outer, 32);
     const std::uint32_t* words =
@@ -86,6 +99,13 @@ class MaskedWeights {
 
 template <class Input>
 void run(const MaskedLinear& task, std::int64_t begin, std::int64_t end, std::uint8_t* memory) {
+#if defined(__AVX512F__)
+  if constexpr (Along<Input>::exists) {
+    if (MaskedDot<Input>::suits(task)) {
+      return MaskedDot<Input>(task).run(begin, end);
+    }
+  }
+#endif
   if (task.variant_rows == 1 && !task.transposed) return masked_gemv<Input>(task, begin, end);
   Scratch scratch(memory);
   MaskedWeights<Input> weights(task, scratch);

@@ -8,35 +8,39 @@ namespace {
 
 #if defined(__AVX2__)
 
-// Four words each of row r and of row r + 4, side by side, so that the loads do the exchange between the halves.
-__m256i load_rows(const std::uint8_t* source, std::int64_t stride, int r) {
-  const auto* low = reinterpret_cast<const __m128i*>(source + r * stride);
-  const auto* high = reinterpret_cast<const __m128i*>(source + (r + 4) * stride);
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(low)), _mm_loadu_si128(high), 1);
+// The first `count` words (4 at most) at an address, zero behind them.
+__m128i load_words(const std::uint8_t* address, int count) {
+  if (count == 4) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(address));
+  const __m128i there = _mm_cmpgt_epi32(_mm_set1_epi32(count), _mm_setr_epi32(0, 1, 2, 3));
+  return _mm_maskload_epi32(reinterpret_cast<const int*>(address), there);
 }
 
-void store_words(std::uint32_t* address, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(address), v); }
+// Words of row r and of row r + 4, side by side, so that the loads do the exchange between the halves.
+__m256i load_rows(const std::uint8_t* source, std::int64_t stride, int r, int count) {
+  const __m128i low = load_words(source + r * stride, count);
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(low), load_words(source + (r + 4) * stride, count), 1);
+}
 
-// target[c][r] = word c of row r, for r and c below 8. Source rows are stride bytes apart, target rows 32 words.
-void transpose_eight(const std::uint8_t* source, std::int64_t stride, std::uint32_t* target) {
-  for (int first = 0; first < 8; first += 4) {
-    const std::uint8_t* from = source + 4 * first;
-    const __m256i a = load_rows(from, stride, 0), b = load_rows(from, stride, 1);
-    const __m256i c = load_rows(from, stride, 2), d = load_rows(from, stride, 3);
-    const __m256i ab_low = _mm256_unpacklo_epi32(a, b), ab_high = _mm256_unpackhi_epi32(a, b);
-    const __m256i cd_low = _mm256_unpacklo_epi32(c, d), cd_high = _mm256_unpackhi_epi32(c, d);
-    store_words(target + 32 * first, _mm256_unpacklo_epi64(ab_low, cd_low));
-    store_words(target + 32 * first + 32, _mm256_unpackhi_epi64(ab_low, cd_low));
-    store_words(target + 32 * first + 64, _mm256_unpacklo_epi64(ab_high, cd_high));
-    store_words(target + 32 * first + 96, _mm256_unpackhi_epi64(ab_high, cd_high));
+// target[c][r] = word c of row r, for r below 8 and c below count (4 at most). Rows of the source are stride bytes apart,
+// of the target 32 words.
+void transpose_eight_rows(const std::uint8_t* source, std::int64_t stride, int count, std::uint32_t* target) {
+  const __m256i a = load_rows(source, stride, 0, count), b = load_rows(source, stride, 1, count);
+  const __m256i c = load_rows(source, stride, 2, count), d = load_rows(source, stride, 3, count);
+  const __m256i ab_low = _mm256_unpacklo_epi32(a, b), ab_high = _mm256_unpackhi_epi32(a, b);
+  const __m256i cd_low = _mm256_unpacklo_epi32(c, d), cd_high = _mm256_unpackhi_epi32(c, d);
+  const __m256i words[4] = {_mm256_unpacklo_epi64(ab_low, cd_low), _mm256_unpackhi_epi64(ab_low, cd_low),
+                            _mm256_unpacklo_epi64(ab_high, cd_high), _mm256_unpackhi_epi64(ab_high, cd_high)};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    if (i < count) _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + 32 * i), words[i]);
   }
 }
 
 #else
 
-void transpose_eight(const std::uint8_t* source, std::int64_t stride, std::uint32_t* target) {
+void transpose_eight_rows(const std::uint8_t* source, std::int64_t stride, int count, std::uint32_t* target) {
   for (int r = 0; r < 8; ++r) {
-    for (int c = 0; c < 8; ++c) std::memcpy(target + 32 * c + r, source + r * stride + 4 * c, 4);
+    for (int c = 0; c < count; ++c) std::memcpy(target + 32 * c + r, source + r * stride + 4 * c, 4);
   }
 }
 
@@ -46,21 +50,16 @@ void transpose_eight(const std::uint8_t* source, std::int64_t stride, std::uint3
 // and bytes long; what does not exist of a last word, and rows from `rows` on, are zero.
 [[maybe_unused]] void transpose_words(const std::uint8_t* source, std::int64_t stride, std::int64_t rows,
                                       std::int64_t bytes, std::uint32_t* target) {
-  const std::int64_t words = (bytes + 3) / 4;
-  const std::int64_t whole = bytes / 4;
+  const std::int64_t words = (bytes + 3) / 4, whole = bytes / 4;
   if (rows < 32) std::memset(target, 0, static_cast<std::size_t>(words * 32 * 4));
   for (std::int64_t r = 0; r < rows; r += 8) {
-    std::int64_t done = 0;
-    if (r + 8 <= rows && whole >= 8) {
-      for (; done < whole; done += 8) {
-        // The last eight words may be some of those before once more.
-        const std::int64_t c = done + 8 <= whole ? done : whole - 8;
-        transpose_eight(source + r * stride + 4 * c, stride, target + 32 * c + r);
-      }
-      done = whole;
+    const std::int64_t together = r + 8 <= rows ? whole : 0;
+    for (std::int64_t c = 0; c < together; c += 4) {
+      const int count = together - c < 4 ? static_cast<int>(together - c) : 4;
+      transpose_eight_rows(source + r * stride + 4 * c, stride, count, target + 32 * c + r);
     }
     for (std::int64_t i = r; i < rows && i < r + 8; ++i) {
-      for (std::int64_t c = done; c < words; ++c) {
+      for (std::int64_t c = together; c < words; ++c) {
         const std::int64_t left = bytes - 4 * c;
         std::uint32_t word = 0;
         std::memcpy(&word, source + i * stride + 4 * c, left < 4 ? static_cast<std::size_t>(left) : 4);
