@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -112,23 +113,45 @@ class ConceptErasure(Objective):
     """J = squared L2 distance of the conditional output from the unconditional one, or from that of a base prompt.
 
     The sum over all elements, in float32, with the reference held fixed (arXiv 2412.02542). ``base``: "unconditional"
-    needs a recording with classifier-free guidance; "base" needs ``with_base``. Raises ValueError for another base.
+    needs a recording with classifier-free guidance; "base" needs ``with_base``. With ``negative_guidance`` g above 0
+    the reference lies beyond the base, away from the recorded output: base - g * (output - base), the target of ESD
+    (arXiv 2303.07345). J is then lowest where the concept is steered away from, not merely absent.
+    Raises ValueError for another base, or a negative_guidance that is negative or not finite.
     """
 
     name = "concept_erasure"
 
-    def __init__(self, base: str = "unconditional", timesteps: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        base: str = "unconditional",
+        timesteps: tuple[float, float] | None = None,
+        negative_guidance: float = 0.0,
+    ) -> None:
         if base not in ("unconditional", "base"):
             raise ValueError(f"{self.name}: base is {base!r}, expected 'unconditional' or 'base'")
+        if not 0 <= negative_guidance < math.inf:
+            raise ValueError(f"{self.name}: negative_guidance is {negative_guidance}, expected at least 0, finite")
         super().__init__(timesteps)
         self.base = base
+        self.negative_guidance = float(negative_guidance)
         self.needs = f"{base}_output"
 
+    def check(self, recorded: Recording | DenoiserCall) -> None:
+        """As ``Objective.check``; negative guidance needs the recorded output too."""
+        super().check(recorded)
+        calls = recorded.calls if isinstance(recorded, Recording) else [recorded]
+        if self.negative_guidance and any(call.output is None for call in calls if self.active(call)):
+            raise ValueError(f"{self.name}: negative_guidance needs the recorded output, which the recording lacks")
+
     def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
-        return _squared_distance(output, getattr(call, str(self.needs)), call).sum(1)
+        reference = getattr(call, str(self.needs))
+        if self.negative_guidance:
+            assert call.output is not None
+            reference = torch.lerp(reference.float(), call.output.float(), -self.negative_guidance)
+        return _squared_distance(output, reference, call).sum(1)
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), "base": self.base}
+        return {**super().config(), "base": self.base, "negative_guidance": self.negative_guidance}
 
 
 class DenoisingLoss(Objective):

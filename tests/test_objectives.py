@@ -36,6 +36,19 @@ def test_concept_erasure(base: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(values.double(), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("guidance", [0.5, 2.0])
+def test_negative_guidance_moves_the_reference_beyond_the_base(guidance: float) -> None:
+    call = make_call()
+    output = torch.randn(SHAPE)
+    reference = call.unconditional_output - guidance * (call.output - call.unconditional_output)
+    expected = (output - reference).square().sum((1, 2, 3))
+    torch.testing.assert_close(ConceptErasure(negative_guidance=guidance)(output, call), expected)
+    with pytest.raises(ValueError, match="negative_guidance needs the recorded output"):
+        ConceptErasure(negative_guidance=guidance)(output, make_call(output=None))
+    with pytest.raises(ValueError, match="negative_guidance is -1, expected at least 0"):
+        ConceptErasure(negative_guidance=-1)
+
+
 def test_half_precision_does_not_overflow() -> None:
     call = make_call(unconditional_output=torch.zeros(SHAPE).half())
     values = ConceptErasure()(torch.full(SHAPE, 300.0).half(), call)
@@ -143,7 +156,7 @@ def test_values_that_are_not_finite_are_named(bad: float) -> None:
         ConceptErasure()(output, call)
 
 
-@pytest.mark.parametrize("objective", [ConceptErasure("base", (1, 900)), ConceptErasure(), DenoisingLoss((0, 10))])
+@pytest.mark.parametrize("objective", [ConceptErasure("base", (1, 900), 0.5), ConceptErasure(), DenoisingLoss((0, 10))])
 def test_config_round_trip(objective) -> None:
     config = json.loads(json.dumps(objective.config()))
     again = objective_from_config(config)

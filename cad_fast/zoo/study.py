@@ -30,6 +30,9 @@ ROWS_PER_PASS = 40
 # Trajectories per object for first-order scores, and for the object that is erased, whose scores are then refined.
 SAMPLES = 6
 REFINING_SAMPLES = 12
+# Refining aims as far beyond the unconditional output as the concept was on this side of it: edits that only cancel the
+# concept leave traces, which guidance brings out again.
+NEGATIVE_GUIDANCE = 1.0
 # How much the other objects' needs count when one is erased (chosen on seeds that no table uses).
 KEEP_WEIGHT = 0.5
 # What is drawn is settled in the first steps; over all timesteps the last ones, with the largest distances, would
@@ -109,7 +112,7 @@ class Study:
             self.pipeline,
             self.recordings(obj),
             parts[obj],
-            objective=self.objective,
+            objective=ConceptErasure(timesteps=OBJECT_TIMESTEPS, negative_guidance=NEGATIVE_GUIDANCE),
             progress=self.progress,
             **settings,
         )
