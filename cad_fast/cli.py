@@ -13,6 +13,7 @@ from .version import __version__
 EXIT_CODES = "exit codes: 0 done, 1 a run failed, 2 wrong input or arguments, 130 interrupted"
 # Imported here, since the commands' modules import torch: `cad-fast --help` should answer at once.
 KINDS = ("weight", "neuron", "filter", "head")
+METHODS = ("gradient", "ablated_gradient", "regression", "exact")
 MODEL_HELP = "zoo:emoji, a local diffusers folder, or a Hub repository"
 
 
@@ -59,7 +60,9 @@ def _add_attribute(commands: Any) -> None:
     parser.add_argument("--base-prompt", help="erasure: compare with this prompt instead of the unconditional output")
     parser.add_argument("--images", help="denoising: a folder of real pictures, or `zoo` (default: own samples)")
     parser.add_argument("--timesteps", type=float, nargs=2, metavar=("LOW", "HIGH"), help="use these timesteps only")
-    parser.add_argument("--rows-per-pass", type=int, default=16, help="rows per forward/backward pass (default 16)")
+    parser.add_argument("--method", choices=METHODS, default="gradient", help="how to estimate (default gradient)")
+    parser.add_argument("--holdout", type=int, default=0, help="ablations to check the scores on (default 0)")
+    parser.add_argument("--rows-per-pass", type=int, help="rows per pass of the denoiser (default: the method's)")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
     parser.add_argument("-o", "--output", required=True, help="folder for scores.safetensors")
     _add_sampling(parser, steps=20)
@@ -84,6 +87,12 @@ def _add_edit(commands: Any) -> None:
     parser.add_argument("--scope", choices=("global", "tensor", "row"), default="global", help="default global")
     parser.add_argument("--keep", nargs="+", default=[], metavar="SCORES", help="scores of concepts to keep")
     parser.add_argument("--keep-weight", type=float, default=1.0, help="how much they count (default 1)")
+    parser.add_argument("--refine", metavar="MODEL", help="refine the scores for this edit on the model they are of")
+    parser.add_argument("--samples", type=int, default=12, help="refining: images to sample (default 12)")
+    parser.add_argument("--rounds", type=int, default=12, help="refining: rounds (default 12)")
+    parser.add_argument(
+        "--negative-guidance", type=float, default=0.0, help="refining: aim this far beyond the base (default 0)"
+    )
     parser.add_argument("--compat", choices=("paper",), help="the selection rule that was published with the paper")
     parser.add_argument("--name", help="the edit's name (default: concept and verb)")
     parser.add_argument("-o", "--output", required=True, help="folder for the edit")

@@ -13,12 +13,12 @@ from PIL import Image
 from . import zoo
 from .attribution import Attributor, Scores
 from .denoiser_hooks import generators, plain_tensors, silent
-from .edits import Edit, amplify, erase
+from .edits import Edit, amplify, erase, refine
 from .evaluation import PromptSet, compare, emoji_prompts, evaluate
 from .evaluation.scorers import ClipScorer, Scorer
 from .evaluation.sheets import before_after_sheet, contact_sheet
 from .files import require_writable_folder, write_bytes, write_json
-from .objectives import ConceptErasure, DenoisingLoss, Objective
+from .objectives import ConceptErasure, DenoisingLoss, Objective, objective_from_config
 from .pipelines import load_pipeline
 from .recording import Recording, record, record_images, renoise, with_base
 
@@ -30,13 +30,18 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
     pipeline = load_pipeline(arguments.model).to(arguments.device)
     objective = _objective(arguments)
     attributor = Attributor(
-        pipeline, objective, kind=arguments.kind, target_modules=_target_modules(arguments.target_modules)
+        pipeline,
+        objective,
+        kind=arguments.kind,
+        target_modules=_target_modules(arguments.target_modules),
+        method=arguments.method,
     )
     recording = _record(arguments, pipeline, prompts)
     scores = attributor.run(
         recording,
         concept=arguments.concept or prompts[0],
         rows_per_pass=arguments.rows_per_pass,
+        holdout=arguments.holdout,
         output_dir=output,
         resume=arguments.resume,
         progress=not arguments.quiet,
@@ -48,10 +53,22 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
         f"cost: {cost['recorded_denoiser_calls']} denoiser calls to record, {cost['forward_passes']} "
         f"forward and {cost['backward_passes']} backward passes of up to {cost['rows_per_pass']} rows, "
         f"{cost['seconds']} s\n"
+        + "".join(f"{_trust(check)}\n" for check in scores.trust)
         + "".join(f"  {value:+.3e}  {name}\n" for name, value in scores.top(5))
         + f"written to {output / 'scores.safetensors'}",
     )
-    return {"scores": str(output / "scores.safetensors"), "n": scores.space.n, "cost": cost, "top": scores.top(10)}
+    return {
+        "scores": str(output / "scores.safetensors"),
+        "n": scores.space.n,
+        "cost": cost,
+        "trust": scores.trust,
+        "top": scores.top(10),
+    }
+
+
+def _trust(check: dict[str, Any]) -> str:
+    low, high = check["pearson_interval"]
+    return f"r = {check['pearson']:.2f} [{low:.2f}, {high:.2f}] on {check['n']} ablations of {check['fraction']:.0%}"
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -109,21 +126,53 @@ def _real_pictures(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return [Image.open(file).convert("RGB") for file in files], list(captions)
 
 
+def _refine(arguments: argparse.Namespace, scores: Scores, selection: dict[str, Any]) -> Scores:
+    """The scores refined on fresh samples of the prompts they were made with, for the objective they are of."""
+    if arguments.compat is not None:
+        raise ValueError("--refine does not go with --compat: the published rule takes first-order scores")
+    made = scores.provenance
+    if arguments.samples < 1:
+        raise ValueError(f"--samples is {arguments.samples}, expected at least 1")
+    if made["objective"]["name"] != ConceptErasure.name or made["objective"]["base"] != "unconditional":
+        raise ValueError("--refine takes scores of the erasure objective against the unconditional output")
+    pipeline = load_pipeline(arguments.refine)
+    recording = record(
+        pipeline,
+        list(itertools.islice(itertools.cycle(made["prompts"]), arguments.samples)),
+        seeds=made["seeds"][0],
+        num_inference_steps=made["num_inference_steps"],
+        guidance_scale=made["guidance_scale"],
+        progress=not arguments.quiet,
+    )
+    objective = objective_from_config({**made["objective"], "negative_guidance": arguments.negative_guidance})
+    sign = "positive" if arguments.verb == "erase" else "negative"
+    return refine(
+        pipeline,
+        recording,
+        scores,
+        sign=sign,
+        objective=objective,
+        rounds=arguments.rounds,
+        progress=not arguments.quiet,
+        **selection,
+    )
+
+
 def run_edit(arguments: argparse.Namespace) -> dict[str, Any]:
     """Select components from scores and save them as an edit."""
     require_writable_folder(arguments.output)
     scores = Scores.load(arguments.scores)
+    selection: dict[str, Any] = {
+        "ratio": arguments.ratio,
+        "count": arguments.count,
+        "scope": arguments.scope,
+        "keep": [Scores.load(path) for path in arguments.keep],
+        "keep_weight": arguments.keep_weight,
+    }
+    if arguments.refine is not None:
+        scores = _refine(arguments, scores, selection)
     make = erase if arguments.verb == "erase" else amplify
-    edit = make(
-        scores,
-        arguments.ratio,
-        count=arguments.count,
-        scope=arguments.scope,
-        keep=[Scores.load(path) for path in arguments.keep],
-        keep_weight=arguments.keep_weight,
-        compat=arguments.compat,
-        name=arguments.name,
-    )
+    edit = make(scores, **selection, compat=arguments.compat, name=arguments.name)
     edit.save_pretrained(arguments.output)
     _say(arguments, f"{edit!r}\nwritten to {arguments.output}")
     return {

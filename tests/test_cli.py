@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from cad_fast import cli
 from cad_fast.cli import build_parser, main
 from tests.pipelines import stable_diffusion
 
@@ -46,7 +47,7 @@ def test_attribute_objectives(tmp_path, capsys, more):
     arguments = ["--samples", 1, "--steps", 3, "--target-modules", "attn2.to_k,attn2.to_v", "--quiet", "-o", tmp_path]
     code, out, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", *arguments, *more)
     assert code == 0, err
-    assert "forward/backward" in out
+    assert "backward passes" in out
 
 
 def test_attribute_on_real_pictures(tmp_path, capsys):
@@ -62,6 +63,28 @@ def test_edit_is_made_and_described(workspace, capsys):
     assert config["name"] == "no-car" and config["provenance"]["selection"]["keep"] == ["clock"]
     code, out, _ = run(capsys, "edit", workspace / "car", "--amplify", "--count", 5, "--json", "-o", workspace / "more")
     assert code == 0 and json.loads(out)["n_components"] == 5
+
+
+def test_scores_are_checked_on_held_out_ablations(tmp_path, capsys):
+    code, out, err = run(
+        capsys, "attribute", "zoo:emoji", "--concept", "cat", "--kind", "head", "--target-modules", "attention",
+        "--method", "exact", "--holdout", 8, "--samples", 1, "--steps", 2, "--quiet", "--json", "-o", tmp_path,
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["cost"]["backward_passes"] == 0 and result["trust"][0]["n"] == 8
+
+
+def test_edit_is_refined(workspace, tmp_path, capsys):
+    refining = ["--refine", "zoo:emoji", "--samples", 2, "--rounds", 1, "--negative-guidance", 1, "--quiet"]
+    code, _, err = run(capsys, "edit", workspace / "car", "--erase", "--ratio", 0.01, *refining, "-o", tmp_path)
+    assert code == 0, err
+    refined = json.loads((tmp_path / "edit_config.json").read_text())["provenance"]["refined"]
+    assert refined["rounds"] == 1 and refined["objective"]["negative_guidance"] == 1.0
+    code, _, err = run(
+        capsys, "edit", workspace / "car", "--erase", "--ratio", 0.1, *refining, "--compat", "paper", "-o", tmp_path
+    )
+    assert code == 2 and "--refine does not go with --compat" in err
 
 
 def test_generate(workspace, tmp_path, capsys):
@@ -153,3 +176,10 @@ def test_a_missing_command_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 2
+
+
+def test_the_choices_are_those_of_the_library() -> None:
+    from cad_fast.attribution import METHODS
+    from cad_fast.components import KINDS
+
+    assert (cli.KINDS, cli.METHODS) == (KINDS, METHODS)
