@@ -44,6 +44,12 @@ void multiply_tile(const Tile<Steps>& tile) {
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) sum[r][v] = zero();
   }
+  // y comes from far away where another block of the sum came before; unasked for, the end of the tile would wait for it.
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(tile.y + r * tile.y_stride + v * lanes, 1);
+  }
   for (std::int64_t step = 0; step < tile.steps; ++step) {
     Vec w[vectors];
 #pragma GCC unroll 8
