@@ -175,7 +175,7 @@ void dot_tile_of(int columns, const Dot<Input>& task, float* result) {
 }
 
 // Outputs of the weight that stay in half of a core's L2 cache while the rows go by.
-inline std::int64_t dot_block(std::int64_t row_bytes) {
+[[maybe_unused]] static std::int64_t dot_block(std::int64_t row_bytes) {
   const std::int64_t most = (std::int64_t{1} << 19) / (row_bytes < 1 ? 1 : row_bytes) / dot_outputs * dot_outputs;
   return most < dot_outputs ? dot_outputs : most;
 }
