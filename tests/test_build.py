@@ -99,4 +99,4 @@ def test_kernels_share_no_code_between_instruction_sets(source: Path, tmp_path: 
         shared = [line for line in symbols.splitlines() if " W " in line or "_GLOBAL__sub_I" in line]
         assert not shared
         exported = [line.split(" T ")[1] for line in symbols.splitlines() if " T " in line]
-        assert exported and all(name.startswith(f"cad_fast::{target}::{source.stem}(") for name in exported)
+        assert exported and all(name.startswith(f"cad_fast::{target}::{source.stem}") for name in exported)
