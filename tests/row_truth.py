@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cad_fast import record
+from cad_fast import ConceptErasure, record
 from cad_fast.ablation import Ablation
+from cad_fast.attribution.passes import merge_calls
 from cad_fast.components import ComponentSpace
 from cad_fast.denoiser_calls import DenoiserCall, denoiser_of
+from cad_fast.recording_data import Recording
 from tests.pipelines import PIPELINES
 
 
@@ -89,3 +91,18 @@ def distance(a: Tensor, b: Tensor) -> float:
     """Relative distance of the rows of two tensors, the largest."""
     a, b = a.detach().double().flatten(1), b.detach().double().flatten(1)
     return ((a - b).norm(dim=1) / b.norm(dim=1)).max().item()
+
+
+def slow_gradient(
+    denoiser: nn.Module, recording: Recording, space: ComponentSpace, ablation: Ablation | None
+) -> Tensor:
+    """Intact w * dJ/dw at the ablated network, summed over each component's weights: dJ/dm, [n]; J is ConceptErasure."""
+    twin, call = ablated_copy(denoiser, space, ablation), merge_calls(recording.calls)
+    modules, intact = space.modules(twin), space.modules(denoiser)
+    for module in modules.values():
+        module.weight.requires_grad_(True)
+    j = ConceptErasure()(call.run(twin), call).mean()
+    gradients = torch.autograd.grad(j, [module.weight for module in modules.values()])
+    return torch.cat(
+        [entry.reduce(intact[entry.module].weight.detach() * g) for entry, g in zip(space, gradients, strict=True)]
+    )

@@ -37,18 +37,21 @@ class Job:
     state: RunState
     progress: bool
 
+    def settings(self) -> dict[str, Any]:
+        """How every estimate is run, as keyword arguments."""
+        return {"rows_per_pass": self.rows_per_pass, "state": self.state, "progress": self.progress}
+
+    def what(self) -> tuple[nn.Module, Recording, Objective, ComponentSpace]:
+        """What every estimate is made of, as positional arguments."""
+        return self.denoiser, self.recording, self.objective, self.space
+
+    def plan(self) -> Plan:
+        """How the recording's rows are divided into passes."""
+        return Plan.of(self.recording, self.objective, self.rows_per_pass)
+
     def objective_under(self, ablations: Sequence[Ablation]) -> Tensor:
         """J float64 [len(ablations)] under each ablation."""
-        return objective_under_ablations(
-            self.denoiser,
-            self.recording,
-            self.objective,
-            self.space,
-            ablations,
-            rows_per_pass=self.rows_per_pass,
-            state=self.state,
-            progress=self.progress,
-        )
+        return objective_under_ablations(*self.what(), ablations, **self.settings())
 
 
 @dataclass(frozen=True)
@@ -94,20 +97,10 @@ class Gradient(Estimator):
 
     def run(self, job: Job) -> Estimate:
         """See ``gradient_scores``."""
-        values = gradient_scores(
-            job.denoiser,
-            job.recording,
-            job.objective,
-            job.space,
-            via=self.via,
-            rows_per_pass=job.rows_per_pass,
-            state=job.state,
-            progress=job.progress,
-        )
-        return Estimate(values, None, {})
+        return Estimate(gradient_scores(*job.what(), via=self.via, **job.settings()), None, {})
 
     def cost(self, job: Job) -> dict[str, int]:
-        passes = len(Plan.of(job.recording, job.objective, job.rows_per_pass).passes)
+        passes = len(job.plan().passes)
         return {"forward": passes, "backward": passes}
 
 
@@ -122,23 +115,11 @@ class AblatedGradient(Estimator):
     seed: int = 0
 
     def run(self, job: Job) -> Estimate:
-        values = ablated_gradient_scores(
-            job.denoiser,
-            job.recording,
-            job.objective,
-            job.space,
-            fraction=self.fraction,
-            partitions=self.partitions,
-            seed=self.seed,
-            rows_per_pass=job.rows_per_pass,
-            state=job.state,
-            progress=job.progress,
-        )
-        return Estimate(values, None, {})
+        options = {"fraction": self.fraction, "partitions": self.partitions, "seed": self.seed}
+        return Estimate(ablated_gradient_scores(*job.what(), **options, **job.settings()), None, {})
 
     def cost(self, job: Job) -> dict[str, int]:
-        plan = Plan.of(job.recording, job.objective, job.rows_per_pass)
-        passes = self.partitions * plan.cost(parts_of(self.fraction, job.space.n))
+        passes = self.partitions * job.plan().cost(parts_of(self.fraction, job.space.n))
         return {"forward": passes, "backward": passes}
 
 
@@ -192,8 +173,7 @@ class Regression(Estimator):
         return Estimate(found.alpha, found.standard_error, facts)
 
     def cost(self, job: Job) -> dict[str, int]:
-        plan = Plan.of(job.recording, job.objective, job.rows_per_pass)
-        return {"forward": plan.cost(self.ablations), "backward": 0}
+        return {"forward": job.plan().cost(self.ablations), "backward": 0}
 
 
 @dataclass(frozen=True)
@@ -215,8 +195,7 @@ class Exact(Estimator):
         return Estimate(j[-1] - j[:-1], None, {"intact_j": float(j[-1])})
 
     def cost(self, job: Job) -> dict[str, int]:
-        plan = Plan.of(job.recording, job.objective, job.rows_per_pass)
-        return {"forward": plan.cost(job.space.n + 1), "backward": 0}
+        return {"forward": job.plan().cost(job.space.n + 1), "backward": 0}
 
 
 ESTIMATORS: dict[str, type[Estimator]] = {cls.name: cls for cls in (Gradient, AblatedGradient, Regression, Exact)}

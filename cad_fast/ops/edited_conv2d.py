@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _conv, _native, reference
+from cad_fast.ops import _backend, _conv, _edits, _native, reference
 from cad_fast.ops._conv import Geometry
 from cad_fast.ops._registry import Op, register
 
@@ -64,7 +64,7 @@ def edited_conv2d(
     how = _conv.geometry(stride, padding, dilation, groups, input_size)
     _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
     if _backend.untraced(x, weight, rows, offsets, indices, factors, bias):
-        _check_values(x, weight, rows, offsets, indices)
+        _edits.check_values(x, weight, rows, offsets, indices)
         return _backend.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
     return _op(x, weight, rows, offsets, indices, factors, bias, *how, backend)
 
@@ -73,41 +73,7 @@ def _check_shapes(
     x: Any, weight: Any, rows: Any, offsets: Any, indices: Any, factors: Any, bias: Any, how: Geometry
 ) -> None:
     _conv.check(x, weight, bias, how, 4)
-    for name, tensor in (("rows", rows), ("offsets", offsets), ("indices", indices)):
-        _check.tensor(name, tensor, (torch.int64,))
-    _check.tensor("factors", factors, (torch.float32,))
-    for name, tensor in (("rows", rows), ("offsets", offsets), ("indices", indices), ("factors", factors)):
-        if tensor.dim() != 1:
-            raise ValueError(f"{name} must have one dimension, got shape {list(tensor.shape)}")
-    if len(rows) == 0 or len(rows) != len(offsets):
-        raise ValueError(f"rows and offsets must have one length, at least 1, got {len(rows)} and {len(offsets)}")
-    if len(indices) != len(factors):
-        raise ValueError(f"factors must have one element per index, {len(indices)}, got {len(factors)}")
-    for name, tensor in (("rows", rows), ("offsets", offsets)):
-        if tensor.device.type != "cpu":
-            raise ValueError(f"{name} must be on cpu, got {tensor.device}")
-    for name, tensor in (("indices", indices), ("factors", factors)):
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
-
-
-def _check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor) -> None:
-    for name, bounds, end in (("rows", rows, len(x)), ("offsets", offsets, len(indices))):
-        if bounds[0] != 0 or bounds[-1] != end or (bounds.diff() < 0).any():
-            raise ValueError(f"{name} must ascend from 0 to {end}, got {bounds.tolist()[:8]}")
-    if len(indices) == 0:
-        return
-    if int(indices.min()) < 0 or int(indices.max()) >= weight.numel():
-        least, most = int(indices.min()), int(indices.max())
-        raise ValueError(f"indices must lie in 0..{weight.numel() - 1}, got {least} to {most}")
-    ascends = indices.diff() > 0
-    starts = offsets[(offsets > 0) & (offsets < len(indices))]
-    ascends[starts.to(indices.device) - 1] = True
-    if not ascends.all():
-        at = int((~ascends).nonzero()[0]) + 1
-        raise ValueError(
-            f"indices must ascend strictly within an edit, got {indices[at - 1 : at + 1].tolist()} at {at - 1}"
-        )
+    _edits.check_shapes(x, rows, offsets, indices, factors)
 
 
 @torch.library.custom_op("cad_fast::edited_conv2d", mutates_args=())
@@ -128,7 +94,7 @@ def _op(
 ) -> Tensor:
     how = _conv.geometry(stride, padding, dilation, groups, input_size)
     _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
-    _check_values(x, weight, rows, offsets, indices)
+    _edits.check_values(x, weight, rows, offsets, indices)
     return _backend.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
 
 
@@ -264,7 +230,7 @@ def _samples() -> list[tuple[Any, ...]]:
     trained = [plain[0].clone().requires_grad_(), plain[1].clone().requires_grad_(), *plain[2:]]
     without = [*plain[:3], torch.zeros(6, dtype=torch.int64), plain[4][:0], plain[5][:0], None, *plain[7:]]
     channels_last = [plain[0].to(memory_format=torch.channels_last), *plain[1:]]
-    nothing = torch.zeros(1, dtype=torch.int64)
+    nothing = torch.zeros(2, dtype=torch.int64)
     empty = [plain[0][:0], plain[1], nothing, nothing, plain[4][:0], plain[5][:0], *plain[6:]]
     grad = torch.randn([6, 7, 4, 3], generator=generator)
     back = [grad, *plain[1:6], None, *plain[7:11], [4, 3]]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _linear, _native, reference
+from cad_fast.ops import _backend, _check, _edits, _linear, _native, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -66,20 +66,7 @@ def _check_arguments(
     x: Any, weight: Any, rows: Any, offsets: Any, indices: Any, factors: Any, bias: Any, transposed: bool
 ) -> None:
     _linear.check_operands(x, weight, bias, 2, transposed)
-    for name, value in (("rows", rows), ("offsets", offsets), ("indices", indices)):
-        _check.tensor(name, value, (torch.int64,))
-    _check.tensor("factors", factors, (torch.float32,))
-    if rows.dim() != 1 or len(rows) < 2:
-        raise ValueError(f"rows must be [groups + 1] with at least one group, got {_check.shape(rows)}")
-    _check.exact_shape("offsets", offsets, rows.shape)
-    if indices.dim() != 1:
-        raise ValueError(f"indices must be [entries], got {_check.shape(indices)}")
-    _check.exact_shape("factors", factors, indices.shape)
-    for name, value in (("rows", rows), ("offsets", offsets)):
-        if value.device.type != "cpu":
-            raise ValueError(f"{name} must be on cpu, got {value.device}")
-    _check.same_device("indices", indices, "x", x)
-    _check.same_device("factors", factors, "x", x)
+    _edits.check_shapes(x, rows, offsets, indices, factors)
 
 
 @torch.library.custom_op("cad_fast::edited_linear", mutates_args=())
@@ -191,27 +178,8 @@ def _native_edited_linear(
 
 
 def _reference_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    _check_values(x, weight, *rest[:3])
+    _edits.check_values(x, weight, *rest[:3])  # the native version checks them on its way
     return reference.edited_linear(x, weight, *rest)
-
-
-def _check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor) -> None:
-    """What the native version checks on its way: order and range of rows, offsets and indices."""
-    for name, value, last in (("offsets", offsets, indices.shape[0]), ("rows", rows, x.shape[0])):
-        if value[0] != 0 or value[-1] != last or (value.diff() < 0).any():
-            raise ValueError(f"{name} must ascend from 0 to {last}")
-    outside = (indices < 0) | (indices >= weight.numel())
-    disordered = torch.zeros_like(outside)
-    disordered[1:] = indices.diff() <= 0
-    disordered[offsets[(offsets < indices.shape[0])]] = False
-    bad = (outside | disordered).nonzero().flatten()
-    if bad.numel() == 0:
-        return
-    position = int(bad[0])
-    what = f"indices[{position}] = {int(indices[position])}"
-    if outside[position]:
-        raise ValueError(f"{what} is out of range for a weight of {weight.numel()} elements")
-    raise ValueError(f"{what} must be above the index before it in its group, {int(indices[position - 1])}")
 
 
 def _samples() -> list[tuple[Any, ...]]:

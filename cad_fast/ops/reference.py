@@ -145,7 +145,7 @@ def edited_conv2d(
         edited = _edited(weight, indices[own], factors[own])
         images = x[int(rows[group]) : int(rows[group + 1])]
         parts.append(_convolve(images, edited, bias, stride, padding, dilation, groups, input_size))
-    return torch.cat(parts) if parts else _convolve(x, weight, bias, stride, padding, dilation, groups, input_size)
+    return torch.cat(parts)
 
 
 def masked_linear_scores(grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor) -> None:

@@ -16,7 +16,7 @@ from cad_fast.attribution.passes import merge_calls
 from cad_fast.attribution.store import STATE_NAME
 from cad_fast.attribution.trust import Trust, predicted_change
 from tests.pipelines import stable_diffusion
-from tests.row_truth import ablated_copy
+from tests.row_truth import ablated_copy, slow_gradient
 
 KINDS = ["weight", "neuron", "filter", "head"]
 
@@ -39,19 +39,6 @@ def slow_j(denoiser, recording, space: ComponentSpace, ablation: Ablation) -> Te
     call = merge_calls(recording.calls)
     with torch.no_grad():
         return ConceptErasure()(call.run(ablated_copy(denoiser, space, ablation)), call).double().mean()
-
-
-def slow_gradient(denoiser, recording, space: ComponentSpace, ablation: Ablation) -> Tensor:
-    """Intact w * dJ/dw at the ablated network, summed over each component's weights: dJ/dm."""
-    twin, call = ablated_copy(denoiser, space, ablation), merge_calls(recording.calls)
-    modules, intact = space.modules(twin), space.modules(denoiser)
-    for module in modules.values():
-        module.weight.requires_grad_(True)
-    j = ConceptErasure()(call.run(twin), call).mean()
-    gradients = torch.autograd.grad(j, [module.weight for module in modules.values()])
-    return torch.cat(
-        [entry.reduce(intact[entry.module].weight.detach() * g) for entry, g in zip(space, gradients, strict=True)]
-    )
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:

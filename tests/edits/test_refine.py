@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import cad_fast
-from cad_fast import Ablation, ComponentSpace, ConceptErasure
+from cad_fast import Ablation, ConceptErasure
 from cad_fast.attribution import Attributor
 from cad_fast.attribution.passes import merge_calls
 from cad_fast.edits import refine, select
 from tests.pipelines import stable_diffusion
-from tests.row_truth import ablated_copy
+from tests.row_truth import slow_gradient
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +26,6 @@ def recording(pipeline):
 
 def scores_of(pipeline, recording, kind: str):
     return Attributor(pipeline, kind=kind).run(recording, progress=False)
-
-
-def slow_gradient(denoiser, recording, space: ComponentSpace, ablation: Ablation) -> torch.Tensor:
-    twin, call = ablated_copy(denoiser, space, ablation), merge_calls(recording.calls)
-    modules, intact = space.modules(twin), space.modules(denoiser)
-    for module in modules.values():
-        module.weight.requires_grad_(True)
-    j = ConceptErasure()(call.run(twin), call).mean()
-    gradients = torch.autograd.grad(j, [module.weight for module in modules.values()])
-    return torch.cat(
-        [entry.reduce(intact[entry.module].weight.detach() * g) for entry, g in zip(space, gradients, strict=True)]
-    )
 
 
 @pytest.mark.parametrize("kind", ["weight", "neuron", "filter", "head"])
