@@ -6,9 +6,7 @@
 
 namespace cad_fast {
 
-struct Bfloat16 {
-  std::uint16_t bits;
-};
+using bfloat16 = std::uint16_t;
 
 // Internal linkage: these are compiled once per instruction set, and the linker must not merge the copies.
 namespace {
@@ -25,40 +23,20 @@ namespace {
   return value;
 }
 
-[[maybe_unused]] float widen(float value) { return value; }
-[[maybe_unused]] float widen(Bfloat16 value) { return float_of(static_cast<std::uint32_t>(value.bits) << 16); }
+[[maybe_unused]] float to_float(float value) { return value; }
+[[maybe_unused]] float to_float(bfloat16 value) { return float_of(std::uint32_t{value} << 16); }
 
 // To the nearest, ties to even; a NaN stays one.
-[[maybe_unused]] Bfloat16 round_to_bfloat16(float value) {
+[[maybe_unused]] bfloat16 to_bfloat16(float value) {
   const std::uint32_t bits = bits_of(value);
-  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const std::uint32_t nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const std::uint32_t quiet = (bits >> 16) | 0x40u;
-  return {static_cast<std::uint16_t>(value != value ? quiet : rounded)};
+  return static_cast<bfloat16>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : nearest);
 }
 
 // The product, rounded to the type of the first operand; the factor is one that the type can hold.
 [[maybe_unused]] float scale(float value, float factor) { return value * factor; }
-[[maybe_unused]] Bfloat16 scale(Bfloat16 value, float factor) { return round_to_bfloat16(widen(value) * factor); }
-
-// `set` where the mask is all ones, `unset` where it is zero.
-[[maybe_unused]] float choose(std::uint32_t mask, float set, float unset) {
-  return float_of((bits_of(set) & mask) | (bits_of(unset) & ~mask));
-}
-[[maybe_unused]] Bfloat16 choose(std::uint32_t mask, Bfloat16 set, Bfloat16 unset) {
-  return {static_cast<std::uint16_t>((set.bits & mask) | (unset.bits & ~mask))};
-}
-
-template <class Out>
-Out convert(float value) {
-  return value;
-}
-template <class Out>
-Out convert(Bfloat16 value) {
-  if constexpr (sizeof(Out) == sizeof(Bfloat16))
-    return value;
-  else
-    return widen(value);
-}
+[[maybe_unused]] bfloat16 scale(bfloat16 value, float factor) { return to_bfloat16(to_float(value) * factor); }
 
 }  // namespace
 }  // namespace cad_fast

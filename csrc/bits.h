@@ -11,7 +11,9 @@ constexpr std::int64_t word_bits = 32;
 // Words that a parallel range has at least: 64 KiB of bytes as a mask, too little to be worth a second thread.
 constexpr std::int64_t grain_words = 2048;
 
-constexpr std::int64_t words_for(std::int64_t n) { return (n + word_bits - 1) / word_bits; }
+constexpr std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
+
+constexpr std::int64_t words_for(std::int64_t n) { return ceil_div(n, word_bits); }
 
 // Internal linkage: these are compiled once per instruction set, and the linker must not merge the copies.
 namespace {

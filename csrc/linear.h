@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "bits.h"
+
 namespace cad_fast {
 
 // Outputs in a panel of the weight, which is the unit that is packed and that a register tile spans.
@@ -27,8 +29,6 @@ struct Linear {
   std::int64_t panels() const { return (outer + panel_width - 1) / panel_width; }
   std::int64_t first_row(std::int64_t chunk) const { return rows * chunk / chunks; }
 };
-
-constexpr std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
 
 // Panels packed at once. A tile of x is copied once for all of them, and as edited for one variant they have to stay in
 // a core's L2 cache while the variant's rows go by.

@@ -2,12 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
-#include <memory>
-#include <new>
 
 #include "linear.h"
 #include "runtime/parallel.h"
+#include "runtime/scratch.h"
 
 namespace cad_fast {
 
@@ -16,10 +14,6 @@ constexpr std::int64_t grain_products = 1 << 18;
 
 // Rows below which packing the weight in each thread costs more than an uneven division of its panels.
 constexpr std::int64_t fewest_chunk_rows = 64;
-
-struct AlignedDelete {
-  void operator()(std::uint8_t* memory) const { ::operator delete(memory, std::align_val_t{64}); }
-};
 
 // Cuts the rows where that is needed: for the scratch memory, or because the panels alone do not divide evenly.
 inline std::int64_t chunks_for(const Linear& task, std::int64_t threads) {
@@ -42,8 +36,7 @@ void run_linear(Task task, std::int64_t op_scratch, Kernel kernel) {
   const std::int64_t ranges = std::min(threads, units);
   const std::int64_t chunk_rows = ceil_div(task.rows, task.chunks);
   const std::int64_t bytes = ceil_div(linear_scratch_bytes(chunk_rows, task.bf16) + op_scratch, 4096) * 4096;
-  const std::unique_ptr<std::uint8_t, AlignedDelete> memory(
-      static_cast<std::uint8_t*>(::operator new(static_cast<std::size_t>(ranges * bytes), std::align_val_t{64})));
+  const ScratchMemory memory = make_scratch(ranges * bytes);
   parallel_for(ranges, 1, [&, scratch = memory.get()](std::int64_t begin, std::int64_t end) noexcept {
     for (std::int64_t i = begin; i < end; ++i) {
       kernel(task, units * i / ranges, units * (i + 1) / ranges, scratch + i * bytes);

@@ -1,32 +1,21 @@
 #include "masked_linear_scores.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
+#include "bits.h"
 #include "runtime/bind.h"
 #include "runtime/parallel.h"
+#include "runtime/scratch.h"
 
 namespace py = pybind11;
 
 namespace cad_fast {
 namespace {
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // The largest multiple of the tile up to `most` that cuts `size` into parts of about equal size.
 std::int64_t even_part(std::int64_t size, std::int64_t most, std::int64_t tile) {
   const std::int64_t parts = ceil_div(size, most);
   return ceil_div(ceil_div(size, parts), tile) * tile;
-}
-
-struct AlignedDelete {
-  void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
-};
-using Scratch = std::unique_ptr<float[], AlignedDelete>;
-
-Scratch make_scratch(std::int64_t floats) {
-  return Scratch(static_cast<float*>(::operator new[](floats * sizeof(float), std::align_val_t{64})));
 }
 
 // Threads own disjoint blocks of the output. How it is cut does not change the order in which an element is summed.
@@ -44,8 +33,8 @@ void add_scores(const MaskedLinearScores& problem) {
   const std::int64_t blocks = ceil_div(problem.n, block_n) * across;
 
   const std::int64_t workers = std::min(threads, blocks);
-  const Scratch scratch = make_scratch(workers * scores_scratch);
-  float* const memory = scratch.get();
+  const ScratchMemory scratch = make_scratch(workers * scores_scratch * static_cast<std::int64_t>(sizeof(float)));
+  auto* const memory = reinterpret_cast<float*>(scratch.get());
   parallel_for(workers, 1, [=, &problem](std::int64_t begin, std::int64_t end) noexcept {
     for (std::int64_t worker = begin; worker < end; ++worker) {
       for (std::int64_t i = worker; i < blocks; i += workers) {

@@ -96,7 +96,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 def slow_gradient(
     denoiser: nn.Module, recording: Recording, space: ComponentSpace, ablation: Ablation | None
 ) -> Tensor:
-    """Intact w * dJ/dw at the ablated network, summed over each component's weights: dJ/dm, [n]; J is ConceptErasure."""
+    """dJ/dm float32 [n], J being ConceptErasure: intact w * dJ/dw at the ablated network, summed per component."""
     twin, call = ablated_copy(denoiser, space, ablation), merge_calls(recording.calls)
     modules, intact = space.modules(twin), space.modules(denoiser)
     for module in modules.values():

@@ -6,7 +6,7 @@ namespace cad_fast::CAD_FAST_TARGET {
 namespace {
 
 float representable(float factor, float) { return factor; }
-float representable(float factor, Bfloat16) { return widen(round_to_bfloat16(factor)); }
+float representable(float factor, bfloat16) { return to_float(to_bfloat16(factor)); }
 
 template <class T>
 void edit(const EditWeight& job, std::int64_t begin, std::int64_t end) {
@@ -24,7 +24,7 @@ void edit(const EditWeight& job, std::int64_t begin, std::int64_t end) {
 }  // namespace
 
 void edited_conv2d(const EditWeight& job, std::int64_t begin, std::int64_t end) noexcept {
-  job.bfloat16 ? edit<Bfloat16>(job, begin, end) : edit<float>(job, begin, end);
+  job.bfloat16 ? edit<bfloat16>(job, begin, end) : edit<float>(job, begin, end);
 }
 
 }  // namespace cad_fast::CAD_FAST_TARGET

@@ -33,6 +33,23 @@ Vector load_vector(const float* from) {
   return v;
 }
 
+// `set` where the mask is all ones, `unset` where it is zero.
+float choose(std::uint32_t mask, float set, float unset) {
+  return float_of((bits_of(set) & mask) | (bits_of(unset) & ~mask));
+}
+bfloat16 choose(std::uint32_t mask, bfloat16 set, bfloat16 unset) {
+  return static_cast<bfloat16>((set & mask) | (unset & ~mask));
+}
+
+template <class Out, class In>
+Out convert(In value) {
+  if constexpr (sizeof(Out) == sizeof(In)) {
+    return value;
+  } else {
+    return to_float(value);
+  }
+}
+
 // The 32 elements of a word, those whose bit is set times the factor. A branch-free loop of fixed length, which compilers
 // make vector code of.
 template <bool zero, class In, class Out>
@@ -51,11 +68,11 @@ void remove_in_word(const float* weight, std::uint32_t word, float* expanded) {
   _mm512_storeu_ps(expanded + 16, _mm512_maskz_loadu_ps(static_cast<__mmask16>(kept >> 16), weight + 16));
 }
 
-void remove_in_word(const Bfloat16* weight, std::uint32_t word, Bfloat16* expanded) {
+void remove_in_word(const bfloat16* weight, std::uint32_t word, bfloat16* expanded) {
   _mm512_storeu_si512(expanded, _mm512_maskz_loadu_epi16(~word, weight));
 }
 
-void remove_in_word(const Bfloat16* weight, std::uint32_t word, float* expanded) {
+void remove_in_word(const bfloat16* weight, std::uint32_t word, float* expanded) {
   for (int half = 0; half < 2; ++half) {
     const auto kept = static_cast<__mmask16>(~word >> (16 * half));
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight + 16 * half));
@@ -224,7 +241,7 @@ void multiply(const MaskedProduct& job, std::int64_t begin, std::int64_t end) {
 }  // namespace
 
 void masked_conv2d_weight(const ExpandWeight& job, std::int64_t begin, std::int64_t end) noexcept {
-  job.bfloat16 ? expand_weight<Bfloat16>(job, begin, end) : expand_weight<float>(job, begin, end);
+  job.bfloat16 ? expand_weight<bfloat16>(job, begin, end) : expand_weight<float>(job, begin, end);
 }
 
 void masked_conv2d_patches(const Patches& job, std::int64_t begin, std::int64_t end) noexcept {
@@ -246,7 +263,7 @@ void masked_conv2d_patches(const Patches& job, std::int64_t begin, std::int64_t 
 }
 
 void masked_conv2d(const MaskedProduct& job, std::int64_t begin, std::int64_t end) noexcept {
-  job.bfloat16 ? multiply<Bfloat16>(job, begin, end) : multiply<float>(job, begin, end);
+  job.bfloat16 ? multiply<bfloat16>(job, begin, end) : multiply<float>(job, begin, end);
 }
 
 }  // namespace cad_fast::CAD_FAST_TARGET

@@ -1,5 +1,6 @@
 #include "masked_linear_scores.h"
 
+#include "bfloat16.h"
 #include "bits.h"
 
 #if defined(__AVX2__)
@@ -78,15 +79,6 @@ Vector add_unless(Mask mask, Vector sum, Vector v) { return sum + (Vector)(~mask
 constexpr int lanes = sizeof(Vector) / sizeof(float);
 constexpr int tile_vectors = scores_tile_k / lanes;
 static_assert(scores_tile_n % tile_n == 0);
-
-float to_float(float v) { return v; }
-
-float to_float(std::uint16_t bfloat16) {
-  const std::uint32_t bits = std::uint32_t{bfloat16} << 16;
-  float v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
-}
 
 constexpr std::int64_t prefetch_rows = 4;
 
@@ -185,7 +177,7 @@ void finish_as(const MaskedLinearScores& problem, const ScoresBlock& block, std:
 void finish(const MaskedLinearScores& problem, const ScoresBlock& block, std::int64_t n, std::int64_t k,
             const Sums& sums) {
   if (problem.bfloat16) {
-    finish_as<std::uint16_t>(problem, block, n, k, sums);
+    finish_as<bfloat16>(problem, block, n, k, sums);
   } else {
     finish_as<float>(problem, block, n, k, sums);
   }
@@ -262,7 +254,7 @@ void add_block(const MaskedLinearScores& problem, const ScoresBlock& block, floa
 
 void masked_linear_scores(const MaskedLinearScores& problem, const ScoresBlock& block, float* scratch) noexcept {
   if (problem.bfloat16) {
-    add_block<std::uint16_t>(problem, block, scratch);
+    add_block<bfloat16>(problem, block, scratch);
   } else {
     add_block<float>(problem, block, scratch);
   }

@@ -8,30 +8,11 @@
 #include <immintrin.h>
 #endif
 
+#include "bfloat16.h"
 #include "runtime/kernel.h"
 
 namespace cad_fast::CAD_FAST_TARGET {
 namespace {
-
-using bfloat16 = std::uint16_t;
-
-[[maybe_unused]] float to_float(float v) { return v; }
-
-[[maybe_unused]] float to_float(bfloat16 v) {
-  const std::uint32_t bits = std::uint32_t{v} << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
-
-// To the nearest, ties to even. NaN stays NaN.
-[[maybe_unused]] bfloat16 to_bfloat16(float v) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &v, sizeof bits);
-  const std::uint32_t nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const std::uint32_t quiet = (bits >> 16) | 0x40u;
-  return static_cast<bfloat16>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : nearest);
-}
 
 [[maybe_unused]] void store_as(float v, float* address) { *address = v; }
 [[maybe_unused]] void store_as(float v, bfloat16* address) { *address = to_bfloat16(v); }
