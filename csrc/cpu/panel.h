@@ -172,6 +172,7 @@ void pack_columns(const Input* weight, std::int64_t outer, Part part, typename S
 template <class Steps, class Input>
 void pack_tile(const Input* x, std::int64_t inner, std::int64_t rows, std::int64_t count,
                typename Steps::Element* target, std::int64_t stride) {
+  if (count == 0) return;  // x may be null then
   for (std::int64_t r = 0; r < rows; ++r, x += inner, target += stride) {
     if constexpr (sizeof(Input) == sizeof *target) {
       std::memcpy(target, x, static_cast<std::size_t>(count) * sizeof *target);
