@@ -14,7 +14,7 @@ def count_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
 
     Args:
         words: [..., w], int32; any strides.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [...], int64.

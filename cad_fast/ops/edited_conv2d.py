@@ -34,7 +34,7 @@ def edited_conv2d(
     weight is slow).
 
     Args:
-        x: [R, C, H, W], float32 or bfloat16; any strides.
+        x: [R, C, H, W], float32, bfloat16 or float16; any strides.
         weight: [N, C / groups, kh, kw], dtype of x; any strides.
         rows: [G + 1], int64 on the CPU, ascending from 0 to R; a group may be empty.
         offsets: [G + 1], int64 on the CPU, ascending from 0 to E; an edit may be empty.
@@ -48,7 +48,7 @@ def edited_conv2d(
         groups: how many groups the channels fall into, an int.
         input_size: (H, W) asks for the transposed product, as in the gradient by x: x is then [R, N, H', W'] and bias
             None.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [R, N, H', W'], or [R, C, H, W] if input_size is given; dtype of x, channels last where torch's conv2d would

@@ -35,7 +35,7 @@ def edited_linear(
     time.
 
     Args:
-        x: [r, k], float32 or bfloat16; any strides. With `transposed` [r, n].
+        x: [r, k], float32, bfloat16 or float16; any strides. With `transposed` [r, n].
         weight: [n, k], dtype of `x`; any strides.
         rows: [groups + 1], int64, on the CPU, ascending from 0 to r: group g owns the rows from rows[g] to rows[g + 1].
         offsets: [groups + 1], int64, on the CPU, ascending from 0 to e: group g's edit is the entries from offsets[g]
@@ -44,7 +44,7 @@ def edited_linear(
         factors: [e], float32: what these elements are multiplied by.
         bias: [n], dtype of `x`, or None. Must be None with `transposed`.
         transposed: multiply by W_g rather than by its transpose.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [r, n], dtype of `x`. With `transposed` [r, k].

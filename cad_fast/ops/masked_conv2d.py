@@ -45,7 +45,7 @@ def masked_conv2d(
     the element was. Differentiable in x, weight and bias (the gradient by the weight is slow).
 
     Args:
-        x: [V, R, C, H, W], float32 or bfloat16; any strides.
+        x: [V, R, C, H, W], float32, bfloat16 or float16; any strides.
         weight: [N, C / groups, kh, kw], dtype of x; any strides.
         words: [V, N, ceil(C / groups * kh * kw / 32)], int32: bit i of word j is element 32 * j + i of the filter in
             the order (channel, row, column), set if ablated; bits behind the last element are ignored.
@@ -57,7 +57,7 @@ def masked_conv2d(
         groups: how many groups the channels fall into, an int.
         input_size: (H, W) asks for the transposed product, as in the gradient by x: x is then [V, R, N, H', W'] and
             bias None.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [V, R, N, H', W'], or [V, R, C, H, W] if input_size is given; dtype of x, channels last where torch's conv2d

@@ -14,7 +14,7 @@ def pack_bits(mask: Tensor, *, backend: str | None = None) -> Tensor:
 
     Args:
         mask: [..., n], bool or uint8; any strides.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [..., ceil(n / 32)], int32; the bits behind element n - 1 are zero.

@@ -31,7 +31,7 @@ def seeded_mask(
         n: how many elements each mask has.
         fraction: in [0, 1]; 0 sets no bit and 1 sets all of them, in between it is rounded to a multiple of 2**-32.
         device: where the result is put.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [variants, ceil(n / 32)], int32; the bits behind element n - 1 are zero.

@@ -15,7 +15,7 @@ def unpack_bits(words: Tensor, n: int, *, backend: str | None = None) -> Tensor:
     Args:
         words: [..., ceil(n / 32)], int32; any strides. Bits behind element n - 1 are ignored.
         n: how many elements the last dimension of the result has.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [..., n], bool.
