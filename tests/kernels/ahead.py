@@ -1,4 +1,4 @@
-"""Compiles what the launchers of the Triton kernels would launch, for GPUs that are not there, and looks at the result."""
+"""Compiles what the launchers of the Triton kernels would launch, for GPUs that are not there, and examines it."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SHARED_LIMITS = {"sm_80": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
-"""Bytes of shared memory a program may have. What runs for sm_80 runs on sm_86, sm_89 and sm_120 too, which have less."""
+"""Bytes of shared memory a program may have. The kernels for sm_80 run on sm_86, sm_89, sm_120 too: these have less."""
 MATRIX_INSTRUCTIONS = {"sm_80": r"\bHMMA\b", "sm_90": r"\bHGMMA\b", "sm_100": r"\bUTC\w*MMA\b", "gfx942": r"\bv_mfma_"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 

@@ -1,4 +1,4 @@
-"""Calls that launch each Triton kernel, for compilation ahead of time: sizes of SD 1.4's layers, on the CPU's memory."""
+"""Calls that launch each Triton kernel, for compilation ahead of time: sizes of SD 1.4's layers, on the CPU."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Every configuration of every Triton kernel compiles for every architecture, fits, and uses the matrix instructions."""
+"""Every configuration of every Triton kernel compiles for every architecture, fits, and uses matrix instructions."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Runs the cases of tests/kernels/cases in Triton's interpreter: a file a process, as the interpreter takes one over."""
+"""Runs the cases of tests/kernels/cases in Triton's interpreter, each file in a process, which it takes over."""
 
 import os
 import subprocess

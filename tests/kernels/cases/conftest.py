@@ -1,4 +1,4 @@
-"""Cases for the Triton kernels: interpreted on the CPU where TRITON_INTERPRET=1 (see test_interpreted.py), else on a GPU.
+"""Cases for the Triton kernels: interpreted on the CPU where TRITON_INTERPRET=1 (test_interpreted.py), else on a GPU.
 
 Without a GPU and without the interpreter they are skipped like any test marked gpu.
 """
