@@ -57,6 +57,27 @@ PRODUCT: dict[tuple[str, str], tuple[Config, ...]] = {
 """Of the entries, which grow in rows, the first whose rows hold all rows of a variant is taken, or the last."""
 
 
+# One of each, as a row's result must not depend on who else is in the batch. The sum over entries after the product
+# takes registers, so tiles are smaller.
+EDITED: dict[tuple[str, str], Config] = {
+    ("sm_80", "ieee"): Config(64, 32, 32, 4, 2),
+    ("sm_90", "ieee"): Config(64, 32, 32, 4, 2),
+    ("sm_100", "ieee"): Config(64, 32, 32, 4, 2),
+    ("gfx942", "ieee"): Config(64, 64, 32, 4, 2),
+    ("sm_80", "tf32"): Config(64, 64, 32, 4, 3),
+    ("sm_90", "tf32"): Config(64, 64, 32, 4, 3),
+    ("sm_100", "tf32"): Config(64, 64, 32, 4, 3),
+    ("sm_80", "tf32x3"): Config(64, 32, 32, 4, 3),
+    ("sm_90", "tf32x3"): Config(64, 32, 32, 4, 3),
+    ("sm_100", "tf32x3"): Config(64, 32, 32, 4, 3),
+    ("sm_80", "half"): Config(64, 64, 64, 4, 3),
+    ("sm_90", "half"): Config(64, 64, 64, 4, 3),
+    ("sm_100", "half"): Config(64, 64, 64, 4, 3),
+    ("gfx942", "half"): Config(64, 64, 64, 4, 2),
+}
+"""The operators with edits."""
+
+
 def architecture(device: torch.device) -> str:
     """The entry of `ARCHITECTURES` that serves a device; sm_80 for any NVIDIA device that has none of its own."""
     if device.type != "cuda":  # interpreted
@@ -80,7 +101,66 @@ def product(x: torch.Tensor, rows: int, precision: str) -> Config:
     return next((entry for entry in entries if entry.block_rows >= rows), entries[-1])
 
 
+def edited(x: torch.Tensor, precision: str) -> Config:
+    """The configuration for an operator with edits and x on its device."""
+    return EDITED[architecture(x.device), arithmetic(x, precision)]
+
+
 def dot_precision(x: torch.Tensor, precision: str) -> str:
     """What tl.dot is told for operands like x."""
     chosen = arithmetic(x, precision)
     return "ieee" if chosen == "half" else chosen
+
+
+class ScoresConfig(NamedTuple):
+    """How the gradient of a weight is cut up: tiles of the weight by steps of the sum over rows."""
+
+    block_n: int
+    block_k: int
+    block_rows: int
+    num_warps: int
+    num_stages: int
+    measured: bool = False
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """The sizes as the kernels name them."""
+        return {"BN": self.block_n, "BK": self.block_k, "BR": self.block_rows}
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What Triton is told beside the arguments."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+
+# Three float32 tiles of sums: 64 by 64 keeps them in registers.
+SCORES: dict[tuple[str, str], ScoresConfig] = {
+    ("sm_80", "ieee"): ScoresConfig(64, 64, 16, 8, 2),
+    ("sm_90", "ieee"): ScoresConfig(64, 64, 16, 8, 2),
+    ("sm_100", "ieee"): ScoresConfig(64, 64, 16, 8, 2),
+    ("gfx942", "ieee"): ScoresConfig(64, 64, 16, 4, 2),
+    ("sm_80", "tf32"): ScoresConfig(64, 64, 32, 4, 3),
+    ("sm_90", "tf32"): ScoresConfig(64, 64, 32, 4, 3),
+    ("sm_100", "tf32"): ScoresConfig(64, 64, 32, 4, 3),
+    ("sm_80", "tf32x3"): ScoresConfig(64, 64, 32, 8, 2),
+    ("sm_90", "tf32x3"): ScoresConfig(64, 64, 32, 8, 2),
+    ("sm_100", "tf32x3"): ScoresConfig(64, 64, 32, 8, 2),
+    ("sm_80", "half"): ScoresConfig(64, 64, 32, 4, 3),
+    ("sm_90", "half"): ScoresConfig(64, 64, 64, 4, 3),
+    ("sm_100", "half"): ScoresConfig(64, 64, 64, 4, 3),
+    ("gfx942", "half"): ScoresConfig(64, 64, 32, 4, 2),
+}
+
+BLOCK_WORDS = 32
+"""Words of 32 bits per program of the kernels on bits."""
+
+BLOCK_COUNTED = 256
+"""Words per step of count_bits."""
+
+MOST_PROGRAMS = 65535
+"""The limit of the second and third dimension of a grid."""
+
+
+def scores(x: torch.Tensor, precision: str) -> ScoresConfig:
+    """The configuration for masked_linear_scores with x on its device."""
+    return SCORES[architecture(x.device), arithmetic(x, precision)]

@@ -37,18 +37,18 @@ def spread(words, BM: tl.constexpr, BD: tl.constexpr, ALONG_M: tl.constexpr):
 
 @triton.jit
 def times(tile, factor):
-    """Elements times factors, both rounded to the elements' dtype; exactly zero where the rounded factor is zero."""
+    """Elements times factors, both rounded to the elements' dtype."""
     # Through float32, in which the product of two shorter floats is exact: it is rounded once.
-    rounded = factor.to(tile.dtype).to(tl.float32)
-    return tl.where(rounded == 0, 0.0, tile.to(tl.float32) * rounded).to(tile.dtype)
+    return (tile.to(tl.float32) * factor.to(tile.dtype).to(tl.float32)).to(tile.dtype)
 
 
 @triton.jit
 def ablate(tile, bits, inside, factor, FACTORS: tl.constexpr):
-    """The tile with the elements whose bit is set removed, or multiplied by the factor."""
+    """The tile with the elements whose bit is set multiplied by the factor; exactly zero where that rounds to zero."""
     if FACTORS:
+        scaled = tl.where(factor.to(tile.dtype).to(tl.float32) == 0, 0.0, times(tile, factor))
         # Bits behind the end mean nothing, and an infinite factor would make NaN of the zeros there.
-        result = tl.where((bits != 0) & inside, times(tile, factor), tile)
+        result = tl.where((bits != 0) & inside, scaled, tile)
     else:
         result = tl.where(bits != 0, 0.0, tile)
     return result

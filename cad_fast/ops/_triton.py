@@ -19,9 +19,10 @@ PRECISIONS = ("ieee", "tf32", "tf32x3")
 def of(op: str, products: bool = False) -> Callable[..., Any]:
     """The Triton implementation of an operator, in kernels/<op>.py; `products`: whether it multiplies float32."""
 
-    def implementation(*args: Any) -> Any:
+    def implementation(*args: Any, **options: Any) -> Any:
         run = importlib.import_module(f"cad_fast.kernels.{op}").run
-        options = {"precision": float32_precision()} if products else {}
+        if products:
+            options["precision"] = float32_precision()
         device = device_of(args)
         if device is None or device.type != "cuda":
             return run(*args, **options)

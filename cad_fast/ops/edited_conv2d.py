@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _conv, _edits, _native, reference
+from cad_fast.ops import _backend, _conv, _edits, _native, _triton, reference
 from cad_fast.ops._conv import Geometry
 from cad_fast.ops._registry import Op, register
 
@@ -203,6 +203,11 @@ def _native_edited_conv2d(
     return out
 
 
+def _triton_edited_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    out = _conv.empty_result(x, weight, Geometry(*rest[-5:]))
+    return _triton.of("edited_conv2d", products=True)(x, weight, *rest, out=out)
+
+
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     how = Geometry(*rest[-5:])
     return _conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, how)
@@ -237,4 +242,15 @@ def _samples() -> list[tuple[Any, ...]]:
     return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
 
 
-register(Op("edited_conv2d", _op, {"native": _native_edited_conv2d, "reference": _reference}, _samples))
+register(
+    Op(
+        "edited_conv2d",
+        _op,
+        {
+            "triton": _triton_edited_conv2d,
+            "native": _native_edited_conv2d,
+            "reference": _reference,
+        },
+        _samples,
+    )
+)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _edits, _linear, _native, reference
+from cad_fast.ops import _backend, _check, _edits, _linear, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -177,6 +177,11 @@ def _native_edited_linear(
     return y
 
 
+def _triton_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    _edits.check_values(x, weight, *rest[:3])
+    return _triton.of("edited_linear", products=True)(x, weight, *rest)
+
+
 def _reference_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     _edits.check_values(x, weight, *rest[:3])  # the native version checks them on its way
     return reference.edited_linear(x, weight, *rest)
@@ -208,4 +213,15 @@ def _samples() -> list[tuple[Any, ...]]:
     ]
 
 
-register(Op("edited_linear", _op, {"native": _native_edited_linear, "reference": _reference_edited_linear}, _samples))
+register(
+    Op(
+        "edited_linear",
+        _op,
+        {
+            "triton": _triton_edited_linear,
+            "native": _native_edited_linear,
+            "reference": _reference_edited_linear,
+        },
+        _samples,
+    )
+)

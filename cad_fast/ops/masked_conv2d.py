@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cad_fast.ops import _backend, _bits, _check, _conv, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _conv, _native, _triton, reference
 from cad_fast.ops._conv import Geometry
 from cad_fast.ops._registry import Op, register
 from cad_fast.ops.unpack_bits import unpack_bits
@@ -244,6 +244,11 @@ def _by_product(
             out[part].copy_(target.view(len(padded), rows, images, *size).transpose(1, 2))
 
 
+def _triton_masked_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    out = _conv.empty_result(x, weight, Geometry(*rest[-5:]))
+    return _triton.of("masked_conv2d", products=True)(x, weight, *rest, out=out)
+
+
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     how = Geometry(*rest[-5:])
     return _conv.laid_out(reference.masked_conv2d(x, weight, *rest), x, weight, how)
@@ -275,4 +280,15 @@ def _samples() -> list[tuple[Any, ...]]:
     return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
 
 
-register(Op("masked_conv2d", _op, {"native": _native_masked_conv2d, "reference": _reference}, _samples))
+register(
+    Op(
+        "masked_conv2d",
+        _op,
+        {
+            "triton": _triton_masked_conv2d,
+            "native": _native_masked_conv2d,
+            "reference": _reference,
+        },
+        _samples,
+    )
+)

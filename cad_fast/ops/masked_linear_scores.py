@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -118,7 +118,11 @@ register(
     Op(
         "masked_linear_scores",
         _op,
-        {"native": _native_masked_linear_scores, "reference": reference.masked_linear_scores},
+        {
+            "triton": _triton.of("masked_linear_scores", products=True),
+            "native": _native_masked_linear_scores,
+            "reference": reference.masked_linear_scores,
+        },
         _samples,
     )
 )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -66,4 +66,15 @@ def _samples() -> list[tuple[Any, ...]]:
     ]
 
 
-register(Op("pack_bits", _op, {"native": _native_pack_bits, "reference": reference.pack_bits}, _samples))
+register(
+    Op(
+        "pack_bits",
+        _op,
+        {
+            "triton": _triton.of("pack_bits"),
+            "native": _native_pack_bits,
+            "reference": reference.pack_bits,
+        },
+        _samples,
+    )
+)

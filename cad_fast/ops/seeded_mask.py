@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -104,4 +104,15 @@ def _samples() -> list[tuple[Any, ...]]:
     ]
 
 
-register(Op("seeded_mask", _op, {"native": _native_seeded_mask, "reference": reference.seeded_mask}, _samples))
+register(
+    Op(
+        "seeded_mask",
+        _op,
+        {
+            "triton": _triton.of("seeded_mask"),
+            "native": _native_seeded_mask,
+            "reference": reference.seeded_mask,
+        },
+        _samples,
+    )
+)

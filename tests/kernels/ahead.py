@@ -52,12 +52,15 @@ def disassembly(name: str, kernel: Any) -> str:
 
 
 def assert_fits(name: str, kernel: Any) -> None:
-    """Shared memory within the limit, and registers enough: no stack and no spills."""
+    """Shared memory within the limit, and registers enough: no stack and no spills to memory.
+
+    AMD's scalar registers may be spilled into vector registers, which costs no memory.
+    """
     assert kernel.metadata.shared <= SHARED_LIMITS[name], f"{kernel.metadata.shared} bytes of shared memory"
     if name == "gfx942":
         text = kernel.asm["amdgcn"]
-        usage = re.findall(r"\.(private_segment_fixed_size|[sv]gpr_spill_count): +(\d+)", text)
-        assert len(usage) == 3 and all(count == "0" for _, count in usage), usage
+        usage = re.findall(r"\.(private_segment_fixed_size|vgpr_spill_count): +(\d+)", text)
+        assert len(usage) == 2 and all(count == "0" for _, count in usage), usage
     else:
         text = _cuobjdump("-res-usage", kernel)
         usage = re.search(r"STACK:(\d+).* LOCAL:(\d+)", text)

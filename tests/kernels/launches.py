@@ -1,21 +1,86 @@
-"""Calls that launch each Triton kernel, for compilation ahead of time: sizes of SD 1.4's layers, on the CPU."""
+"""Calls that launch each Triton kernel, for compilation ahead of time: sizes of SD 1.4's layers, on the CPU.
+
+Those with a product have two ways, of which `other` is the second: transposed, with factors, without a bias.
+"""
 
 import torch
 from torch import Tensor
 
-from cad_fast.kernels import masked_linear
+from cad_fast.kernels import (
+    count_bits,
+    edited_conv2d,
+    edited_linear,
+    masked_conv2d,
+    masked_linear,
+    masked_linear_scores,
+    pack_bits,
+    seeded_mask,
+    unpack_bits,
+)
 
-
-def _linear(rows: int, dtype: torch.dtype, transposed: bool) -> tuple[Tensor, Tensor, Tensor]:
-    weight = torch.zeros(1280, 640, dtype=dtype)
-    return torch.zeros(4, rows, 1280 if transposed else 640, dtype=dtype), weight, torch.zeros(4, 1280, 20).int()
+CPU = torch.device("cpu")
+SAME = ([1, 1], [1, 1], [1, 1], 1)
 
 
 def launch_masked_linear(rows: int, dtype: torch.dtype, precision: str, other: bool) -> None:
-    """Plain with a bias, or the `other`: transposed with factors."""
+    weight, words = torch.zeros(1280, 640, dtype=dtype), torch.zeros(4, 1280, 20).int()
+    x = torch.zeros(4, rows, 1280 if other else 640, dtype=dtype)
     bias, factors = (None, torch.zeros(4)) if other else (torch.zeros(1280, dtype=dtype), None)
-    masked_linear.run(*_linear(rows, dtype, other), bias, factors, other, precision=precision)
+    masked_linear.run(x, weight, words, bias, factors, other, precision=precision)
 
 
-PRODUCTS = {"masked_linear": launch_masked_linear}
+def _edit(groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    indices = torch.arange(0, 6400, 64)
+    return torch.arange(groups + 1) * 100, indices.repeat(groups), torch.full((100 * groups,), 0.5)
+
+
+def launch_edited_linear(rows: int, dtype: torch.dtype, precision: str, other: bool) -> None:
+    weight, bias = torch.zeros(1280, 640, dtype=dtype), torch.zeros(1280, dtype=dtype)
+    x = torch.zeros(2 * rows, 1280 if other else 640, dtype=dtype)
+    bounds = torch.tensor([0, rows, 2 * rows])
+    edited_linear.run(x, weight, bounds, *_edit(2), None if other else bias, other, precision=precision)
+
+
+def launch_masked_conv2d(rows: int, dtype: torch.dtype, precision: str, other: bool) -> None:
+    """Rows are positions: images of rows / 4 by 4."""
+    weight, words = torch.zeros(640, 320, 3, 3, dtype=dtype), torch.zeros(4, 640, 90).int()
+    x, out = (
+        torch.zeros(4, 1, channels, rows // 4, 4, dtype=dtype) for channels in ((640, 320), (320, 640))[not other]
+    )
+    bias, factors = (None, torch.zeros(4)) if other else (torch.zeros(640, dtype=dtype), None)
+    size = [rows // 4, 4] if other else None
+    masked_conv2d.run(x, weight, words, bias, factors, *SAME, size, out=out, precision=precision)
+
+
+def launch_edited_conv2d(rows: int, dtype: torch.dtype, precision: str, other: bool) -> None:
+    weight, bias = torch.zeros(640, 320, 3, 3, dtype=dtype), torch.zeros(640, dtype=dtype)
+    shapes = [(4, channels, rows // 4, 4) for channels in ((640, 320) if other else (320, 640))]
+    x, out = (torch.zeros(shape, dtype=dtype) for shape in shapes)
+    size, bias = ([rows // 4, 4], None) if other else (None, bias)
+    bounds = torch.tensor([0, 1, 4])
+    edited_conv2d.run(x, weight, bounds, *_edit(2), bias, *SAME, size, out=out, precision=precision)
+
+
+PRODUCTS = {
+    "masked_linear": launch_masked_linear,
+    "edited_linear": launch_edited_linear,
+    "masked_conv2d": launch_masked_conv2d,
+    "edited_conv2d": launch_edited_conv2d,
+}
 """Kernels with a product, by operator: called with rows per variant, dtype, precision, and which of two ways."""
+
+
+def launch_masked_linear_scores(dtype: torch.dtype, precision: str) -> None:
+    grad, x = torch.zeros(4, 77, 1280, dtype=dtype), torch.zeros(4, 77, 640, dtype=dtype)
+    sums = torch.zeros(2, 1280, 640)
+    weight, words = torch.zeros(1280, 640, dtype=dtype), torch.zeros(4, 1280, 20).int()
+    masked_linear_scores.run(grad, x, weight, words, *sums, precision=precision)
+
+
+BITS = {
+    "seeded_mask": lambda: seeded_mask.run(1 << 40, 3, 5, 10**6, 2**31, CPU),
+    "pack_bits": lambda: pack_bits.run(torch.zeros(3, 1000, dtype=torch.bool)),
+    "unpack_bits": lambda: unpack_bits.run(torch.zeros(3, 32).int(), 1000),
+    "count_bits": lambda: count_bits.run(torch.zeros(3, 1000).int()),
+}
+"""Kernels on packed bits, by operator."""
