@@ -38,7 +38,7 @@ class Config(NamedTuple):
 
 # block_m is a multiple of 64, the least that wgmma and tcgen05 take; a variant with few rows fills block_rows, which
 # may be as low as 16. sm_80 also serves sm_86, sm_89 and sm_120, so it stays within 99 KiB of shared memory.
-PRODUCT: dict[tuple[str, str], tuple[Config, ...]] = {
+LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
     ("sm_80", "ieee"): (Config(64, 16, 32, 4, 2), Config(64, 64, 32, 8, 2)),
     ("sm_90", "ieee"): (Config(64, 16, 32, 4, 2), Config(64, 64, 32, 8, 2)),
     ("sm_100", "ieee"): (Config(64, 16, 32, 4, 2), Config(64, 64, 32, 8, 2)),
@@ -54,28 +54,56 @@ PRODUCT: dict[tuple[str, str], tuple[Config, ...]] = {
     ("sm_100", "half"): (Config(128, 16, 64, 4, 4), Config(128, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
     ("gfx942", "half"): (Config(64, 16, 64, 4, 2), Config(64, 64, 64, 4, 2), Config(128, 128, 32, 8, 2)),
 }
-"""Of the entries, which grow in rows, the first whose rows hold all rows of a variant is taken, or the last."""
+"""masked_linear."""
 
 
-# One of each, as a row's result must not depend on who else is in the batch. The sum over entries after the product
-# takes registers, so tiles are smaller.
-EDITED: dict[tuple[str, str], Config] = {
-    ("sm_80", "ieee"): Config(64, 32, 32, 4, 2),
-    ("sm_90", "ieee"): Config(64, 32, 32, 4, 2),
-    ("sm_100", "ieee"): Config(64, 32, 32, 4, 2),
-    ("gfx942", "ieee"): Config(64, 64, 32, 4, 2),
-    ("sm_80", "tf32"): Config(64, 64, 32, 4, 3),
-    ("sm_90", "tf32"): Config(64, 64, 32, 4, 3),
-    ("sm_100", "tf32"): Config(64, 64, 32, 4, 3),
-    ("sm_80", "tf32x3"): Config(64, 32, 32, 4, 3),
-    ("sm_90", "tf32x3"): Config(64, 32, 32, 4, 3),
-    ("sm_100", "tf32x3"): Config(64, 32, 32, 4, 3),
-    ("sm_80", "half"): Config(64, 64, 64, 4, 3),
-    ("sm_90", "half"): Config(64, 64, 64, 4, 3),
-    ("sm_100", "half"): Config(64, 64, 64, 4, 3),
-    ("gfx942", "half"): Config(64, 64, 64, 4, 2),
+# Every element of a tile has an address of its own, for which a step of 64 leaves no registers.
+CONVOLUTION: dict[tuple[str, str], tuple[Config, ...]] = {
+    **LINEAR,
+    ("sm_90", "tf32"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 4)),
+    ("sm_80", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 3), Config(128, 128, 32, 8, 3)),
+    ("sm_90", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 4), Config(128, 128, 32, 8, 4)),
+    ("sm_100", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 4), Config(128, 128, 32, 8, 4)),
 }
-"""The operators with edits."""
+"""masked_conv2d."""
+
+# With edits there is one entry, as a row's result must not depend on who else is in the batch. The sum over entries
+# that follows the product takes registers too.
+EDITED_LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
+    ("sm_80", "ieee"): (Config(64, 16, 32, 4, 2),),
+    ("sm_90", "ieee"): (Config(64, 16, 32, 4, 2),),
+    ("sm_100", "ieee"): (Config(64, 16, 32, 4, 2),),
+    ("gfx942", "ieee"): (Config(64, 64, 32, 4, 2),),
+    ("sm_80", "tf32"): (Config(64, 64, 32, 4, 3),),
+    ("sm_90", "tf32"): (Config(64, 64, 32, 4, 3),),
+    ("sm_100", "tf32"): (Config(64, 64, 32, 4, 3),),
+    ("sm_80", "tf32x3"): (Config(64, 32, 32, 4, 3),),
+    ("sm_90", "tf32x3"): (Config(64, 32, 32, 4, 3),),
+    ("sm_100", "tf32x3"): (Config(64, 32, 32, 4, 3),),
+    ("sm_80", "half"): (Config(64, 64, 64, 4, 3),),
+    ("sm_90", "half"): (Config(64, 64, 64, 4, 3),),
+    ("sm_100", "half"): (Config(64, 64, 64, 4, 3),),
+    ("gfx942", "half"): (Config(64, 64, 64, 4, 2),),
+}
+"""edited_linear."""
+
+EDITED_CONVOLUTION: dict[tuple[str, str], tuple[Config, ...]] = {
+    **EDITED_LINEAR,
+    ("sm_80", "tf32x3"): (Config(64, 16, 32, 4, 3),),
+    ("sm_80", "half"): (Config(64, 64, 32, 4, 3),),
+    ("sm_90", "half"): (Config(64, 64, 32, 4, 3),),
+    ("sm_100", "half"): (Config(64, 64, 32, 4, 3),),
+}
+"""edited_conv2d."""
+
+PRODUCTS = {
+    "masked_linear": LINEAR,
+    "masked_conv2d": CONVOLUTION,
+    "edited_linear": EDITED_LINEAR,
+    "edited_conv2d": EDITED_CONVOLUTION,
+}
+"""Operator to (architecture, arithmetic) to entries, which grow in rows. The first whose rows hold all rows (positions,
+of images) of a variant is taken, or the last."""
 
 
 def architecture(device: torch.device) -> str:
@@ -95,15 +123,10 @@ def arithmetic(x: torch.Tensor, precision: str) -> str:
     return "ieee" if architecture(x.device) == "gfx942" else precision
 
 
-def product(x: torch.Tensor, rows: int, precision: str) -> Config:
-    """The configuration for a product with x on its device, with so many rows per variant."""
-    entries = PRODUCT[architecture(x.device), arithmetic(x, precision)]
+def product(op: str, x: torch.Tensor, rows: int, precision: str) -> Config:
+    """The configuration of an operator for x on its device, with so many rows per variant."""
+    entries = PRODUCTS[op][architecture(x.device), arithmetic(x, precision)]
     return next((entry for entry in entries if entry.block_rows >= rows), entries[-1])
-
-
-def edited(x: torch.Tensor, precision: str) -> Config:
-    """The configuration for an operator with edits and x on its device."""
-    return EDITED[architecture(x.device), arithmetic(x, precision)]
 
 
 def dot_precision(x: torch.Tensor, precision: str) -> str:
@@ -142,7 +165,7 @@ SCORES: dict[tuple[str, str], ScoresConfig] = {
     ("sm_80", "tf32"): ScoresConfig(64, 64, 32, 4, 3),
     ("sm_90", "tf32"): ScoresConfig(64, 64, 32, 4, 3),
     ("sm_100", "tf32"): ScoresConfig(64, 64, 32, 4, 3),
-    ("sm_80", "tf32x3"): ScoresConfig(64, 64, 32, 8, 2),
+    ("sm_80", "tf32x3"): ScoresConfig(64, 64, 16, 8, 2),
     ("sm_90", "tf32x3"): ScoresConfig(64, 64, 32, 8, 2),
     ("sm_100", "tf32x3"): ScoresConfig(64, 64, 32, 8, 2),
     ("sm_80", "half"): ScoresConfig(64, 64, 32, 4, 3),

@@ -13,7 +13,7 @@ from cad_fast.kernels.masked_conv2d import geometry
 from cad_fast.kernels.patches import convolution_product, element, load_patches, store_images
 from cad_fast.kernels.tiles import place
 
-BLOCK_ENTRIES = tl.constexpr(32)
+BLOCK_ENTRIES = tl.constexpr(16)
 
 
 @triton.jit
@@ -186,8 +186,8 @@ def run(
     """
     if out.numel() == 0:
         return out
-    m_end, depth, filters, channels, constants = geometry(weight, stride, padding, dilation, groups, input_size)
-    config = configs.edited(x, precision)
+    m_end, depth, filters, channels, constants = geometry(x, out, weight, stride, padding, dilation, groups, input_size)
+    config = configs.product("edited_conv2d", x, 1, precision)
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     tiles = triton.cdiv(m_end, config.block_m)

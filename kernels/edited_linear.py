@@ -9,7 +9,7 @@ from cad_fast.kernels import configs, entries
 from cad_fast.kernels.entries import weights_of_entries
 from cad_fast.kernels.tiles import linear_product, place, store_rows
 
-BLOCK_ENTRIES = tl.constexpr(32)
+BLOCK_ENTRIES = tl.constexpr(16)
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def run(
     y = torch.empty((x.shape[0], m_end), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    config = configs.edited(x, precision)
+    config = configs.product("edited_linear", x, 1, precision)
     bias = None if bias is None else bias.contiguous()
     tiles = triton.cdiv(m_end, config.block_m)
     row, column = indices // max(k, 1), indices % max(k, 1)

@@ -124,9 +124,17 @@ def masked_conv2d_kernel(
 
 
 def geometry(
-    weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, input_size: Any
+    x: Tensor, out: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, input_size: Any
 ) -> tuple[int, int, int, int, dict[str, int | bool]]:
-    """(m, depth) of a group of channels, its filters and channels, and what the kernels take as constants."""
+    """(m, depth) of a group of channels, its filters and channels, and what the kernels take as constants.
+
+    Raises:
+        ValueError: the weight or an image is too large for offsets of 32 bits.
+    """
+    for name, tensor in (("weight", weight), ("an image of x", x[0]), ("an image of the result", out[0])):
+        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if reach >= 2**31:
+            raise ValueError(f"{name} reaches over {reach + 1} elements, the triton kernels take at most 2**31")
     filters, channels, *kernel = weight.shape
     filters //= groups
     area = kernel[0] * kernel[1]
@@ -157,13 +165,15 @@ def run(
     """
     if out.numel() == 0:
         return out
-    m_end, depth, filters, channels, constants = geometry(weight, stride, padding, dilation, groups, input_size)
     images, written = x.flatten(0, 1), out.flatten(0, 1)
+    m_end, depth, filters, channels, constants = geometry(
+        images, written, weight, stride, padding, dilation, groups, input_size
+    )
     weight, words = weight.contiguous(), words.contiguous()
     bias = None if bias is None else bias.contiguous()
     factors = None if factors is None else factors.contiguous()
     positions = x.shape[1] * out.shape[3] * out.shape[4]
-    config = configs.product(x, positions, precision)
+    config = configs.product("masked_conv2d", x, positions, precision)
     blocks_per_variant = triton.cdiv(positions, config.block_rows)
     tiles_per_group = triton.cdiv(m_end, config.block_m)
     blocks = x.shape[0] * blocks_per_variant

@@ -86,7 +86,7 @@ def run(
     flat, words = x.flatten(0, 1), words.contiguous()
     bias = None if bias is None else bias.contiguous()
     factors = None if factors is None else factors.contiguous()
-    config = configs.product(x, rows, precision)
+    config = configs.product("masked_linear", x, rows, precision)
     blocks_per_variant = triton.cdiv(rows, config.block_rows)
     blocks = variants * blocks_per_variant
     masked_linear_kernel[(triton.cdiv(m_end, config.block_m) * blocks,)](

@@ -1,5 +1,7 @@
 """What the convolution kernels share: a convolution as the product of a weight with patches of the images.
 
+Offsets within the weight, one variant's words and one image are 32 bits: 64 of them cost registers that are not there.
+
 In a group of channels the product is [m, depth] by [depth, positions]. Plain, m are the filters of the group and depth
 its (channel, row, column) of the kernel; transposed, m are its channels and depth its (filter, row, column).
 """
@@ -12,14 +14,14 @@ from cad_fast.kernels.tiles import ablate, spread
 
 @triton.jit
 def element(m, d, group, filters, channels, AREA: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """The filter and the element within it that m and d stand for, int64."""
+    """The filter and the element within it that m and d stand for."""
     if TRANSPOSED:
         filter = group * filters + d // AREA
         inside_filter = m * AREA + d % AREA
     else:
         filter = group * filters + m
         inside_filter = d
-    return filter.to(tl.int64), inside_filter.to(tl.int64)
+    return filter, inside_filter
 
 
 @triton.jit
@@ -62,9 +64,8 @@ def load_patches(
         row, column = y[None, :] * SH - PH + down, x_column[None, :] * SW - PW + right
         inside = (row >= 0) & (column >= 0)
     inside = inside & (row < height) & (column < width) & d_inside[:, None] & position_inside[None, :]
-    offset = channel[:, None].to(tl.int64) * channel_stride
-    offset += row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
-    return tl.load(x + image_offset[None, :] + offset, mask=inside, other=0.0)
+    offset = channel[:, None] * channel_stride + row * row_stride + column * column_stride
+    return tl.load((x + image_offset)[None, :] + offset, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -91,15 +92,15 @@ def load_bits(
         packed = tl.load(
             words + filter * width + inside_filter // 32, mask=m_inside[:, None] & d_inside[None, :], other=0
         )
-        bits = (packed >> (inside_filter % 32).to(tl.int32)) & 1
+        bits = (packed >> (inside_filter % 32)) & 1
     else:
         if TRANSPOSED:
             column = m_start // 32 + tl.arange(0, BM // 32)
-            at = words + (group * filters + d).to(tl.int64)[None, :] * width + column[:, None]
+            at = words + (group * filters + d)[None, :] * width + column[:, None]
             packed = tl.load(at, mask=(column < width)[:, None] & d_inside[None, :], other=0)
         else:
             column = d_start // 32 + tl.arange(0, BD // 32)
-            at = words + (group * filters + m).to(tl.int64)[:, None] * width + column[None, :]
+            at = words + (group * filters + m)[:, None] * width + column[None, :]
             packed = tl.load(at, mask=m_inside[:, None] & (column < width)[None, :], other=0)
         bits = spread(packed, BM, BD, TRANSPOSED)
     return bits
@@ -222,6 +223,6 @@ def store_images(
     m_inside = m < m_end
     if BIASED:
         sums += tl.load(bias + channel, mask=m_inside, other=0.0).to(tl.float32)[:, None]
-    position = image_offset + y.to(tl.int64) * row_stride + x_column.to(tl.int64) * column_stride
-    at = out + position[None, :] + channel[:, None].to(tl.int64) * channel_stride
+    position = image_offset + y * row_stride + x_column * column_stride
+    at = (out + position)[None, :] + channel[:, None] * channel_stride
     tl.store(at, sums.to(out.dtype.element_ty), mask=m_inside[:, None] & position_inside[None, :])

@@ -27,11 +27,6 @@ def is_quick(arithmetic: str, config: configs.Config, entries: tuple, dtype: tor
     }
 
 
-def used(op: str, target: tuple[str, str]) -> tuple[configs.Config, ...]:
-    """The entries of the tables that an operator uses for an architecture and an arithmetic."""
-    return configs.PRODUCT[target] if op.startswith("masked") else (configs.EDITED[target],)
-
-
 PRODUCTS = [
     pytest.param(
         op,
@@ -40,12 +35,12 @@ PRODUCTS = [
         config,
         dtype,
         other,
-        marks=[] if is_quick(arithmetic, config, used(op, (name, arithmetic)), dtype, other) else pytest.mark.slow,
+        marks=[] if is_quick(arithmetic, config, entries, dtype, other) else pytest.mark.slow,
         id=f"{op}-{name}-{arithmetic}-{config.block_rows}-{str(dtype)[6:]}-{'other' if other else 'one'}",
     )
     for op in launches.PRODUCTS
-    for name, arithmetic in configs.PRODUCT
-    for config in used(op, (name, arithmetic))
+    for (name, arithmetic), entries in configs.PRODUCTS[op].items()
+    for config in entries
     for dtype in DTYPES.get(arithmetic, [torch.float32])
     for other in (False, True)
 ]
@@ -89,11 +84,14 @@ def test_every_kernel_is_compiled() -> None:
     assert kernels - shared == {*launches.PRODUCTS, *launches.BITS, "masked_linear_scores"}
 
 
-def test_the_table_is_whole() -> None:
-    assert set(configs.PRODUCT) == set(configs.SCORES) == set(configs.EDITED)
-    assert {name for name, _ in configs.PRODUCT} == set(configs.ARCHITECTURES) == set(ahead.TARGETS)
-    for (name, _), entries in configs.PRODUCT.items():
+@pytest.mark.parametrize("op", configs.PRODUCTS)
+def test_the_tables_are_whole(op: str) -> None:
+    table = configs.PRODUCTS[op]
+    assert set(table) == set(configs.SCORES)
+    assert {name for name, _ in table} == set(configs.ARCHITECTURES) == set(ahead.TARGETS)
+    for (name, _), entries in table.items():
         assert [entry.block_rows for entry in entries] == sorted({entry.block_rows for entry in entries})
+        assert len(entries) == 1 or op.startswith("masked")
         for entry in entries:
             # The packed words are read 32 elements at a time.
             assert entry.block_m % 32 == 0 == entry.block_depth % 32, name
