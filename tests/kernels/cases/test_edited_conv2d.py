@@ -7,20 +7,20 @@ from torch import Tensor
 from cad_fast.ops import edited_conv2d, reference
 from tests.ops.test_masked_conv2d import GEOMETRIES, close, pairs
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [
     # C, H, W, N, kh, kw
     (2, 5, 5, 2, 3, 3),
     (6, 4, 6, 34, 3, 3),
     (34, 5, 4, 66, 1, 2),
 ]
-ROWS = torch.tensor([0, 2, 2, 3, 5])
+CASES = [(size, torch.float32) for size in SIZES] + [(SIZES[1], dtype) for dtype in (torch.bfloat16, torch.float16)]
+ROWS = torch.tensor([0, 1, 1, 2, 3])
 
 
-def case(size: tuple[int, ...], dtype: torch.dtype, groups: int, device: torch.device, share: float = 0.1) -> list:
+def case(size: tuple[int, ...], dtype: torch.dtype, groups: int, device: torch.device, share: float = 0.05) -> list:
     """X, weight, edits and bias; one group has no rows and one no entries."""
     channels, height, width, filters, *kernel = size
-    x = torch.randn(5, channels, height, width).to(dtype)
+    x = torch.randn(3, channels, height, width).to(dtype)
     weight = torch.randn(filters, channels // groups, *kernel).to(dtype)
     edits = [(torch.rand(weight.numel()) < each).nonzero().flatten() for each in (share, share, 0, share)]
     offsets = torch.tensor([0, *map(len, edits)]).cumsum(0)
@@ -42,17 +42,15 @@ def check(x: Tensor, weight: Tensor, *rest) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("size", "dtype"), CASES, ids=str)
 def test_against_reference(device, precision, size: tuple[int, ...], geometry: str, dtype: torch.dtype) -> None:
     how = pairs(**GEOMETRIES[geometry])
     check(*case(size, dtype, how[3], device), *how)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("size", SIZES[1:], ids=str)
+@pytest.mark.parametrize(("size", "dtype"), CASES[2:], ids=str)
 def test_transposed(device, size: tuple[int, ...], geometry: str, dtype: torch.dtype) -> None:
     how = pairs(**GEOMETRIES[geometry])
     x, *rest, _ = case(size, dtype, how[3], device)
@@ -70,7 +68,7 @@ def test_what_is_removed_does_not_leak(device, bad: float) -> None:
     indices = torch.arange(1, weight.numel(), 7, device=device)
     weight.view(-1)[indices] = bad
     offsets, factors = torch.tensor([0, len(indices)]), torch.zeros(len(indices), device=device)
-    check(x, weight, torch.tensor([0, 5]), offsets, indices, factors, bias, *pairs(padding=1))
+    check(x, weight, torch.tensor([0, 3]), offsets, indices, factors, bias, *pairs(padding=1))
 
 
 def test_layouts(device) -> None:
@@ -81,15 +79,15 @@ def test_layouts(device) -> None:
     for given in ((last[0], weight), (x, last[1]), last):
         y = edited_conv2d(*given, *rest, *how, backend="triton")
         assert torch.equal(y, expected) and y.is_contiguous(memory_format=torch.channels_last)
-    sparse = torch.randn(5, 6, 8, 12, device=device)[:, :, ::2, 1::2]
+    sparse = torch.randn(3, 6, 8, 12, device=device)[:, :, ::2, 1::2]
     plain = edited_conv2d(sparse.contiguous(), weight, *rest, *how, backend="triton")
     assert torch.equal(edited_conv2d(sparse, weight, *rest, *how, backend="triton"), plain)
 
 
 def test_images_do_not_depend_on_their_company(device) -> None:
-    x, weight, rows, offsets, indices, factors, bias = case((6, 9, 9, 70, 3, 3), torch.float32, 1, device)
+    x, weight, rows, offsets, indices, factors, bias = case((3, 7, 7, 66, 3, 3), torch.float32, 1, device)
     how = pairs(padding=1)
     whole = edited_conv2d(x, weight, rows, offsets, indices, factors, bias, *how, backend="triton")
     own = slice(int(offsets[3]), int(offsets[4]))
     edit = torch.tensor([0, 1]), torch.tensor([0, own.stop - own.start]), indices[own], factors[own]
-    assert torch.equal(edited_conv2d(x[4:], weight, *edit, bias, *how, backend="triton"), whole[4:])
+    assert torch.equal(edited_conv2d(x[2:], weight, *edit, bias, *how, backend="triton"), whole[2:])
