@@ -30,6 +30,10 @@ def check_shapes(x: Tensor, rows: Any, offsets: Any, indices: Any, factors: Any)
     _check.same_device("factors", factors, "x", x)
 
 
+def _remembers(indices: Tensor) -> bool:
+    return indices.device.type != "cpu" and not indices.is_inference()  # which has no version
+
+
 def check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor) -> None:
     """Require rows and offsets that ascend from 0, and indices in range that ascend strictly within an edit.
 
@@ -38,9 +42,9 @@ def check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indic
     for name, value, last in (("offsets", offsets, indices.shape[0]), ("rows", rows, x.shape[0])):
         if value[0] != 0 or value[-1] != last or (value.diff() < 0).any():
             raise ValueError(f"{name} must ascend from 0 to {last}")
-    remembers = indices.device.type != "cpu" and not indices.is_inference()
-    checked = (indices._version, weight.numel(), offsets.tolist()) if remembers else None
-    if remembers and _checked.get(indices) == checked:
+    remembers = _remembers(indices)
+    state = (indices._version, weight.numel(), offsets.tolist()) if remembers else None
+    if remembers and _checked.get(indices) == state:
         return
     outside = (indices < 0) | (indices >= weight.numel())
     disordered = torch.zeros_like(outside)
@@ -49,7 +53,7 @@ def check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indic
     bad = (outside | disordered).nonzero().flatten()
     if bad.numel() == 0:
         if remembers:
-            _checked[indices] = checked
+            _checked[indices] = state
         return
     position = int(bad[0])
     what = f"indices[{position}] = {int(indices[position])}"
