@@ -22,7 +22,7 @@ def philox(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key0", "key1", "first", "threshold"])  # any of them may be 1, a constant to Triton
 def seeded_mask_kernel(words, key0, key1, first, n, width, threshold, BW: tl.constexpr):
     word = tl.program_id(0).to(tl.int64) * BW + tl.arange(0, BW)
     row = tl.program_id(1).to(tl.int64)

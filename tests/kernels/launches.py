@@ -84,3 +84,26 @@ BITS = {
     "count_bits": lambda: count_bits.run(torch.zeros(3, 1000).int()),
 }
 """Kernels on packed bits, by operator."""
+
+
+def launch_of_size(op: str, size: int, transposed: bool, seed: int) -> None:
+    """All sizes alike. Triton compiles arguments that are 1, or not divisible by 16, in ways of their own."""
+    weight, bias, factors = torch.zeros(size, size), torch.zeros(size), torch.zeros(size)
+    filters, images = weight[..., None, None], torch.zeros(size, size, 1, 1)
+    words = torch.zeros(size, size, (size + 31) // 32).int()
+    x, of_images = torch.zeros(size, size, size), torch.zeros(size, size, size, 1, 1)
+    edit = torch.arange(size + 1), torch.arange(size + 1), torch.zeros(size).long(), torch.ones(size)
+    how = ([1, 1], [0, 0], [1, 1], 1, [1, 1] if transposed else None)
+    given = None if transposed else bias
+    calls = {
+        "masked_linear": lambda: masked_linear.run(x, weight, words, given, factors, transposed),
+        "edited_linear": lambda: edited_linear.run(weight, weight, *edit, given, transposed),
+        "masked_conv2d": lambda: masked_conv2d.run(of_images, filters, words, given, factors, *how, out=of_images),
+        "edited_conv2d": lambda: edited_conv2d.run(images, filters, *edit, given, *how, out=images),
+        "masked_linear_scores": lambda: masked_linear_scores.run(x, x, weight, words, weight, weight),
+        "seeded_mask": lambda: seeded_mask.run(seed, size, size, size, min(seed, 2**32), CPU),
+        "pack_bits": lambda: pack_bits.run(weight.bool()),
+        "unpack_bits": lambda: unpack_bits.run(words, size),
+        "count_bits": lambda: count_bits.run(words),
+    }
+    calls[op]()

@@ -78,6 +78,21 @@ def test_kernels_on_bits(monkeypatch, op: str, name: str) -> None:
     ahead.assert_fits(name, kernel)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32, 2**64 - 1])
+def test_seeds_of_every_type(monkeypatch, seed: int) -> None:
+    assert ahead.compiled("sm_90", lambda: launches.launch_of_size("seeded_mask", 1, False, seed), monkeypatch)
+
+
+WAYS = [(op, transposed) for op in launches.PRODUCTS for transposed in (False, True)]
+WAYS += [(op, False) for op in ("masked_linear_scores", *launches.BITS)]
+
+
+@pytest.mark.parametrize("size", [1, 33])
+@pytest.mark.parametrize(("op", "transposed"), WAYS)
+def test_sizes_that_triton_treats_apart(monkeypatch, op: str, size: int, transposed: bool) -> None:
+    assert ahead.compiled("sm_90", lambda: launches.launch_of_size(op, size, transposed, 1), monkeypatch)
+
+
 def test_every_kernel_is_compiled() -> None:
     kernels = {path.stem for path in (Path(__file__).parents[2] / "kernels").glob("*.py")}
     shared = {"configs", "entries", "patches", "tiles"}
