@@ -180,6 +180,9 @@ BLOCK_WORDS = 32
 BLOCK_COUNTED = 256
 """Words per step of count_bits."""
 
+OPTIONS_OF_BITS = {"num_warps": 4, "enable_fp_fusion": True}
+"""What Triton is told of the kernels on bits; of fusion only so that it does not ask."""
+
 MOST_PROGRAMS = 65535
 """The limit of the second and third dimension of a grid."""
 

@@ -29,5 +29,7 @@ def run(words: Tensor) -> Tensor:
     words = words.contiguous()
     counts = torch.zeros(words.shape[:-1], dtype=torch.int64, device=words.device)
     if words.numel() > 0:
-        count_bits_kernel[(counts.numel(),)](words, counts, words.shape[-1], BW=configs.BLOCK_COUNTED, num_warps=4)
+        count_bits_kernel[(counts.numel(),)](
+            words, counts, words.shape[-1], BW=configs.BLOCK_COUNTED, **configs.OPTIONS_OF_BITS
+        )
     return counts

@@ -26,5 +26,7 @@ def run(mask: Tensor) -> Tensor:
     words = torch.empty((*mask.shape[:-1], (n + 31) // 32), dtype=torch.int32, device=mask.device)
     if words.numel() > 0:
         grid = (triton.cdiv(words.numel(), configs.BLOCK_WORDS),)
-        pack_bits_kernel[grid](mask, words, words.numel(), n, words.shape[-1], BW=configs.BLOCK_WORDS, num_warps=4)
+        pack_bits_kernel[grid](
+            mask, words, words.numel(), n, words.shape[-1], BW=configs.BLOCK_WORDS, **configs.OPTIONS_OF_BITS
+        )
     return words

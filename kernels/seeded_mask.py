@@ -57,6 +57,6 @@ def run(seed: int, first: int, variants: int, n: int, threshold: int, device: to
         part = words[begin : begin + configs.MOST_PROGRAMS]
         grid = (triton.cdiv(width, block), len(part))
         seeded_mask_kernel[grid](
-            part, seed & 0xFFFFFFFF, seed >> 32, first + begin, n, width, threshold, BW=block, num_warps=4
+            part, seed & 0xFFFFFFFF, seed >> 32, first + begin, n, width, threshold, BW=block, **configs.OPTIONS_OF_BITS
         )
     return words

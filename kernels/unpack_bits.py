@@ -25,6 +25,6 @@ def run(words: Tensor, n: int) -> Tensor:
         block = 32 * configs.BLOCK_WORDS
         grid = (triton.cdiv(mask.numel(), block),)
         unpack_bits_kernel[grid](
-            words, mask.view(torch.uint8), mask.numel(), n, words.shape[-1], BLOCK=block, num_warps=4
+            words, mask.view(torch.uint8), mask.numel(), n, words.shape[-1], BLOCK=block, **configs.OPTIONS_OF_BITS
         )
     return mask
