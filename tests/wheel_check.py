@@ -21,7 +21,7 @@ build_sdist(sys.argv[1], {"--global-option": "--quiet"})
 """
 
 ROUND_TRIP = """
-import pathlib, sys, torch, cad_fast
+import importlib.util, pathlib, sys, torch, cad_fast
 from cad_fast.ops import backend_report, count_bits, pack_bits, unpack_bits
 
 where = pathlib.Path(cad_fast.__file__).resolve()
@@ -31,6 +31,10 @@ words = pack_bits(mask, backend="native")
 assert torch.equal(unpack_bits(words, 1001, backend="native"), mask)
 assert torch.equal(count_bits(words, backend="native"), mask.sum(-1))
 assert backend_report()["native"]["available"]
+if importlib.util.find_spec("triton"):
+    for kernel in ["configs", *backend_report()["ops"]]:
+        module = importlib.import_module(f"cad_fast.kernels.{kernel}")
+        assert pathlib.Path(module.__file__).parent == where.parent / "kernels", module.__file__
 """
 
 

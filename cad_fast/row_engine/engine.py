@@ -20,7 +20,7 @@ from .prepare import prepare_gates, prepare_weights
 from .scores import Record, run_scored
 
 Gradients = Literal["gates", "scores"]
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # The denoisers, and their modules, that run under ablations now, in whatever thread.
 _claimed: WeakSet[nn.Module] = WeakSet()
@@ -58,7 +58,7 @@ def rows(
 
     Raises:
         TypeError: something else than ablations, or a module whose weights or forward are not those of a plain
-            float32 or bfloat16 layer.
+            float32, bfloat16 or float16 layer.
         ValueError: the ablations number another count of components than the space, or its modules are not in the
             denoiser, are offloaded, or are replaced already; or ``gradients`` do not suit the kind of the components.
             Inside, when a module is called with rows that the variants do not divide.
@@ -255,7 +255,9 @@ def _check_module(name: str, module: nn.Module, kind: str) -> None:
     if own_forward or isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         raise TypeError(f"{name} is a {type(module).__name__}, which does not run as a plain linear or convolution")
     if kind == "weight" and module.weight.dtype not in WEIGHT_DTYPES:
-        raise TypeError(f"{name}.weight is {module.weight.dtype}, expected torch.float32 or torch.bfloat16")
+        raise TypeError(
+            f"{name}.weight is {module.weight.dtype}, expected torch.float32, torch.bfloat16 or torch.float16"
+        )
     if module.weight.device.type == "meta":
         raise ValueError(f"{name}.weight is offloaded (meta device): load it before running rows")
     if "forward" in module.__dict__:
