@@ -70,7 +70,8 @@ def read_json(path: str | Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
     """
     path = Path(path)
     with path.open("rb") as file:
-        data = file.read(max_bytes + 1)
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, max_bytes) + 1)  # a read of so many bytes takes as much memory
     if len(data) > max_bytes:
         raise ValueError(f"{path} is larger than {max_bytes} bytes, which is more than such a file needs")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,15 @@ def card_text(edit: Edit, has_sheet: bool, base_model: str | None, license: str 
     from huggingface_hub import ModelCardData
 
     about = describe(edit)
+    on_hub = None if base_model is None or ":" in base_model else base_model  # zoo:emoji is no repository
+    relation = {} if on_hub is None else {"base_model_relation": "adapter"}
     data = ModelCardData(
-        library_name="cad_fast", base_model=base_model, license=license, tags=list(TAGS), pipeline_tag="text-to-image"
+        library_name="cad_fast",
+        base_model=on_hub,
+        license=license,
+        tags=list(TAGS),
+        pipeline_tag="text-to-image",
+        **relation,
     )
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
@@ -66,11 +74,12 @@ def _purpose(edit: Edit) -> str:
 
 
 def _use(edit: Edit, base_model: str | None, repo_id: str | None) -> str:
-    model, place = base_model or "the model it was made for", repo_id or edit.name
+    model = json.dumps(base_model or f"a model with the {edit.space.fingerprint.model_class} it was made for")
+    place = json.dumps(repo_id or edit.name)
     return (
         "```python\nimport cad_fast\n\n"
-        f"pipe = cad_fast.load_pipeline({model!r})\n"
-        f"edit = cad_fast.load_edit({place!r}, pipe)  # refused on another model\n"
+        f"pipe = cad_fast.load_pipeline({model})\n"
+        f"edit = cad_fast.load_edit({place}, pipe)  # refused on another model\n"
         'with edit.applied(pipe):\n    image = pipe("a prompt").images[0]\n```\n'
     )
 
