@@ -175,12 +175,14 @@ def checkpoint_difference(base: Any, pruned: Any, name: str = "pruned") -> Edit:
     zeroed: dict[str, Tensor] = {}
     for key, tensor in theirs:
         mine = own[key].detach()
-        # Compared in the base's precision: a checkpoint saved in half precision differs by rounding alone.
         tensor = tensor.to(mine.device)
-        gone = (tensor == 0) & (mine != 0)
-        dtype = torch.promote_types(mine.dtype, tensor.dtype)
-        narrow = tensor.dtype if mine.dtype == dtype else mine.dtype
-        changed = (mine.to(narrow) != tensor.to(narrow)) & ~gone
+        # Compared in the lower of the two precisions: the same weights saved in half differ by rounding alone, and the
+        # smallest of them are rounded to zero.
+        wide = torch.promote_types(mine.dtype, tensor.dtype)
+        narrow = tensor.dtype if mine.dtype == wide else mine.dtype
+        own_values, other_values = mine.to(narrow), tensor.to(narrow)
+        gone = (other_values == 0) & (own_values != 0)
+        changed = (own_values != other_values) & ~gone
         if changed.any():
             raise ValueError(
                 f"{source} is more than pruned: {int(changed.sum())} of the {changed.numel()} values of {key} are "

@@ -67,7 +67,7 @@ def sorted_numbers(draw):
     return sorted(numbers), count
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, database=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(sorted_numbers())
 def test_coding_round_trip(case):
     numbers, count = case
@@ -93,7 +93,7 @@ def slow_decode(payload, k, bits):
     return numbers
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, database=None, max_examples=300)
 @given(st.binary(min_size=0, max_size=40), st.integers(-1, 60), st.integers(-1, 40), st.integers(-1, 2**40))
 def test_any_bytes_decode_to_sorted_numbers_in_range_or_are_refused(data, k, bits, count):
     try:
@@ -124,7 +124,7 @@ def edits(draw):
     return Edit(name, ComponentSpace(entries, fingerprint), components, draw(st.floats(-9, 9)), provenance)
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, database=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(edits())
 def test_any_edit_survives_the_round_trip(tmp_path_factory, edit):
     folder = tmp_path_factory.getbasetemp() / "round_trip"
