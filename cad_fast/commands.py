@@ -23,7 +23,6 @@ from .objectives import ConceptErasure, DenoisingLoss, Objective, objective_from
 from .pipelines import load_pipeline
 from .recording import Recording, record, record_images, renoise, with_base
 
-
 # `cad_fast.cli` finds every command here.
 __all__ = ["run_edit_diff", "run_edit_export", "run_edit_inspect", "run_edit_verify"]
 

@@ -50,7 +50,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 
 def parse_json(text: str, what: str) -> Any:
-    """The value that ``text`` holds. Raises ValueError naming ``what`` for anything but strict JSON, or deep nesting."""
+    """The value that ``text`` holds. Raises ValueError naming ``what`` unless it is strict JSON that can be parsed."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a JSON number")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -139,8 +138,8 @@ def put_denoiser_weights(pipeline: Any, source: str | Path) -> int:
     """Put the weights of ``source`` (see ``weight_files``) over those of the pipeline's denoiser, in its dtype.
 
     ``source`` may hold some of them only, as checkpoints of concept erasure often do; every name and shape is checked
-    before the first is changed. Returns how many tensors were put. Raises ValueError naming the weight that the denoiser
-    lacks or has in another shape, RuntimeError when edits are in place.
+    before the first is changed. Returns how many tensors were put. Raises ValueError naming the weight that the
+    denoiser lacks or has in another shape, RuntimeError when edits are in place.
     """
     from .apply import active_edits
 

@@ -54,10 +54,13 @@ def decode_sorted(payload: Tensor, k: int, bits: int, count: int) -> Tensor:
     ends = np.flatnonzero(flags)
     if len(ends) != k or len(flags) - ends[-1] > 8:
         raise ValueError(f"its bytes encode {len(ends)} components, expected {k}")
-    gaps = (np.diff(ends, prepend=-1) - 1) << bits
+    gaps = ends.copy()
+    gaps[1:] -= ends[:-1] + 1
     if bits:
+        gaps <<= bits
         gaps |= _unpack(data[:n_low], k, bits)
-    numbers = np.cumsum(gaps + 1) - 1
+    gaps[1:] += 1
+    numbers = np.cumsum(gaps, out=gaps)
     if numbers[-1] >= count:
         raise ValueError(f"component {numbers[-1]} is outside 0..{count - 1}")
     return torch.from_numpy(numbers)
@@ -65,10 +68,13 @@ def decode_sorted(payload: Tensor, k: int, bits: int, count: int) -> Tensor:
 
 def _unpack(data: np.ndarray, k: int, bits: int) -> np.ndarray:
     """The ``k`` numbers of ``bits`` bits each that lie side by side in ``data`` uint8; int64 [k]."""
-    padded = np.concatenate([data, np.zeros(8, np.uint8)])
-    # Eight bytes from every byte on, of which each number takes the ones it begins in.
+    padded = np.zeros(len(data) + 8, np.uint8)
+    padded[:-8] = data
+    # Eight bytes from every byte on, of which each number takes those it begins in; its bits are moved to the front,
+    # what stands before them falls off, and then to the end.
     words = np.ndarray((len(data),), ">u8", padded, strides=(1,))
-    starts = np.arange(k) * bits
-    shifts = (64 - bits - (starts & 7)).astype(np.uint64)
-    numbers = (words[starts >> 3].astype(np.uint64) >> shifts) & np.uint64((1 << bits) - 1)
-    return numbers.astype(np.int64)
+    starts = np.arange(0, k * bits, bits)
+    numbers = words[starts >> 3].astype(np.uint64)
+    numbers <<= (starts & 7).view(np.uint64)
+    numbers >>= np.uint64(64 - bits)
+    return numbers.view(np.int64)

@@ -124,9 +124,7 @@ def _module(name: str, value: Any, kind: str, offset: int, version: int) -> Modu
             raise ValueError(f"'block' is {block}, which does not divide the rows of a weight of shape {shape}")
         entry = ModuleComponents(name, kind, tuple(shape), block, offset)  # type: ignore[arg-type]
         if version > 1:
-            return ModuleLayout(
-                entry, _integer(value, "n", 1, entry.count), _integer(value, "rice_bits", 0, MAX_BITS)
-            )
+            return ModuleLayout(entry, _integer(value, "n", 1, entry.count), _integer(value, "rice_bits", 0, MAX_BITS))
         for key, wanted in (("module", name), ("kind", kind)):
             if value.get(key) != wanted:
                 raise ValueError(f"{key!r} is {_short(value.get(key))}, expected {wanted!r}")

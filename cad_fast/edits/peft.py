@@ -61,8 +61,8 @@ def _rank(edit: Edit, indices: dict[str, Tensor]) -> int:
     full = [entry.module for entry in edit.space if rank * sides[entry.module] > entry.rows * entry.columns]
     if full:
         raise ValueError(
-            f"edit {edit.name!r} cannot be a PEFT adapter: {densest} needs SHiRA's r = {rank}, for which the weights of "
-            f"{', '.join(full[:4])} have no room: edit fewer weights there, or export a checkpoint"
+            f"edit {edit.name!r} cannot be a PEFT adapter: {densest} needs SHiRA's r = {rank}, for which the weights "
+            f"of {', '.join(full[:4])} have no room: edit fewer weights there, or export a checkpoint"
         )
     return rank
 

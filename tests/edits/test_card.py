@@ -24,7 +24,13 @@ ESCAPES = "a \x1b[31mcat\n## | <b>x</b>\u202e"
 def scores(trust=(), concept="a cat"):
     space = ComponentSpace.of(stable_diffusion(), "neuron")
     values = torch.randn(space.n, generator=torch.Generator().manual_seed(0))
-    provenance = {"concept": concept, "method": "gradient", "prompts": [concept], "seeds": [3], "versions": {"torch": "2"}}
+    provenance = {
+        "concept": concept,
+        "method": "gradient",
+        "prompts": [concept],
+        "seeds": [3],
+        "versions": {"torch": "2"},
+    }
     return Scores(values, space, {**provenance, **({"trust": list(trust)} if trust else {})})
 
 

@@ -117,7 +117,10 @@ def test_parts_are_found_by_their_index(pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w, n: w.update({n + "x": w[n].clone()}), "which the denoiser does not have; nearest: .*attn2.to_k.weight"),
+        (
+            lambda w, n: w.update({n + "x": w[n].clone()}),
+            "which the denoiser does not have; nearest: .*attn2.to_k.weight",
+        ),
         (lambda w, n: w.update({n: torch.zeros(3, 3)}), r"to_k.weight has shape \[3, 3\], the denoiser's has"),
         (lambda w, n: w.update({n: w[n].int()}), "is I32, expected floating-point"),
         (lambda w, n: w.update({"unet." + n: w[n].clone()}), "twice"),

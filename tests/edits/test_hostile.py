@@ -277,7 +277,9 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(edit, tmp_path):
         side = 2**15
 
         def change(c):
-            c["modules"] = {f"m{i}": {"weight_shape": [side, side], "block": 1, "n": n, "rice_bits": 0} for i in range(4)}
+            c["modules"] = {
+                f"m{i}": {"weight_shape": [side, side], "block": 1, "n": n, "rice_bits": 0} for i in range(4)
+            }
             c["n_components"] = 4 * n
 
         return change

@@ -110,7 +110,7 @@ def test_padding_is_zero_and_every_place_differs(tmp_path):
 
 def test_what_peft_cannot_hold_is_named(tmp_path):
     unet = tiny_unet()
-    with pytest.raises(ValueError, match="linear layers only, these are none: .*conv"):
+    with pytest.raises(ValueError, match=r"linear layers only, these are none: .*conv"):
         export_peft(edit_of(unet, target="all"), unet, tmp_path / "conv")
     with pytest.raises(ValueError, match=r"needs SHiRA's r = \d+, for which the weights of .* have no room"):
         space = ComponentSpace.of(unet, "weight", "feed-forward")
