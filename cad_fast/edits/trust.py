@@ -35,8 +35,8 @@ def warn_if_untrusted(scores: Scores, share: float, stacklevel: int = 3) -> None
     low, high = check["pearson_interval"]
     warnings.warn(
         f"the scores of {scores.concept!r} predict held-out ablations of {check['fraction']:.2%} of the components "
-        f"with r = {check['pearson']:.2f} [{low:.2f}, {high:.2f}], below {MIN_HELDOUT_R}: the edit may miss its concept; "
-        "Attributor(method='ablated_gradient' | 'regression') and refine give better scores",
+        f"with r = {check['pearson']:.2f} [{low:.2f}, {high:.2f}], below {MIN_HELDOUT_R}: the edit may miss its "
+        "concept; Attributor(method='ablated_gradient' | 'regression') and refine give better scores",
         UntrustedScoresWarning,
         stacklevel=stacklevel,
     )

@@ -103,6 +103,19 @@ def test_any_bytes_decode_to_sorted_numbers_in_range_or_are_refused(data, k, bit
     assert len(numbers) == k and 0 <= numbers[0] and numbers[-1] < count and bool((numbers.diff() > 0).all())
 
 
+def test_what_a_payload_cannot_be_is_said():
+    payload, bits = encode_sorted(torch.tensor([3, 90, 500]))
+    for k, count, message in [
+        (3, 500, "component 500 is outside 0..499"),
+        (2, 501, "encode 3 components, expected 2|bytes, expected"),
+        (200, 501, r"bytes, expected \d+ to \d+ for 200 of 501"),
+        (0, 501, "impossible"),
+        (502, 501, "impossible"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            decode_sorted(payload, k, bits, count)
+
+
 @st.composite
 def edits(draw):
     kind = draw(st.sampled_from(KINDS))
@@ -262,8 +275,11 @@ def test_deep_nesting_and_huge_files(edit, tmp_path):
         (whole.replace('"concept"', f'"x": "{"y" * MAX_CONFIG}", "concept"'), "larger than"),
         (whole.replace('"small"', '"\\ud800"'), "edit name"),
         (whole.replace('"factor": 0.5', f'"factor": {"9" * 5000}'), "not valid JSON"),
-        (json.dumps({"format_version": 2, "factor": 0, "kind": "weight", "modules": dict.fromkeys(map(str, range(MAX_MODULES + 1)))}), "'modules' has"),
-    ]:  # fmt: skip
+        (
+            json.dumps({**json.loads(whole), "modules": dict.fromkeys(map(str, range(MAX_MODULES + 1)))}),
+            "'modules' has",
+        ),
+    ]:
         (tmp_path / CONFIG).write_text(text)
         with pytest.raises(ValueError, match=message):
             Edit.from_pretrained(tmp_path)
