@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..denoiser_calls import denoiser_of
 from ..extras import require
-from ..files import require_writable_folder
+from ..files import check_tensor_header, require_writable_folder
 from .apply import intact_fingerprint
 from .edit import Edit
 
@@ -101,6 +101,7 @@ def load_peft(pipeline: Any, folder: str | Path, adapter_name: str = "edit") -> 
     Raises FileNotFoundError, or ValueError when the adapter does not fit; ImportError without peft.
     """
     peft = require("peft", "peft")
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
@@ -111,11 +112,36 @@ def load_peft(pipeline: Any, folder: str | Path, adapter_name: str = "edit") -> 
     config = peft.PeftConfig.from_pretrained(str(folder))
     if config.peft_type != peft.PeftType.SHIRA:
         raise ValueError(f"{folder} holds a {config.peft_type} adapter, expected SHIRA")
-    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / ADAPTER_NAME).items()}
+    check_tensor_header(folder / ADAPTER_NAME)
+    try:
+        stored = load_file(folder / ADAPTER_NAME)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / ADAPTER_NAME} is truncated or not a safetensors file: {error}") from error
+    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
+    _check_adapter(folder, config, tensors, denoiser)
     peft.inject_adapter_in_model(config, denoiser, adapter_name)
-    result = peft.set_peft_model_state_dict(denoiser, tensors, adapter_name=adapter_name)
-    # SHiRA's indices are no parameters: PEFT takes them and reports them as left over.
-    strangers = [key for key in result.unexpected_keys if not key.endswith("shira_indices")]
-    if strangers:
-        raise ValueError(f"{folder} holds {strangers[0]!r}, which the denoiser does not have")
+    peft.set_peft_model_state_dict(denoiser, tensors, adapter_name=adapter_name)
     denoiser._hf_peft_config_loaded = True  # what diffusers' adapter methods ask for
+
+
+def _check_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], denoiser: nn.Module) -> None:
+    """Raises ValueError naming what does not fit: PEFT itself checks no place, and writes wherever they point."""
+    modules = dict(denoiser.named_modules())
+    named = {key.rpartition(".")[0] for key in tensors}
+    if not isinstance(config.target_modules, set | list) or set(config.target_modules) != named:
+        raise ValueError(f"{folder}: adapter_config.json names other modules than {ADAPTER_NAME} has")
+    for key in tensors:
+        name, _, last = key.rpartition(".")
+        module = modules.get(name)
+        if not isinstance(module, nn.Linear) or last not in ("shira_weight", "shira_indices"):
+            raise ValueError(f"{folder} holds {key[:200]!r}, which fits no linear of the denoiser")
+        values, places = tensors.get(f"{name}.shira_weight"), tensors.get(f"{name}.shira_indices")
+        if values is None or places is None or values.ndim != 1 or list(places.shape) != [2, len(values)]:
+            raise ValueError(f"{folder}: the weights and places of {name} do not belong together")
+        if len(values) != config.r * sum(module.weight.shape):
+            raise ValueError(f"{folder}: {name} has {len(values)} weights, which r = {config.r} is not the number for")
+        if places.dtype != torch.int32 or not values.is_floating_point():
+            raise ValueError(f"{folder}: {name} has places of {places.dtype} and weights of {values.dtype}")
+        limits = torch.tensor(module.weight.shape)[:, None]
+        if bool(((places < 0) | (places >= limits)).any()):
+            raise ValueError(f"{folder}: {name} has places outside its weight of shape {list(module.weight.shape)}")

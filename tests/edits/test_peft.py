@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import cad_fast
 from cad_fast.attribution import Scores
@@ -135,6 +135,30 @@ def test_an_edit_is_refused_beside_its_own_adapter(tmp_path):
     load_peft(unet, tmp_path)
     with pytest.raises(ValueError, match="another model"):
         edit.fuse(unet)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, n: t[f"{n}.shira_indices"].fill_(10**6), "places outside its weight of shape"),
+        (lambda t, n: t[f"{n}.shira_indices"].fill_(-1), "places outside its weight of shape"),
+        (lambda t, n: t.update({f"{n}.shira_indices": t[f"{n}.shira_indices"][:, 1:].clone()}), "belong together"),
+        (lambda t, n: t.pop(f"{n}.shira_weight"), "belong together"),
+        (lambda t, n: t.update({"base_model.model.conv_in.shira_weight": torch.zeros(3)}), "names other modules"),
+        (lambda t, n: t.update({f"{n}.shira_bias": torch.zeros(3)}), "fits no linear"),
+        (lambda t, n: t.update({k: v[..., 1:].clone() for k, v in t.items()}), "which r = 1 is not the number for"),
+    ],
+)
+def test_hostile_adapters_change_nothing(tmp_path, change, message):
+    unet = copy.deepcopy(tiny_unet())
+    edit = edit_of(unet)
+    export_peft(edit, unet, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    change(tensors, f"base_model.model.{next(iter(edit.components))}")
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_peft(unet, tmp_path)
+    assert not any(isinstance(module, peft.tuners.shira.Linear) for module in unet.modules())
 
 
 def test_scores_of_many_modules_have_one_r(tmp_path):
