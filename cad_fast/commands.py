@@ -13,6 +13,7 @@ from PIL import Image
 from . import zoo
 from .attribution import Attributor, Scores
 from .denoiser_hooks import generators, plain_tensors, silent
+from .edit_commands import run_edit_diff, run_edit_export, run_edit_inspect, run_edit_verify
 from .edits import Edit, amplify, erase, refine
 from .evaluation import PromptSet, compare, emoji_prompts, evaluate
 from .evaluation.scorers import ClipScorer, Scorer
@@ -21,6 +22,9 @@ from .files import require_writable_folder, write_bytes, write_json
 from .objectives import ConceptErasure, DenoisingLoss, Objective, objective_from_config
 from .pipelines import load_pipeline
 from .recording import Recording, record, record_images, renoise, with_base
+
+# `cad_fast.cli` finds every command here.
+__all__ = ["run_edit_diff", "run_edit_export", "run_edit_inspect", "run_edit_verify"]
 
 
 def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -236,19 +240,21 @@ def write_png(path: Path, image: Image.Image) -> Path:
 def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of every concept, before and, with an edit, after it."""
     output = require_writable_folder(arguments.output) if arguments.output is not None else None
-    prompts = _evaluation_prompts(arguments)
+    prompts = evaluation_prompts(arguments)
+    if arguments.card and (arguments.edit is None or not Path(arguments.edit).is_dir()):
+        raise ValueError("--card needs --edit with the folder of an edit, which it writes to")
     if arguments.edit is not None and arguments.target is None:
         raise ValueError("--edit needs --target, the concept that the edit is about")
     if arguments.target is not None:
         prompts.of(prompts.axes[0], arguments.target)
     pipeline = load_pipeline(arguments.model).to(arguments.device)
-    scorer = _scorer(arguments, prompts)
+    scorer = scorer_of(arguments, prompts)
     settings: dict[str, Any] = {
         "per_concept": arguments.per_concept,
         "seed": arguments.seed,
         "num_inference_steps": arguments.steps,
         "guidance_scale": arguments.guidance_scale,
-        "keep_images": output is not None,
+        "keep_images": output is not None or arguments.card,
         "progress": not arguments.quiet,
     }
     edit = Edit.from_pretrained(arguments.edit, pipeline) if arguments.edit is not None else None
@@ -261,9 +267,17 @@ def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         comparison = compare(before, after, arguments.target)
         result |= {"after": after.summary(), "comparison": comparison.to_dict()}
         _say(arguments, comparison.table())
+        if before.images is not None:
+            sheet = before_after_sheet(before, after, target=arguments.target)
         if output is not None:
-            write_png(output / "before_after.png", before_after_sheet(before, after, target=arguments.target))
+            write_png(output / "before_after.png", sheet)
             after.save(output / "after.json")
+        if arguments.card:
+            base = None if Path(arguments.model).exists() else arguments.model  # a folder here means nothing elsewhere
+            edit.save_pretrained(
+                arguments.edit, card=True, comparison=comparison, evaluation=after, sheet=sheet, base_model=base
+            )
+            _say(arguments, f"figures and model card written to {arguments.edit}")
     if output is not None:
         before.save(output / "before.json")
         write_json(output / "evaluation.json", result)
@@ -271,7 +285,8 @@ def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _evaluation_prompts(arguments: argparse.Namespace) -> PromptSet:
+def evaluation_prompts(arguments: argparse.Namespace) -> PromptSet:
+    """Those of ``--concepts``, or of the zoo's model."""
     if arguments.concepts is not None:
         return PromptSet.from_json(arguments.concepts)
     if arguments.model.startswith("zoo:"):
@@ -279,7 +294,8 @@ def _evaluation_prompts(arguments: argparse.Namespace) -> PromptSet:
     raise ValueError("--concepts is needed: a JSON file with the concepts of this model and their prompts")
 
 
-def _scorer(arguments: argparse.Namespace, prompts: PromptSet) -> Scorer:
+def scorer_of(arguments: argparse.Namespace, prompts: PromptSet) -> Scorer:
+    """That of ``--scorer``, or the zoo's."""
     if arguments.scorer is None:
         if arguments.model.startswith("zoo:"):
             return zoo.scorer()

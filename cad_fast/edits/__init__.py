@@ -5,10 +5,13 @@ from .edit import Edit, amplify, compose, erase
 from .io import load_edit
 from .refine import refine
 from .select import retention_aware, select
+from .trust import MIN_HELDOUT_R, UntrustedScoresWarning
 
 __all__ = [
+    "MIN_HELDOUT_R",
     "AppliedEdit",
     "Edit",
+    "UntrustedScoresWarning",
     "active_edits",
     "amplify",
     "compose",
