@@ -22,13 +22,19 @@ VARIABLES = {
         Variable(
             "CAD_FAST_BACKEND",
             "auto",
-            "Backend of the operators: auto (the first that can run), native or reference. Explicit ones run or raise.",
+            "Backend of the operators: auto (the first that can run), native, cuda or reference. "
+            "Explicit ones run or raise.",
         ),
         Variable(
             "CAD_FAST_CPU_CAPABILITY",
             "",
             "Instruction set of the native kernels: portable, avx2, avx512 or avx512bf16. Unset: the best of this CPU. "
             "A set that is not built in or not supported raises an error.",
+        ),
+        Variable(
+            "CAD_FAST_BUILD_CUDA",
+            "auto",
+            "Read by setup.py alone: whether the CUDA kernels are built: auto (where there is an nvcc), on or off.",
         ),
         Variable(
             "CAD_FAST_SKIP_NATIVE",

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from cad_fast import __version__, envs
-from cad_fast.ops import _native
+from cad_fast.ops import _cuda, _native
 from cad_fast.ops._registry import OPS
 
-BACKENDS = ("native", "reference")
+BACKENDS = ("native", "cuda", "reference")
 """All backends, in the order in which the automatic choice tries them."""
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("cad_fast_backend", default=None)
@@ -22,7 +22,7 @@ _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("cad_fast_b
 def check_backend(backend: str) -> str:
     """The same name, if it is "auto" or a backend; otherwise ValueError."""
     if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"unknown backend {backend!r}: expected auto, {' or '.join(BACKENDS)}")
+        raise ValueError(f"unknown backend {backend!r}: expected auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
     return backend
 
 
@@ -34,7 +34,7 @@ def get_backend() -> str:
 
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Run the operators called inside on this backend: "auto", "native" or "reference"."""
+    """Run the operators called inside on this backend: "auto" or one of `BACKENDS`."""
     token = _chosen.set(check_backend(backend))
     try:
         yield
@@ -46,6 +46,8 @@ def why_not(op: str, backend: str, *args: Any) -> str | None:
     """Why this backend cannot run this operator on these arguments; None if it can."""
     if backend not in OPS[op].implementations:
         return f"there is no {backend} implementation of {op}"
+    if backend == "cuda":
+        return _cuda.why_not(op, args)
     if backend != "native":
         return None
     module = _native.load()
@@ -152,6 +154,7 @@ def backend_report() -> dict[str, Any]:
             "why_not": reason,
             "build": module.build_info() if module else None,
         },
+        "cuda": _cuda.report(),
         "cpu": {
             "features": module.cpu_features() if module else None,
             "capabilities": module.capabilities() if module else None,

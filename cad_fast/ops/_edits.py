@@ -28,9 +28,19 @@ def check_shapes(x: Tensor, rows: Any, offsets: Any, indices: Any, factors: Any)
 
 def check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor) -> None:
     """Require rows and offsets that ascend from 0, and indices in range that ascend strictly within an edit."""
+    check_bounds(x, rows, offsets, indices)
+    check_indices(weight, offsets, indices)
+
+
+def check_bounds(x: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor) -> None:
+    """Require rows and offsets that ascend from 0 to the numbers of rows and of entries."""
     for name, value, last in (("offsets", offsets, indices.shape[0]), ("rows", rows, x.shape[0])):
         if value[0] != 0 or value[-1] != last or (value.diff() < 0).any():
             raise ValueError(f"{name} must ascend from 0 to {last}")
+
+
+def check_indices(weight: Tensor, offsets: Tensor, indices: Tensor) -> None:
+    """Require indices in range that ascend strictly within an edit."""
     outside = (indices < 0) | (indices >= weight.numel())
     disordered = torch.zeros_like(outside)
     disordered[1:] = indices.diff() <= 0

@@ -36,6 +36,9 @@ __attribute__((visibility("default"))) int cad_fast_cuda_edited_linear(
 // How many devices there are, or minus the code of what prevents using any.
 __attribute__((visibility("default"))) int cad_fast_cuda_device_count();
 
+// Makes a device the current one of the calling thread, for the library's own copy of CUDA's runtime.
+__attribute__((visibility("default"))) int cad_fast_cuda_use_device(int device);
+
 __attribute__((visibility("default"))) const char* cad_fast_cuda_message(int code);
 
 // What the library was built for and with, as JSON.

@@ -44,7 +44,7 @@ file(MAKE_DIRECTORY "${CMAKE_BINARY_DIR}/cuda")
 set(cuda_library "${CAD_FAST_OUTPUT_DIR}/libcad_fast_cuda.so")
 add_custom_command(
   OUTPUT "${cuda_library}"
-  COMMAND "${CAD_FAST_NVCC}" -ccbin "${CMAKE_CXX_COMPILER}" -shared -cudart static ${cuda_objects} -o "${cuda_library}"
+  COMMAND "${CAD_FAST_NVCC}" -ccbin "${CMAKE_CXX_COMPILER}" -shared -nodlink -cudart static ${cuda_objects} -o "${cuda_library}"
   DEPENDS ${cuda_objects}
   VERBATIM)
 add_custom_target(cuda ALL DEPENDS "${cuda_library}")

@@ -9,6 +9,12 @@ int cad_fast_cuda_device_count() {
   return error == cudaSuccess ? count : -static_cast<int>(error);
 }
 
+int cad_fast_cuda_use_device(int device) {
+  const cudaError_t error = cudaSetDevice(device);
+  cudaGetLastError();
+  return error;
+}
+
 const char* cad_fast_cuda_message(int code) {
   switch (code) {
     case cad_fast::cuda::too_large: return "the sizes are beyond what the kernels count with";

@@ -320,7 +320,17 @@ extern "C" {
 // 0 runs threads and warps forward, 1 in reverse, anything else in random orders from that seed.
 void simt_order(int order) { simt::order_kind = order; }
 
+// The formats that the kernels compute in, to be compared with someone else's.
+void simt_convert(const float* from, std::uint16_t* half, std::uint16_t* bfloat16, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    half[i] = simt::half_of(from[i]);
+    bfloat16[i] = simt::bfloat16_of(from[i]);
+  }
+}
+
 int cad_fast_cuda_device_count() { return 1; }
+
+int cad_fast_cuda_use_device(int) { return 0; }
 
 const char* cad_fast_cuda_message(int code) { return code == 9000 ? simt::last_error.c_str() : "an error code"; }
 
