@@ -34,15 +34,17 @@ _FUNCTIONS = {
 
 
 class Library:
-    """The functions of the library at a path, by their names without `cad_fast_cuda_`. OSError if it does not load."""
+    """The library at a path; its functions go by their names without `cad_fast_cuda_`. OSError if it does not load."""
 
     def __init__(self, path: Path) -> None:
-        library = ctypes.CDLL(str(path))
-        self.functions: dict[str, Callable[..., Any]] = {}
-        for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(library, f"cad_fast_cuda_{name}")
-            function.restype, function.argtypes = result, arguments
-            self.functions[name] = function
+        self.loaded = ctypes.CDLL(str(path))
+
+    @functools.cache  # noqa: B019 - one library per process
+    def function(self, name: str) -> Callable[..., Any]:
+        """A function by its name."""
+        function = getattr(self.loaded, f"cad_fast_cuda_{name}")
+        function.restype, function.argtypes = _FUNCTIONS[name]
+        return function
 
     def call(self, name: str, *args: Any) -> None:
         """Call a function that returns an error code.
@@ -50,17 +52,17 @@ class Library:
         Raises:
             RuntimeError: it returned one; the message says what it means.
         """
-        code = self.functions[name](*args)
+        code = self.function(name)(*args)
         if code:
             raise RuntimeError(f"the CUDA kernels failed in {name}: {self.message(code)}")
 
     def message(self, code: int) -> str:
         """What an error code means."""
-        return self.functions["message"](code).decode()
+        return self.function("message")(code).decode()
 
     def build_info(self) -> dict[str, Any]:
         """The version, that of nvcc, and the architectures."""
-        return json.loads(self.functions["build_info"]())
+        return json.loads(self.function("build_info")())
 
 
 @functools.cache
@@ -70,7 +72,7 @@ def _load() -> tuple[Library | None, str | None]:
         return None, "cad_fast was installed without its CUDA kernels (CAD_FAST_BUILD_CUDA, docs/environment.md)"
     try:
         library = Library(PATH)
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         return None, f"{PATH.name} does not load: {error}"
     built = library.build_info()["version"]
     if built != __version__:
@@ -93,7 +95,7 @@ def load() -> Library:
 @functools.cache
 def no_device() -> str | None:
     """Why there is no device to run on; None if there is one."""
-    count = load().functions["device_count"]()
+    count = load().function("device_count")()
     if count > 0:
         return None
     return "there is no CUDA device" + (f": {load().message(-count)}" if count < 0 else "")
@@ -180,7 +182,7 @@ def edited_linear(
     y = torch.empty((x.shape[0], k if transposed else n), dtype=x.dtype, device=x.device)
     plan, sizes = _plan(rows, offsets, TYPES[x.dtype])
     plan = plan.to(x.device)
-    count = load().functions["edit_positions"](sizes[1], n, k, transposed)
+    count = load().function("edit_positions")(sizes[1], n, k, transposed)
     positions = torch.empty(count, dtype=torch.int32, device=x.device)
     pointers = [t.data_ptr() for t in (x, weight, plan)], [t.data_ptr() for t in (indices, factors, positions)]
     arguments = (*pointers[0], sizes, *pointers[1], _linear.address(bias), y.data_ptr())
