@@ -65,6 +65,22 @@ def test_missing_tools_are_named_in_one_sentence(checkout: Path, environment: di
     assert "Traceback" not in result.stderr
 
 
+def test_cuda_is_built_as_asked_or_the_build_says_why_not(checkout: Path) -> None:
+    result = setup_py(checkout, "build_ext", CAD_FAST_BUILD_CUDA="yes")
+    assert result.stderr.strip().splitlines()[-1] == "cad_fast: CAD_FAST_BUILD_CUDA must be auto, on or off, got 'yes'."
+    if Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("nvcc is found here whatever PATH is")
+    compiler = checkout / "bin"
+    compiler.mkdir()
+    (compiler / "g++").symlink_to(shutil.which("g++"))
+    without = {"PATH": str(compiler), "CUDA_HOME": "", "CUDA_PATH": ""}
+    result = setup_py(checkout, "build_ext", CAD_FAST_BUILD_CUDA="on", **without)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1] == (
+        "cad_fast: CAD_FAST_BUILD_CUDA=on needs nvcc, on PATH or in $CUDA_HOME/bin."
+    )
+
+
 def test_kernels_know_no_torch() -> None:
     pattern = re.compile(r"#\s*include\s*[<\"](torch|ATen|c10|caffe2)/")
     sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]

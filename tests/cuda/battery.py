@@ -1,6 +1,6 @@
 """Some of everything on one build of the kernels: what a planted bug must fail, also under AddressSanitizer.
 
-Run as a program: python -m tests.cuda.battery LIBRARY OPERATOR; the tensors are then as large as they must be and no larger.
+Run as a program: python -m tests.cuda.battery LIBRARY OPERATOR; tensors are then no larger than they must be.
 """
 
 import sys

@@ -48,7 +48,9 @@ def build(*patches: Patch, flags: Sequence[str] = (), only: str = "") -> Path:
         if not library.exists():
             for name, text in sources.items():
                 (folder / name).write_text(text)
-            units = [name for name in sources if name.endswith(f"{only}.cu" if only else "_linear.cu") or name == "simt.cpp"]
+            units = [
+                name for name in sources if name.endswith(f"{only}.cu" if only else "_linear.cu") or name == "simt.cpp"
+            ]
             command = ["g++", *flags, "-Wno-unknown-pragmas", "-x", "c++", *units, "-o", "libsimt.part"]
             result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             assert result.returncode == 0 and not result.stderr, result.stderr[:4000]
@@ -77,7 +79,9 @@ class Guarded:
         """Like torch.empty, but full of NaNs."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         count, first = torch.Size(shape).numel(), GUARD + self.shift * dtype.is_floating_point
-        buffer = torch.full((count + 2 * GUARD + 8,), float("nan") if dtype.is_floating_point else 0x5A5A5A, dtype=dtype)
+        buffer = torch.full(
+            (count + 2 * GUARD + 8,), float("nan") if dtype.is_floating_point else 0x5A5A5A, dtype=dtype
+        )
         own = slice(first, first + count)
         self.buffers.append((buffer, own, buffer.clone()))
         return buffer[own].view(shape)

@@ -69,7 +69,12 @@ BUGS = {
         "row % Tile::rows >= ablation.rows(segment)",
         "row % Tile::rows > ablation.rows(segment)",
     ),
-    "the bit of a neighbour": (MASKED, "ablations.cuh", "bits.odd[i] = word << (6 - 2 * t)", "bits.odd[i] = word << (7 - 2 * t)"),
+    "the bit of a neighbour": (
+        MASKED,
+        "ablations.cuh",
+        "bits.odd[i] = word << (6 - 2 * t)",
+        "bits.odd[i] = word << (7 - 2 * t)",
+    ),
     "the bit of a neighbour, transposed": (
         MASKED,
         "ablations.cuh",
@@ -83,7 +88,12 @@ BUGS = {
         "  words += segment * Tile::words;\n    Bits bits;",
         "  words += (segment ^ 1) % Tile::segments * Tile::words;\n    Bits bits;",
     ),
-    "the halves of operand b swapped": (MASKED, "mma_linear.cuh", "b[2 * half], b[2 * half + 1]", "b[2 * half + 1], b[2 * half]"),
+    "the halves of operand b swapped": (
+        MASKED,
+        "mma_linear.cuh",
+        "b[2 * half], b[2 * half + 1]",
+        "b[2 * half + 1], b[2 * half]",
+    ),
     "an edit one column too far": (
         EDITED,
         "ablations.cuh",
@@ -96,7 +106,12 @@ BUGS = {
         "for (; next_ < end_; ++next_)",
         "for (; next_ + 1 < end_; ++next_)",
     ),
-    "entries of the row before": (EDITED, "edited_linear.cu", "indices[middle] < wanted", "indices[middle] + 1 < wanted"),
+    "entries of the row before": (
+        EDITED,
+        "edited_linear.cu",
+        "indices[middle] < wanted",
+        "indices[middle] + 1 < wanted",
+    ),
 }
 
 

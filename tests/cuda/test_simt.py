@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _native, edited_linear, masked_linear, pack_bits
+from cad_fast.ops import _cuda, _native, edited_linear, masked_linear, pack_bits
 from tests.cuda import simt
 from tests.cuda.battery import TYPES, compare
 
@@ -244,10 +244,23 @@ def test_an_index_changed_after_it_was_checked_is_checked_again(library) -> None
     args = torch.zeros(1, 8), torch.zeros(5, 8), torch.tensor([0, 1]), torch.tensor([0, 2])
     with simt.in_use(library, 0, None):
         for _ in range(2):
-            simt._cuda.edited_linear(*args, indices, torch.zeros(2), None, False)
+            _cuda.edited_linear(*args, indices, torch.zeros(2), None, False)
         indices[1] = 40
         with pytest.raises(ValueError, match=r"indices\[1\] = 40 is out of range"):
-            simt._cuda.edited_linear(*args, indices, torch.zeros(2), None, False)
+            _cuda.edited_linear(*args, indices, torch.zeros(2), None, False)
+
+
+@dtypes
+@transposing
+@pytest.mark.parametrize("rows", [1, 8, 16, 32, 64, 128])
+def test_shared_memory_fits_the_smallest_device(run_once: simt.Runner, rows: int, dtype, transposed: bool) -> None:
+    # 99 KiB on sm_86, sm_89 and sm_120; 163 KiB on sm_80; 227 KiB on sm_90 and sm_100.
+    for op, case in (
+        ("masked_linear", simt.masked_case(1, rows, 8, 8, dtype, transposed)),
+        ("edited_linear", simt.edited_case([rows], 8, 8, dtype, transposed)),
+    ):
+        run_once(op, *case)
+        assert 10_000 < run_once.library.loaded.simt_shared_bytes() <= 99 * 1024
 
 
 def test_sizes_beyond_int_are_refused(library) -> None:

@@ -320,6 +320,9 @@ extern "C" {
 // 0 runs threads and warps forward, 1 in reverse, anything else in random orders from that seed.
 void simt_order(int order) { simt::order_kind = order; }
 
+// Bytes of shared memory of the last grid.
+std::int64_t simt_shared_bytes() { return simt::grid.shared_bytes; }
+
 // The formats that the kernels compute in, to be compared with someone else's.
 void simt_convert(const float* from, std::uint16_t* half, std::uint16_t* bfloat16, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) {
