@@ -54,5 +54,5 @@ wheel-check: venv
 	$(BIN)/python tests/wheel_check.py
 
 clean:
-	rm -rf .venv build dist demo-output bench-output *.egg-info .pytest_cache .ruff_cache cad_fast/_C.*
+	rm -rf .venv build dist demo-output bench-output *.egg-info .pytest_cache .ruff_cache cad_fast/_C.* cad_fast/libcad_fast_cuda.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

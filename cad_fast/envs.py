@@ -22,7 +22,7 @@ VARIABLES = {
         Variable(
             "CAD_FAST_BACKEND",
             "auto",
-            "Backend of the operators: auto (the first that can run), triton, native or reference. "
+            "Backend of the operators: auto (the first that can run), cuda, triton, native or reference. "
             "Explicit ones run or raise.",
         ),
         Variable(
@@ -36,6 +36,11 @@ VARIABLES = {
             "ieee",
             "How the Triton kernels multiply float32: ieee (fused multiply-add), tf32 (matrix instructions on 10 bits "
             "of the mantissa) or tf32x3 (three of these, nearly float32).",
+        ),
+        Variable(
+            "CAD_FAST_BUILD_CUDA",
+            "auto",
+            "Read by setup.py alone: whether the CUDA kernels are built: auto (where there is an nvcc), on or off.",
         ),
         Variable(
             "CAD_FAST_SKIP_NATIVE",

@@ -5,6 +5,7 @@ dependencies are those of the Python that runs this: fetching torch again would 
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -55,9 +56,13 @@ def check_contents(wheel: Path) -> None:
     expected = {path.relative_to(ROOT).as_posix() for path in [*data, ROOT / "cad_fast" / "py.typed"]}
     expected |= {f"cad_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     expected.add("cad_fast/_C" + sysconfig.get_config_var("EXT_SUFFIX"))
+    if shutil.which("nvcc") and os.environ.get("CAD_FAST_BUILD_CUDA") != "off":
+        expected.add("cad_fast/libcad_fast_cuda.so")
     missing = sorted(expected - names)
     assert not missing, f"missing from the wheel: {missing}"
-    stray = sorted(name for name in names if name.endswith((".cpp", ".h", ".part")) or name.startswith("tests/"))
+    stray = sorted(
+        name for name in names if name.endswith((".cpp", ".cu", ".cuh", ".h", ".part")) or name.startswith("tests/")
+    )
     assert not stray, f"not meant for the wheel: {stray}"
 
 

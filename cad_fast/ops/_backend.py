@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cad_fast import __version__, envs
-from cad_fast.ops import _crossover, _native, _triton
+from cad_fast.ops import _crossover, _cuda, _native, _triton
 from cad_fast.ops._registry import OPS
 
 
@@ -19,6 +19,7 @@ def _reference_why_not(op: str, args: tuple[Any, ...]) -> str | None:
 
 
 PREDICATES: dict[str, Callable[[str, tuple[Any, ...]], str | None]] = {
+    "cuda": _cuda.why_not,
     "triton": _triton.why_not,
     "native": _native.why_not_run,
     "reference": _reference_why_not,
@@ -154,6 +155,7 @@ def backend_report() -> dict[str, Any]:
             "why_not": reason,
             "build": module.build_info() if module else None,
         },
+        "cuda": _cuda.report(),
         "triton": _triton.report(),
         "cpu": {
             "features": module.cpu_features() if module else None,

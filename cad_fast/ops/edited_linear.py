@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _edits, _linear, _native, _triton, reference
+from cad_fast.ops import _backend, _check, _cuda, _edits, _linear, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -44,7 +44,7 @@ def edited_linear(
         factors: [e], float32: what these elements are multiplied by.
         bias: [n], dtype of `x`, or None. Must be None with `transposed`.
         transposed: multiply by W_g rather than by its transpose.
-        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "cuda", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [r, n], dtype of `x`. With `transposed` [r, k].
@@ -218,6 +218,7 @@ register(
         "edited_linear",
         _op,
         {
+            "cuda": _cuda.edited_linear,
             "triton": _triton_edited_linear,
             "native": _native_edited_linear,
             "reference": _reference_edited_linear,

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _linear, _native, _triton, reference
+from cad_fast.ops import _backend, _bits, _check, _cuda, _linear, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -38,7 +38,7 @@ def masked_linear(
         bias: [n], dtype of `x`, or None. Must be None with `transposed`.
         factors: [variants], float32: what each variant's ablated weights are multiplied by. None means 0.
         transposed: multiply by W_v rather than by its transpose.
-        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "cuda", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [variants, rows, n], dtype of `x`. With `transposed` [variants, rows, k].
@@ -181,6 +181,7 @@ register(
         "masked_linear",
         _op,
         {
+            "cuda": _cuda.masked_linear,
             "triton": _triton.of("masked_linear", products=True),
             "native": _native_masked_linear,
             "reference": reference.masked_linear,

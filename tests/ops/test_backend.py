@@ -45,7 +45,7 @@ def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProce
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match="unknown backend 'fast': expected auto, triton, native or reference"):
+    with pytest.raises(ValueError, match="unknown backend 'fast': expected auto, cuda, triton, native or reference"):
         pack_bits(MASK, backend="fast")
     with pytest.raises(ValueError, match="unknown backend"), use_backend("fast"):
         pass
