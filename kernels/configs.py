@@ -89,10 +89,13 @@ EDITED_LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
 
 EDITED_CONVOLUTION: dict[tuple[str, str], tuple[Config, ...]] = {
     **EDITED_LINEAR,
+    ("sm_80", "ieee"): (Config(64, 64, 32, 8, 2),),
+    ("sm_90", "ieee"): (Config(64, 64, 32, 8, 2),),
+    ("sm_100", "ieee"): (Config(64, 64, 32, 8, 2),),
     ("sm_80", "tf32x3"): (Config(64, 16, 32, 4, 3),),
-    ("sm_80", "half"): (Config(64, 64, 32, 4, 3),),
-    ("sm_90", "half"): (Config(64, 64, 32, 4, 3),),
-    ("sm_100", "half"): (Config(64, 64, 32, 4, 3),),
+    ("sm_80", "half"): (Config(64, 64, 32, 8, 3),),
+    ("sm_90", "half"): (Config(64, 64, 32, 8, 3),),
+    ("sm_100", "half"): (Config(64, 64, 32, 8, 3),),
 }
 """edited_conv2d."""
 

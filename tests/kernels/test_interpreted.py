@@ -18,7 +18,7 @@ def test_cases(file: str) -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "CAD_FAST_", "TRITON_"))}
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", str(CASES / file)]
     result = subprocess.run(
-        command, env=kept | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False, timeout=500
+        command, env=kept | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False, timeout=1200
     )
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     summary = result.stdout.strip().splitlines()[-1]
