@@ -1,0 +1,83 @@
+"""One pass of the denoiser in which every row runs under its own request's edits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser_calls import ForwardSignature, denoiser_of, find_row_paths, map_arguments, output_tensor
+from .jobs import EditUse
+
+Uses = tuple[EditUse, ...]
+
+
+class EditedPasses(Protocol):
+    """How the rows of a pass come under their edits."""
+
+    def run(self, inputs: dict[str, Any], per_row: Sequence[Uses]) -> Any:
+        """The denoiser's output for ``inputs`` by name, row i under ``per_row[i]``."""
+        ...
+
+
+class SwappedWeights:
+    """Edits go into the weights and out again, one pass for every set of edits among the rows.
+
+    What serving does without row-wise edits: slow as soon as requests differ, and what those are measured against.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self._denoiser = denoiser_of(pipeline)
+        self._timestep_key = ForwardSignature.of(self._denoiser).timestep_key
+        self._modules = dict(getattr(self._denoiser, "_orig_mod", self._denoiser).named_modules())
+
+    def run(self, inputs: dict[str, Any], per_row: Sequence[Uses]) -> Any:
+        """As ``EditedPasses.run``; the output is a tuple of one tensor where rows run under different edits."""
+        timesteps = torch.as_tensor(inputs[self._timestep_key]).float().reshape(-1).expand(len(per_row)).tolist()
+        groups: dict[Any, list[int]] = {}
+        active = [_active(uses, timestep) for uses, timestep in zip(per_row, timesteps, strict=True)]
+        for row, uses in enumerate(active):
+            groups.setdefault(tuple(use.key for use in uses), []).append(row)
+        if len(groups) == 1:
+            with self._edited(active[0]):
+                return self._denoiser(**inputs)
+        row_paths = find_row_paths(inputs, len(per_row))
+        output: Tensor | None = None
+        for rows in groups.values():
+            own = _picked(inputs, row_paths, rows)
+            with self._edited(active[rows[0]]):
+                part = output_tensor(self._denoiser(**own))
+            output = part.new_empty(len(per_row), *part.shape[1:]) if output is None else output
+            output[rows] = part
+        return (output,)
+
+    @contextmanager
+    def _edited(self, uses: Uses) -> Iterator[None]:
+        undo: list[tuple[Tensor, Tensor, Tensor]] = []
+        try:
+            for use in uses:
+                factor = 1 - use.strength * (1 - use.edit.factor)
+                for name, indices in use.edit.weight_indices().items():
+                    undo.append(_multiply(self._modules[name], indices, factor))
+            yield
+        finally:
+            for flat, indices, values in reversed(undo):
+                flat[indices] = values
+
+
+def _picked(inputs: dict[str, Any], row_paths: frozenset[str], rows: list[int]) -> dict[str, Any]:
+    return map_arguments(inputs, lambda path, leaf: leaf[rows] if path in row_paths else leaf)
+
+
+def _active(uses: Uses, timestep: float) -> Uses:
+    return tuple(use for use in uses if use.window is None or use.window[1] <= timestep <= use.window[0])
+
+
+def _multiply(module: nn.Module, indices: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
+    flat = module.weight.data.view(-1)
+    values = flat[indices]
+    flat[indices] = torch.zeros_like(values) if factor == 0 else values * factor
+    return flat, indices, values
