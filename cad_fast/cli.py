@@ -1,4 +1,4 @@
-"""The command line: ``cad-fast attribute | edit | generate | evaluate | demo | env``."""
+"""The command line: ``cad-fast attribute | edit | generate | evaluate | serve | demo | env``."""
 
 from __future__ import annotations
 
@@ -139,6 +139,19 @@ def _add_evaluate(commands: Any) -> None:
     parser.set_defaults(seed=1000)
 
 
+def _add_serve(commands: Any) -> None:
+    from .serving.command import add_arguments
+
+    parser = _add_command(
+        commands,
+        "serve",
+        "serve pictures over HTTP, every request with its own edits",
+        "cad-fast serve zoo:emoji --edit-dir edits --port 8000",
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    add_arguments(parser)
+
+
 def _add_demo(commands: Any) -> None:
     parser = _add_command(
         commands,
@@ -157,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cad-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_attribute, _add_edit, _add_generate, _add_evaluate, _add_demo):
+    for add in (_add_attribute, _add_edit, _add_generate, _add_evaluate, _add_serve, _add_demo):
         add(commands)
     _add_command(commands, "env", "what is installed, built and used on this machine", "cad-fast env --json")
     return parser

@@ -302,6 +302,13 @@ def _summary_lines(evaluation: Any) -> list[str]:
     return lines
 
 
+def run_serve(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Serve until the process is asked to end."""
+    from .serving.command import run
+
+    return run(arguments)
+
+
 def run_demo(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole path on the embedded model, with a report."""
     from .demo import run_demo as run

@@ -31,6 +31,11 @@ VARIABLES = {
             "A set that is not built in or not supported raises an error.",
         ),
         Variable(
+            "CAD_FAST_ADMIN_TOKEN",
+            "",
+            "Token of the admin routes of `cad-fast serve`, at least 16 characters. Unset: there are no admin routes.",
+        ),
+        Variable(
             "CAD_FAST_SKIP_NATIVE",
             "0",
             "Read by setup.py alone: 1 installs the pure-Python package, without the native kernels.",

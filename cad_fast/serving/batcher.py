@@ -6,12 +6,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
+from ..edits import Edit
 from .edited_passes import EditedPasses
 from .fair_queue import FairQueue
 from .hub import Hub
@@ -73,10 +73,12 @@ class Batcher:
             raise ValueError(f"batch_timeout is {batch_timeout}, expected seconds, at least 0")
         self.max_batch_size, self.batch_timeout = max_batch_size, batch_timeout
         self._observer: Observer = observer or Silent()
+        self._passes = passes
         self._hub = Hub(pipeline, passes, max_batch_size, self._done, self._observer.on_pass)
         self._queue = FairQueue(max_queue)
         self._wake = threading.Condition()
         self._closing = False
+        self._retired: list[Edit] = []
         self._finished: deque[float] = deque(maxlen=PACE_PICTURES)
         self._thread = threading.Thread(target=self._serve, name="cad-fast-batcher", daemon=True)
 
@@ -84,6 +86,11 @@ class Batcher:
         """Start the thread."""
         self._thread.start()
         return self
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
     @property
     def accepting(self) -> bool:
@@ -110,6 +117,12 @@ class Batcher:
             self._report()
             self._wake.notify()
         return ticket
+
+    def forget(self, edit: Edit) -> None:
+        """Let go of what was prepared for an edit, as soon as no picture needs it any more."""
+        with self._wake:
+            self._retired.append(edit)
+            self._wake.notify()
 
     def close(self, timeout: float = 30.0) -> None:
         """Take no more jobs, finish those there are, for at most ``timeout`` seconds, and end the thread."""
@@ -158,6 +171,7 @@ class Batcher:
         try:
             while self._ready():
                 self._expire()
+                self._forget_retired()
                 if self._hub.runs:
                     self._hub.step()
         except BaseException as error:
@@ -169,7 +183,7 @@ class Batcher:
         """Wait for something to do and start what the batch has room for; False at the end."""
         starting = []
         with self._wake:
-            while not self._hub.runs and (delay := self._idle_seconds()) != 0:
+            while not self._hub.runs and not self._retired and (delay := self._idle_seconds()) != 0:
                 if self._closing and not len(self._queue):
                     return False
                 self._wake.wait(delay)
@@ -213,11 +227,20 @@ class Batcher:
                 self._hub.stop(run, Cancelled(f"request {run.picture} was given up"))
         self._report()
 
+    def _forget_retired(self) -> None:
+        if not self._retired:
+            return
+        with self._wake:
+            pictures = [*self._queue, *(run.picture for run in self._hub.runs)]
+            used = {id(use.edit) for picture in pictures for use in picture.job.edits}
+            free = [edit for edit in self._retired if id(edit) not in used]
+            self._retired = [edit for edit in self._retired if id(edit) in used]
+        for edit in free:
+            self._passes.forget(edit)
+
     def _fail_all(self, error: BaseException) -> None:
         with self._wake:
             self._closing = True
             tickets = {picture.ticket for picture in self._queue} | {run.picture.ticket for run in self._hub.runs}
             for ticket in tickets:
                 ticket.end(RuntimeError(f"the batcher's thread ended: {error}"))
-
-

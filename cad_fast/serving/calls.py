@@ -137,7 +137,7 @@ def _rows_of(tree: Any, rows: slice, total: int) -> Any:
 
 
 def finite_rows(output: Any, rows: int) -> Tensor | None:
-    """bool [rows], whether all numbers of a row are finite; None when they all are, which is the quick answer."""
+    """Bool [rows], whether all numbers of a row are finite; None when they all are, which is the quick answer."""
     tensors = [leaf for _, leaf in leaves({"output": output}) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     tensors = [tensor for tensor in tensors if tensor.ndim > 0 and len(tensor) == rows]
     checks = [torch.isfinite(tensor).flatten(1).all(1) for tensor in tensors if tensor.ndim > 1]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser_calls import ForwardSignature, denoiser_of, find_row_paths, map_arguments, output_tensor
-from .jobs import EditUse
+from ..edits import Edit
+from .jobs import RequestedEdit
 
-Uses = tuple[EditUse, ...]
+Uses = tuple[RequestedEdit, ...]
 
 
 class EditedPasses(Protocol):
@@ -20,6 +21,10 @@ class EditedPasses(Protocol):
 
     def run(self, inputs: dict[str, Any], per_row: Sequence[Uses]) -> Any:
         """The denoiser's output for ``inputs`` by name, row i under ``per_row[i]``."""
+        ...
+
+    def forget(self, edit: Edit) -> None:
+        """Let go of what is kept for an edit that no later pass will use."""
         ...
 
 
@@ -54,6 +59,9 @@ class SwappedWeights:
             output[rows] = part
         return (output,)
 
+    def forget(self, edit: Edit) -> None:
+        """Nothing is kept."""
+
     @contextmanager
     def _edited(self, uses: Uses) -> Iterator[None]:
         undo: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -73,7 +81,7 @@ def _picked(inputs: dict[str, Any], row_paths: frozenset[str], rows: list[int]) 
 
 
 def _active(uses: Uses, timestep: float) -> Uses:
-    return tuple(use for use in uses if use.window is None or use.window[1] <= timestep <= use.window[0])
+    return tuple(use for use in uses if use.window is None or use.window[0] <= timestep <= use.window[1])
 
 
 def _multiply(module: nn.Module, indices: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:

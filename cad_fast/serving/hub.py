@@ -64,7 +64,9 @@ class Hub:
 
     def step(self) -> None:
         """Make the call that has waited longest, with all those that fit."""
-        waiting = sorted((run for run in self.runs if run.call), key=lambda run: (run.call.part.priority, run.call.number))
+        waiting = sorted(
+            (run for run in self.runs if run.call), key=lambda run: (run.call.part.priority, run.call.number)
+        )
         first = waiting[0].call
         together = [run for run in waiting if run is waiting[0] or self._together(first, run.call)]
         self._make([(run, run.call) for run in together[: self._max_batch_size]])

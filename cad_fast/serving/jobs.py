@@ -39,8 +39,11 @@ class Cancelled(BaseException):
 
 
 @dataclass(frozen=True)
-class EditUse:
-    """An edit as one request wants it: how strongly, and at which timesteps (highest, lowest; None for all)."""
+class RequestedEdit:
+    """An edit as one request wants it: how strongly, and at which timesteps.
+
+    ``window``: (low, high), both inclusive; None for all.
+    """
 
     edit: Edit
     strength: float = 1.0
@@ -64,7 +67,7 @@ class Job:
     seed: int = 0
     n: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
-    edits: tuple[EditUse, ...] = ()
+    edits: tuple[RequestedEdit, ...] = ()
     client: str = ""
     deadline: float | None = None
 
@@ -75,6 +78,7 @@ class Ticket:
     def __init__(self, job: Job, on_cancel: Callable[[], None]) -> None:
         self.job = job
         self.future: Future[list[Image.Image]] = Future()
+        self.future.set_running_or_notify_cancel()  # `cancel` below is the only way
         self.submitted = time.monotonic()
         self.started: float | None = None
         self.pictures = [Picture(self, number) for number in range(job.n)]
