@@ -68,11 +68,10 @@ class Hub:
             (run for run in self.runs if run.call), key=lambda run: (run.call.part.priority, run.call.number)
         )
         first = waiting[0].call
-        together = [run for run in waiting if run is waiting[0] or self._together(first, run.call)]
-        self._make([(run, run.call) for run in together[: self._max_batch_size]])
-
-    def _together(self, first: Call, other: Call) -> bool:
-        return first.fits(other)
+        together = [run for run in waiting if run is waiting[0] or first.fits(run.call)][: self._max_batch_size]
+        if first.part is self._denoiser:  # equal edits side by side
+            together.sort(key=lambda run: run.picture.edit_keys)
+        self._make([(run, run.call) for run in together])
 
     def _draw(self, picture: Picture) -> Image.Image:
         generator = torch.Generator("cpu").manual_seed(picture.seed)

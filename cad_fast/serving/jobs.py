@@ -50,8 +50,9 @@ class RequestedEdit:
     window: tuple[float, float] | None = None
 
     @property
-    def key(self) -> tuple[str, float, tuple[float, float] | None]:
-        return (self.edit.name, self.strength, self.window)
+    def key(self) -> tuple[str, float, tuple[float, ...]]:
+        """What tells uses apart, and puts them in order."""
+        return (self.edit.name, self.strength, self.window or ())
 
 
 @dataclass(eq=False)
@@ -123,6 +124,7 @@ class Picture:
     def __init__(self, ticket: Ticket, number: int) -> None:
         self.ticket, self.number = ticket, number
         self.image: Image.Image | None = None
+        self.edit_keys = sorted(use.key for use in ticket.job.edits)
 
     @property
     def job(self) -> Job:

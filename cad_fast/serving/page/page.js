@@ -37,19 +37,19 @@ function addEdit(edit, limit) {
     concept.textContent = ` (${edit.concept})`;
     label.append(concept);
   }
-  const output = document.createElement("output");
-  output.htmlFor = id;
+  const shown = document.createElement("span"); // for eyes: a screen reader has aria-valuetext
+  shown.setAttribute("aria-hidden", "true");
   const input = document.createElement("input");
   Object.assign(input, { type: "range", id, min: -limit, max: limit, step: 0.25, value: 0 });
   input.setAttribute("aria-describedby", "scale-hint");
   const show = () => {
-    output.textContent = words(Number(input.value), edit.effect);
-    input.setAttribute("aria-valuetext", output.textContent);
+    shown.textContent = words(Number(input.value), edit.effect);
+    input.setAttribute("aria-valuetext", shown.textContent);
   };
   input.addEventListener("input", show);
   input.addEventListener("change", draw);
   show();
-  row.append(label, output, input);
+  row.append(label, shown, input);
   $("edits").append(row);
   sliders.set(edit.id, { input, show, sign: edit.effect === "erase" ? -1 : 1 });
 }
