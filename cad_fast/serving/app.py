@@ -106,6 +106,7 @@ def _add_images(app: FastAPI, server: Server) -> None:
             return Response(status_code=499)  # nobody reads it
         except ApiError:
             outcome = "invalid"
+            server.metrics.rejections.labels("invalid").inc()
             raise
         except Exception as error:
             outcome = REASONS.get(type(error), "failed")

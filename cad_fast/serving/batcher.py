@@ -178,6 +178,8 @@ class Batcher:
             log.critical("the batcher's thread ended: %s", error, exc_info=error)
             self._fail_all(error)
             raise
+        finally:
+            self._passes.close()
 
     def _ready(self) -> bool:
         """Wait for something to do and start what the batch has room for; False at the end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser_calls import ForwardSignature, denoiser_of, find_row_paths, map_arguments, output_tensor
-from ..edits import Edit
+from ..edits import Edit, RowEdits
 from .jobs import RequestedEdit
 
 Uses = tuple[RequestedEdit, ...]
@@ -25,6 +26,10 @@ class EditedPasses(Protocol):
 
     def forget(self, edit: Edit) -> None:
         """Let go of what is kept for an edit that no later pass will use."""
+        ...
+
+    def close(self) -> None:
+        """Leave the denoiser as it was; no pass follows."""
         ...
 
 
@@ -62,6 +67,9 @@ class SwappedWeights:
     def forget(self, edit: Edit) -> None:
         """Nothing is kept."""
 
+    def close(self) -> None:
+        """The weights are as they were after every pass."""
+
     @contextmanager
     def _edited(self, uses: Uses) -> Iterator[None]:
         undo: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -89,3 +97,40 @@ def _multiply(module: nn.Module, indices: Tensor, factor: float) -> tuple[Tensor
     values = flat[indices]
     flat[indices] = torch.zeros_like(values) if factor == 0 else values * factor
     return flat, indices, values
+
+
+class RowWise:
+    """One pass for all rows, whatever their edits (see ``cad_fast.edits.RowEdits``)."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._rows = RowEdits(pipeline)
+        self._numbers = itertools.count()
+        self._names: dict[int, tuple[Edit, str]] = {}  # by identity: an edit may be read anew under its old name
+
+    @property
+    def known(self) -> list[str]:
+        """The names, in the making of passes, of the edits that are kept ready."""
+        return list(self._rows.names)
+
+    def run(self, inputs: dict[str, Any], per_row: Sequence[Uses]) -> Any:
+        """As ``EditedPasses.run``."""
+        rows = [tuple((self._name(use.edit), use.strength, use.window) for use in uses) for uses in per_row]
+        with self._rows.rows(rows):
+            return self._rows.denoiser(**inputs)
+
+    def forget(self, edit: Edit) -> None:
+        """Let go of what was prepared for it."""
+        _, name = self._names.pop(id(edit), (edit, None))
+        if name is not None:
+            self._rows.remove(name)
+
+    def close(self) -> None:
+        """Give the denoiser's modules their own forwards back."""
+        self._rows.close()
+        self._names.clear()
+
+    def _name(self, edit: Edit) -> str:
+        if id(edit) not in self._names:
+            name = f"{edit.name[:40]}.{next(self._numbers)}"
+            self._names[id(edit)] = (edit, self._rows.add(edit, name))
+        return self._names[id(edit)][1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from .batcher import Batcher
 from .edit_library import EditLibrary, NotLoaded, UnknownEdit
-from .edited_passes import EditedPasses, SwappedWeights
+from .edited_passes import EditedPasses, RowWise
 from .errors import ApiError
 from .jobs import Job, RequestedEdit
 from .metrics import Metrics
@@ -40,7 +40,7 @@ class Server:
         self.limits = self._limits(pipeline)
         self.batcher = Batcher(
             pipeline,
-            passes or SwappedWeights(pipeline),
+            passes or RowWise(pipeline),
             max_batch_size=self.settings.max_batch_size,
             batch_timeout=self.settings.batch_timeout,
             max_queue=self.settings.max_queue,

@@ -1,5 +1,6 @@
 """The batcher: pictures as if drawn alone, whatever shares their batch, and every way for a job to end."""
 
+import copy
 import threading
 import time
 
@@ -96,9 +97,9 @@ def test_pictures_are_as_if_drawn_alone(name, kind, batcher_of) -> None:
     seen = Seen()
     batcher = batcher_of(pipeline, kind(pipeline), max_batch_size=16, observer=seen)
     jobs = mixed_jobs(pipeline, arguments, guided=name not in UNGUIDED and "true_cfg_scale" not in arguments)
+    alone = Alone(pipeline)
     drawn = [ticket.future.result(WAIT) for ticket in [batcher.submit(each) for each in jobs]]
     assert max(pictures for pictures, _, _ in seen.passes) >= 6, "they did not share their passes"
-    alone = Alone(pipeline)
     for each, images in zip(jobs, drawn, strict=True):
         assert len(images) == each.n
         for number, image in enumerate(images):
@@ -108,15 +109,15 @@ def test_pictures_are_as_if_drawn_alone(name, kind, batcher_of) -> None:
 
 
 def test_the_pipeline_is_left_as_it_is(batcher_of) -> None:
-    pipeline = stable_diffusion()
+    pipeline = copy.deepcopy(stable_diffusion())
     weights = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
     before = {id(part): dict(part.__dict__) for part in pipeline.components.values() if hasattr(part, "__dict__")}
-    scheduler = pipeline.scheduler
+    scheduler, steps = pipeline.scheduler, pipeline.scheduler.num_inference_steps
     batcher = batcher_of(pipeline)
     edit = random_edit(pipeline, "edit", 1)
     batcher.submit(job(edits=(RequestedEdit(edit),))).future.result(WAIT)
     batcher.close()
-    assert pipeline.scheduler is scheduler and scheduler.num_inference_steps is None
+    assert pipeline.scheduler is scheduler and scheduler.num_inference_steps == steps != 3
     assert all(torch.equal(value, weights[name]) for name, value in pipeline.unet.state_dict().items())
     for part in pipeline.components.values():
         if id(part) in before:
@@ -163,11 +164,11 @@ def test_a_pass_that_fails_fails_the_one_at_fault(batcher_of, caplog) -> None:
                 raise RuntimeError("a kernel failed")
             return super().run(inputs, per_row)
 
+    alone = Alone(pipeline)
     batcher = batcher_of(pipeline, Failing(pipeline))
     tickets = [batcher.submit(job(f"job{i}", seed=i, edits=(RequestedEdit(bad),) * (i == 1))) for i in range(3)]
     with pytest.raises(RuntimeError, match="a kernel failed"):
         tickets[1].future.result(WAIT)
-    alone = Alone(pipeline)
     for i in (0, 2):
         assert distance(tickets[i].future.result(WAIT)[0], alone.draw(tickets[i].job)) <= ROUNDING
     assert "job0, job2, job1" in caplog.text  # equal edits stand side by side, those without first
@@ -177,10 +178,11 @@ def test_a_pass_that_fails_fails_the_one_at_fault(batcher_of, caplog) -> None:
 
 def test_numbers_that_overflow_fail_their_request_alone(batcher_of) -> None:
     pipeline = stable_diffusion()
-    edit = random_edit(pipeline, "edit", 1)
+    edit, alone = random_edit(pipeline, "edit", 1), Alone(pipeline)
     batcher = batcher_of(pipeline)
-    tickets = [batcher.submit(job(f"job{i}", seed=i, edits=(RequestedEdit(edit, (1.0, -1e38)[i % 2]),))) for i in range(4)]
-    alone = Alone(pipeline)
+    tickets = [
+        batcher.submit(job(f"job{i}", seed=i, edits=(RequestedEdit(edit, (1.0, -1e38)[i % 2]),))) for i in range(4)
+    ]
     for i, ticket in enumerate(tickets):
         if i % 2:
             with pytest.raises(NotFinite, match="the denoiser gave NaN or infinite numbers"):
@@ -191,7 +193,7 @@ def test_numbers_that_overflow_fail_their_request_alone(batcher_of) -> None:
 
 def test_an_error_of_a_run_is_its_own(batcher_of) -> None:
     batcher = batcher_of(stable_diffusion())
-    good, bad = batcher.submit(job("good")), batcher.submit(job("bad", arguments={"height": 7}))
+    good, bad = batcher.submit(job("good")), batcher.submit(job("bad", arguments={"height": 7, "width": 7}))
     with pytest.raises(ValueError, match="divisible by 8"):
         bad.future.result(WAIT)
     assert len(good.future.result(WAIT)) == 1
@@ -286,15 +288,15 @@ def test_closing_gives_up_in_the_end(batcher_of) -> None:
 
 
 def test_edits_are_forgotten_when_nobody_needs_them(batcher_of) -> None:
-    pipeline = stable_diffusion()
+    pipeline = copy.deepcopy(stable_diffusion())
     gate = Gate(pipeline)
     batcher = batcher_of(pipeline, gate, batch_timeout=0.0)
-    edit = random_edit(pipeline, "edit", 1)
+    edit, alone = random_edit(pipeline, "edit", 1), Alone(pipeline)
     ticket = batcher.submit(job(steps=3, edits=(RequestedEdit(edit),)))
     assert gate.entered.acquire(timeout=WAIT)
     batcher.forget(edit)  # while it is in use
     gate.open.set()
-    assert distance(ticket.future.result(WAIT)[0], Alone(pipeline).draw(ticket.job)) <= ROUNDING
+    assert distance(ticket.future.result(WAIT)[0], alone.draw(ticket.job)) <= ROUNDING
     for _ in range(100):
         if not gate.known:
             break
