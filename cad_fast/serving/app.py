@@ -140,10 +140,14 @@ async def _drawn(request: Request, ticket: Ticket) -> list[Any]:
     future = asyncio.ensure_future(asyncio.wrap_future(ticket.future))
     gone = asyncio.ensure_future(_gone(request))
     try:
-        await asyncio.wait({future, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not future.done():
+        # The batcher ends late jobs between passes, which can be long: here it is done on time.
+        left = None if ticket.job.deadline is None else ticket.job.deadline - time.monotonic()
+        await asyncio.wait({future, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and not future.done():
             raise ClientGone
-        return future.result()
+        if not future.done():
+            ticket.expire()
+        return await future
     finally:
         gone.cancel()
         if not future.done():

@@ -15,7 +15,7 @@ from ..edits import Edit
 from .edited_passes import EditedPasses
 from .fair_queue import FairQueue
 from .hub import Hub
-from .jobs import Cancelled, Closed, DeadlineExceeded, Job, Picture, QueueFull, Ticket
+from .jobs import Cancelled, Closed, Job, Picture, QueueFull, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -221,8 +221,7 @@ class Batcher:
             for picture in pictures:
                 deadline = picture.job.deadline
                 if deadline is not None and now > deadline:
-                    where = "in the queue" if picture.ticket.started is None else "in the batch"
-                    picture.ticket.end(DeadlineExceeded(f"the time was over while the request was {where}"))
+                    picture.ticket.expire()
             self._queue.drop_over()
         for run in list(self._hub.runs):
             if run.picture.ticket.over:

@@ -106,6 +106,11 @@ class Ticket:
             self.error = error
         self.future.set_exception(error)
 
+    def expire(self) -> None:
+        """End the job because its time is over."""
+        where = "in the queue" if self.started is None else "in the batch"
+        self.end(DeadlineExceeded(f"the time was over while the request was {where}"))
+
     def drawn(self, picture: Picture, image: Image.Image) -> None:
         """Take one picture; the last one ends the job."""
         with self._lock:
