@@ -4,11 +4,14 @@ from .apply import AppliedEdit, active_edits
 from .edit import Edit, amplify, compose, erase
 from .io import load_edit
 from .refine import refine
+from .row_edits import EditUse, RowEdits
 from .select import retention_aware, select
 
 __all__ = [
     "AppliedEdit",
     "Edit",
+    "EditUse",
+    "RowEdits",
     "active_edits",
     "amplify",
     "compose",
