@@ -3,7 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const sliders = new Map(); // name of an edit -> {input, sign}
 let newest = 0; // number of the newest run; answers to older ones are dropped
-let beforeKey = ""; // what the picture on the left was drawn from
+let plain = { key: "", answer: null }; // what the picture on the left was drawn from, and the answer with it
 
 /** An answer's JSON; throws with the server's own words. */
 async function ask(path, body) {
@@ -87,16 +87,14 @@ async function draw() {
     // Both at once: they share the server's batch.
     const path = "/v1/images/generations";
     const [before, after] = await Promise.all([
-      key === beforeKey ? null : ask(path, common),
-      ask(path, { ...common, edits }),
+      plain.key === key ? plain.answer : ask(path, common),
+      edits.length ? ask(path, { ...common, edits }) : null,
     ]);
     if (run !== newest) return;
-    if (before) {
-      show($("before"), before, `${common.prompt}, without edits`);
-      beforeKey = key;
-    }
+    plain = { key, answer: before };
+    show($("before"), before, `${common.prompt}, without edits`);
     const used = edits.map(({ name }) => name).join(", ") || "no edits";
-    show($("after"), after, `${common.prompt}, with ${used}`);
+    show($("after"), after || before, `${common.prompt}, with ${used}`);
     $("status").textContent = `Drawn in ${((performance.now() - begun) / 1000).toFixed(1)} s, with ${used}.`;
   } catch (error) {
     if (run !== newest) return;
