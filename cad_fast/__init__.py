@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .ablation import Ablation
     from .attribution import Attributor, Scores, attribute
     from .components import ComponentSpace
-    from .edits import Edit, amplify, compose, erase, load_edit, refine
+    from .edits import Edit, EditManager, amplify, compose, erase, load_edit, refine
     from .evaluation import compare, evaluate
     from .objectives import CallableObjective, ConceptErasure, DenoisingLoss
     from .ops import backend_report
@@ -33,6 +33,7 @@ _HOME = {
     "ConceptErasure": "objectives",
     "DenoisingLoss": "objectives",
     "Edit": "edits",
+    "EditManager": "edits",
     "Recording": "recording",
     "Scores": "attribution",
     "amplify": "edits",
@@ -61,6 +62,7 @@ __all__ = [
     "ConceptErasure",
     "DenoisingLoss",
     "Edit",
+    "EditManager",
     "Recording",
     "Scores",
     "__version__",
