@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .ablation import Ablation
     from .attribution import Attributor, Scores, attribute
     from .components import ComponentSpace
+    from .dial import strip
     from .edits import Edit, EditManager, amplify, compose, erase, load_edit, refine
     from .evaluation import compare, evaluate
     from .objectives import CallableObjective, ConceptErasure, DenoisingLoss
@@ -50,6 +51,7 @@ _HOME = {
     "refine": "edits",
     "renoise": "recording",
     "rows": "row_engine",
+    "strip": "dial",
     "with_base": "recording",
     "zoo": "zoo",
 }
@@ -80,6 +82,7 @@ __all__ = [
     "refine",
     "renoise",
     "rows",
+    "strip",
     "with_base",
     "zoo",
 ]
