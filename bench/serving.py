@@ -16,7 +16,6 @@ import argparse
 import io
 import random
 import statistics
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -122,36 +121,17 @@ class Bench:
         finally:
             batcher.close()
 
-    def saturation(self, contender: Contender, batch: int, seconds: float) -> dict[str, float]:
-        """Pictures per second with always ``batch`` of them in the batch and as many waiting."""
+    def saturation(self, contender: Contender, batch: int, pictures: int) -> dict[str, float]:
+        """So many pictures at once, a multiple of ``batch``: every pass is full."""
         with self.batcher(contender, batch) as (batcher, passes):
-            done: list[float] = []
-            stop, numbers, lock = threading.Event(), iter(range(10**9)), threading.Lock()
-            idle = threading.Semaphore(0)
-
-            def submit() -> None:
-                with lock:
-                    number = next(numbers)
-                batcher.submit(self.job(number, contender.edited)).future.add_done_callback(finished)
-
-            def finished(future: Any) -> None:
-                future.result()
-                done.append(time.perf_counter())
-                idle.release() if stop.is_set() else submit()
-
-            for _ in range(2 * batch):
-                submit()
-            time.sleep(seconds)
-            stop.set()
-            for _ in range(2 * batch):
-                idle.acquire()
-            # From the first end to the last: every picture in between was drawn in a full batch, but for the last few.
-            inside = done[batch:]
-            per_second = (len(inside) - 1) / (inside[-1] - inside[0])
+            begun = time.perf_counter()
+            for ticket in [batcher.submit(self.job(number, contender.edited)) for number in range(pictures)]:
+                ticket.future.result()
+            seconds = time.perf_counter() - begun
             return {
-                "pictures_per_second": per_second,
+                "pictures_per_second": pictures / seconds,
                 "pictures_per_pass": statistics.mean(passes.pictures),
-                "share_in_denoiser": passes.seconds / (done[-1] - done[0]),
+                "share_in_denoiser": passes.seconds / seconds,
             }
 
     def latencies(self, contender: Contender, batch: int, rate: float, seconds: float) -> dict[str, float]:
@@ -187,7 +167,7 @@ def require_right(bench: Bench) -> None:
             raise AssertionError(f"the pictures of mixed edits and {name} differ: no figures are given")
 
 
-def measure(steps: int, batch: int, seconds: float, rounds: int) -> dict[str, Any]:
+def measure(steps: int, batch: int, pictures: int, seconds: float, rounds: int) -> dict[str, Any]:
     """Saturation in turns, the median of the rounds; then waiting times, at shares of the saturation without edits."""
     bench = Bench(steps)
     require_right(bench)
@@ -197,19 +177,16 @@ def measure(steps: int, batch: int, seconds: float, rounds: int) -> dict[str, An
     samples: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in tqdm(range(rounds), desc="saturation"):
         for contender, size in cases:
-            taken = bench.saturation(contender, size, seconds)
+            taken = bench.saturation(contender, size, pictures)
             samples.setdefault((contender.name, size), []).append(taken)
     lines = []
     for (name, size), taken in samples.items():
         medians = {key: statistics.median(each[key] for each in taken) for key in taken[0]}
         lines.append({"contender": name, "pictures_in_batch": size, **medians})
-    best = next(line["pictures_per_second"] for line in lines if line["contender"] == "no edits")
-    mixed = [each["pictures_per_second"] for each in samples["mixed edits", batch]]
-    plain = [each["pictures_per_second"] for each in samples["no edits", batch]]
-    ratios = {line["contender"] + f", {line['pictures_in_batch']}": line["pictures_per_second"] for line in lines}
-    of_mixed = statistics.median(mixed)
+    rates = {(line["contender"], line["pictures_in_batch"]): line["pictures_per_second"] for line in lines}
+    best, mixed = rates["no edits", batch], rates["mixed edits", batch]
     waits = [
-        {"contender": contender.name, "load": load, **bench.latencies(contender, batch, load * best, 2 * seconds)}
+        {"contender": contender.name, "load": load, **bench.latencies(contender, batch, load * best, seconds)}
         for load in tqdm(LOADS, desc="latency")
         for contender in CONTENDERS[:2]
     ]
@@ -218,8 +195,7 @@ def measure(steps: int, batch: int, seconds: float, rounds: int) -> dict[str, An
         "edits": EDITS,
         "edit_fraction": EDIT_FRACTION,
         "saturation": lines,
-        "mixed_over_no_edits": statistics.median(m / p for m, p in zip(mixed, plain, strict=True)),
-        "mixed_over": {name: of_mixed / value for name, value in ratios.items()},
+        "mixed_over": {f"{name}, {size} in the batch": mixed / rate for (name, size), rate in rates.items()},
         "latency": waits,
     }
 
@@ -255,19 +231,21 @@ def main() -> None:
     parser.add_argument("--output", default="bench-output/serving")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=16, help="pictures in the batch")
-    parser.add_argument("--seconds", type=float, default=5.0, help="per contender and round")
+    parser.add_argument("--pictures", type=int, default=64, help="per contender and round")
+    parser.add_argument("--seconds", type=float, default=8.0, help="per contender and load")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     folder = require_writable_folder(arguments.output)
     figures = {
         "machine": machine(),
-        **measure(arguments.steps, arguments.batch, arguments.seconds, arguments.rounds),
+        **measure(arguments.steps, arguments.batch, arguments.pictures, arguments.seconds, arguments.rounds),
     }
     write_json(folder / "serving.json", figures)
     write_bytes(folder / "serving.png", plot(figures))
     for line in figures["saturation"]:
         print(line)
-    print("mixed over no edits:", figures["mixed_over_no_edits"], "mixed over:", figures["mixed_over"])
+    for name, ratio in figures["mixed_over"].items():
+        print(f"mixed edits are {ratio:.2f} times as fast as {name}")
 
 
 if __name__ == "__main__":

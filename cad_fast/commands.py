@@ -233,6 +233,13 @@ def write_png(path: Path, image: Image.Image) -> Path:
     return write_bytes(path, buffer.getvalue())
 
 
+def run_dial(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A strip over strengths."""
+    from .dial import run_dial as run
+
+    return run(arguments)
+
+
 def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of every concept, before and, with an edit, after it."""
     output = require_writable_folder(arguments.output) if arguments.output is not None else None

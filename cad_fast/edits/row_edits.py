@@ -88,7 +88,8 @@ class RowEdits:
 
     def __init__(self, denoiser: Any, *, cache_bytes: int = 256 << 20) -> None:
         self.denoiser: nn.Module = denoiser_of(denoiser)
-        self._inner: nn.Module = getattr(self.denoiser, "_orig_mod", self.denoiser)  # what torch.compile wraps
+        self.inner: nn.Module = getattr(self.denoiser, "_orig_mod", self.denoiser)
+        """The denoiser itself, which torch.compile wraps."""
         self._signature = ForwardSignature.of(self.denoiser)
         self._fingerprint: Fingerprint | None = None
         self._sources: dict[str, EditSource] = {}
@@ -110,7 +111,7 @@ class RowEdits:
     def fingerprint(self) -> Fingerprint:
         """The denoiser's, disregarding edits fused into it."""
         if self._fingerprint is None:
-            self._fingerprint = intact_fingerprint(self._inner)
+            self._fingerprint = intact_fingerprint(self.inner)
         return self._fingerprint
 
     def add(self, edit: Edit | str | Path, name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any) -> str:
@@ -126,9 +127,9 @@ class RowEdits:
         if name in self._sources:
             raise ValueError(f"there is an edit {name!r} already: delete it first, or choose another name")
         space.fingerprint.require_same(self.fingerprint, f"edit {name!r}")
-        modules = space.modules(self._inner)
+        modules = space.modules(self.inner)
         new = {module: modules[module] for module in modules if module not in self._slots}
-        self._slots |= open_slots(self._inner, new, self) if new else {}
+        self._slots |= open_slots(self.inner, new, self) if new else {}
         self._sources[name] = source
         return name
 
@@ -177,7 +178,8 @@ class RowEdits:
     def set_rows(self, rows: Assignment | None) -> None:
         """Run the denoiser's calls from now on with these edits; None: as it is.
 
-        ``rows`` is what ``rows()`` takes, or a function that gives it for each call.
+        ``rows`` is what ``rows()`` takes, or a function that is given the CallFacts of each call and gives for it what
+        ``checked`` returns.
         """
         self._assignment = rows if rows is None or callable(rows) else self.checked(rows)
         if self._assignment is None:
@@ -211,7 +213,7 @@ class RowEdits:
     def _hooked(self) -> contextlib.ExitStack:
         """Have ``_before`` and ``_after`` run around the denoiser's calls, outside of what is compiled."""
         stack = contextlib.ExitStack()
-        compiled = self.denoiser._compiled_call_impl if self.denoiser is self._inner else None
+        compiled = self.denoiser._compiled_call_impl if self.denoiser is self.inner else None
         if compiled is None:
             hooks = _Hooks(self)
             stack.callback(self.denoiser.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
@@ -251,7 +253,7 @@ class RowEdits:
         plans = self._plans_of(self._keys(rows, facts.timestep))
         if not plans:
             return
-        if runs_under_ablations(self._inner):
+        if runs_under_ablations(self.inner):
             raise RuntimeError("edits cannot act while the denoiser runs under ablations (cad_fast.rows)")
         for slot, plan in plans:
             slot.check()
