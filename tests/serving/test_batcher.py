@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from cad_fast.denoiser_calls import denoiser_of
 from cad_fast.serving.batcher import Batcher, Silent
@@ -87,11 +88,11 @@ def mixed_jobs(pipeline, arguments, guided) -> list[Job]:
     ]
 
 
-@pytest.mark.parametrize("kind", [RowWise, SwappedWeights])
-@pytest.mark.parametrize("name", PIPELINES)
+CASES = [(name, RowWise) for name in PIPELINES] + [(name, SwappedWeights) for name in ("sd", "flux")]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_pictures_are_as_if_drawn_alone(name, kind, batcher_of) -> None:
-    if kind is SwappedWeights and name not in ("sd", "flux"):
-        pytest.skip("what swapping weights is measured for is shown on two pipelines")
     factory, arguments = PIPELINES[name]
     pipeline = factory()
     seen = Seen()
@@ -312,3 +313,34 @@ def test_settings(settings, message) -> None:
     pipeline = stable_diffusion()
     with pytest.raises(ValueError, match=message):
         Batcher(pipeline, RowWise(pipeline), **settings)
+
+
+def test_other_sizes_get_passes_of_their_own(batcher_of) -> None:
+    pipeline, seen = stable_diffusion(), Seen()
+    alone, batcher = Alone(pipeline), batcher_of(pipeline, observer=seen, max_batch_size=4)
+    sizes = [{"height": height, "width": 16} for height in (16, 32, 16, 32)]
+    tickets = [batcher.submit(job(seed=i, arguments=size)) for i, size in enumerate(sizes)]
+    for ticket in tickets:
+        assert distance(ticket.future.result(WAIT)[0], alone.draw(ticket.job)) <= ROUNDING
+    assert [pictures for pictures, _, _ in seen.passes] == [2] * 6
+
+
+def test_what_cannot_be_served() -> None:
+    pipeline = copy.deepcopy(stable_diffusion())
+    pipeline._all_hooks = [object()]
+    with pytest.raises(ValueError, match="offloads its parts"):
+        Batcher(pipeline, RowWise(pipeline))
+
+
+def test_autocast_inside_a_pipeline_fails_the_request(batcher_of) -> None:
+    class Cast(StableDiffusionPipeline):
+        def __call__(self, *args, **kwargs):
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().__call__(*args, **kwargs)
+
+    pipeline = copy.deepcopy(stable_diffusion())
+    pipeline.__class__ = Cast
+    batcher = batcher_of(pipeline)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="under autocast"):
+            batcher.submit(job()).future.result(WAIT)
