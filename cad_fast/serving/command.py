@@ -14,6 +14,8 @@ from ..extras import require
 from .settings import Settings
 
 EXTRA = "serve"
+# Connections at once; more are answered with 503.
+CONNECTIONS = 1000
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "greenlet")
 
 
@@ -105,6 +107,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         host=arguments.host,
         port=arguments.port,
         timeout_graceful_shutdown=int(settings.drain) + 5,
+        limit_concurrency=CONNECTIONS,
         h11_max_incomplete_event_size=64 * 1024,
         log_config=None,
         access_log=not arguments.quiet,

@@ -83,9 +83,7 @@ class Alone:
     def draw(self, job: Job, number: int = 0) -> Image.Image:
         self._uses = job.edits
         generator = torch.Generator().manual_seed(job.seed + number)
-        pipeline = copy.deepcopy(self.pipeline.scheduler), self.pipeline
-        pipeline[1].scheduler = pipeline[0]
-        return pipeline[1](prompt=job.prompt, generator=generator, **job.arguments)[0][0]
+        return self.pipeline(prompt=job.prompt, generator=generator, **job.arguments)[0][0]
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         timestep = self._signature.bind(args, kwargs)[self._signature.timestep_key]

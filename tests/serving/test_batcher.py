@@ -325,6 +325,22 @@ def test_other_sizes_get_passes_of_their_own(batcher_of) -> None:
     assert [pictures for pictures, _, _ in seen.passes] == [2] * 6
 
 
+def test_when_the_thread_ends_nobody_waits_for_ever(batcher_of) -> None:
+    class Ending(RowWise):
+        def run(self, inputs, per_row):
+            raise SystemExit("out of the loop")
+
+    pipeline = stable_diffusion()
+    batcher = batcher_of(pipeline, Ending(pipeline), max_batch_size=1)
+    for ticket in [batcher.submit(job(seed=i)) for i in range(2)]:
+        with pytest.raises(RuntimeError, match="thread ended: out of the loop"):
+            ticket.future.result(WAIT)
+    batcher._thread.join(WAIT)
+    with pytest.raises(Closed):
+        batcher.submit(job())
+    assert not batcher.alive
+
+
 def test_what_cannot_be_served() -> None:
     pipeline = copy.deepcopy(stable_diffusion())
     pipeline._all_hooks = [object()]
