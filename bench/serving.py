@@ -124,7 +124,7 @@ class Bench:
     def saturation(self, contender: Contender, batch: int, pictures: int) -> dict[str, float]:
         """So many pictures at once, a multiple of ``batch``: every pass is full."""
         with self.batcher(contender, batch) as (batcher, passes):
-            begun = time.perf_counter()
+            begun, processor = time.perf_counter(), time.process_time()
             for ticket in [batcher.submit(self.job(number, contender.edited)) for number in range(pictures)]:
                 ticket.future.result()
             seconds = time.perf_counter() - begun
@@ -132,6 +132,7 @@ class Bench:
                 "pictures_per_second": pictures / seconds,
                 "pictures_per_pass": statistics.mean(passes.pictures),
                 "share_in_denoiser": passes.seconds / seconds,
+                "processor_seconds_per_picture": (time.process_time() - processor) / pictures,
             }
 
     def latencies(self, contender: Contender, batch: int, rate: float, seconds: float) -> dict[str, float]:

@@ -100,10 +100,10 @@ def _multiply(module: nn.Module, indices: Tensor, factor: float) -> tuple[Tensor
 
 
 class RowWise:
-    """One pass for all rows, whatever their edits (see ``cad_fast.edits.RowEdits``)."""
+    """One pass for all rows, whatever their edits (see ``cad_fast.edits.RowEdits``, also for ``cache_bytes``)."""
 
-    def __init__(self, pipeline: Any) -> None:
-        self._rows = RowEdits(pipeline)
+    def __init__(self, pipeline: Any, cache_bytes: int = 128 << 20) -> None:
+        self._rows = RowEdits(pipeline, cache_bytes=cache_bytes)
         self._numbers = itertools.count()
         self._names: dict[int, tuple[Edit, str]] = {}  # by identity: an edit may be read anew under its old name
 
