@@ -107,7 +107,7 @@ def test_mixed_requests_at_once() -> None:
 
 @pytest.mark.slow
 def test_hundreds_of_mixed_requests_at_once() -> None:
-    counts = check_load(stable_diffusion(), 600, 8, ROUNDING, max_batch_size=16, max_queue=64)
+    counts = check_load(stable_diffusion(), 600, 8, ROUNDING, max_batch_size=16, max_queue=64, deadline=1500.0)
     assert counts["pictures"] >= 600 and counts["refused"] == 60
     print(counts)
 
