@@ -1,4 +1,4 @@
-"""The command line: ``cad-fast attribute | edit | generate | evaluate | demo | env``."""
+"""The command line: ``cad-fast attribute | edit | generate | dial | evaluate | serve | demo | env``."""
 
 from __future__ import annotations
 
@@ -156,6 +156,23 @@ def _add_generate(commands: Any) -> None:
     _add_sampling(parser, steps=20)
 
 
+def _add_dial(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "dial",
+        "draw a strip over strengths of edits, from erasing to amplifying, in one batch",
+        'cad-fast dial zoo:emoji --edit edits/no-car --prompt "a car in noto style" -o strip.png',
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--edit", nargs="+", required=True, help="folder of an edit; several all have the strength")
+    parser.add_argument("--prompt", action="append", required=True, help="repeat for more rows")
+    parser.add_argument("--strength", type=float, nargs="+", help="0 off, 1 the edit (default 1.5 1 0.5 0 -0.5 -1)")
+    parser.add_argument("--timesteps", type=float, nargs=2, metavar=("LOW", "HIGH"), help="act in these timesteps only")
+    parser.add_argument("--branch", choices=("both", "conditional"), default="both", help="default both")
+    parser.add_argument("-o", "--output", required=True, help="the picture to write, PNG")
+    _add_sampling(parser, steps=20)
+
+
 def _add_evaluate(commands: Any) -> None:
     parser = _add_command(
         commands,
@@ -182,6 +199,19 @@ def _add_evaluate(commands: Any) -> None:
     parser.set_defaults(seed=1000)
 
 
+def _add_serve(commands: Any) -> None:
+    from .serving.command import add_arguments
+
+    parser = _add_command(
+        commands,
+        "serve",
+        "serve pictures over HTTP, every request with its own edits",
+        "cad-fast serve zoo:emoji --edit-dir edits --port 8000",
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    add_arguments(parser)
+
+
 def _add_demo(commands: Any) -> None:
     parser = _add_command(
         commands,
@@ -200,7 +230,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cad-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_attribute, _add_edit, _add_edit_actions, _add_generate, _add_evaluate, _add_demo):
+    for add in (
+        _add_attribute,
+        _add_edit,
+        _add_edit_actions,
+        _add_generate,
+        _add_dial,
+        _add_evaluate,
+        _add_serve,
+        _add_demo,
+    ):
         add(commands)
     _add_command(commands, "env", "what is installed, built and used on this machine", "cad-fast env --json")
     return parser

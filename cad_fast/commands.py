@@ -237,6 +237,13 @@ def write_png(path: Path, image: Image.Image) -> Path:
     return write_bytes(path, buffer.getvalue())
 
 
+def run_dial(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A strip over strengths."""
+    from .dial import run_dial as run
+
+    return run(arguments)
+
+
 def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of every concept, before and, with an edit, after it."""
     output = require_writable_folder(arguments.output) if arguments.output is not None else None
@@ -316,6 +323,13 @@ def _summary_lines(evaluation: Any) -> list[str]:
         low, high = tally.interval
         lines.append(f"{concept:<12} {100 * tally.accuracy:5.1f}%  [{100 * low:.0f}, {100 * high:.0f}]  n={tally.n}")
     return lines
+
+
+def run_serve(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Serve until the process is asked to end."""
+    from .serving.command import run
+
+    return run(arguments)
 
 
 def run_demo(arguments: argparse.Namespace) -> dict[str, Any]:

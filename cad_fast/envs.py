@@ -43,6 +43,11 @@ VARIABLES = {
             "Read by setup.py alone: whether the CUDA kernels are built: auto (where there is an nvcc), on or off.",
         ),
         Variable(
+            "CAD_FAST_ADMIN_TOKEN",
+            "",
+            "Token of the admin routes of `cad-fast serve`, at least 16 characters. Unset: there are no admin routes.",
+        ),
+        Variable(
             "CAD_FAST_SKIP_NATIVE",
             "0",
             "Read by setup.py alone: 1 installs the pure-Python package, without the native kernels.",

@@ -3,7 +3,9 @@
 from .apply import AppliedEdit, active_edits
 from .edit import Edit, amplify, compose, erase
 from .io import load_edit
+from .manager import EditManager
 from .refine import refine
+from .row_edits import EditUse, RowEdits
 from .select import retention_aware, select
 from .trust import MIN_HELDOUT_R, UntrustedScoresWarning
 
@@ -11,6 +13,9 @@ __all__ = [
     "MIN_HELDOUT_R",
     "AppliedEdit",
     "Edit",
+    "EditManager",
+    "EditUse",
+    "RowEdits",
     "UntrustedScoresWarning",
     "active_edits",
     "amplify",
