@@ -66,12 +66,7 @@ def load_edit(source: str | Path, pipeline: Any = None, **hub_kwargs: Any) -> Ed
     folder = Path(source)
     if not folder.is_dir():
         folder = download(str(source), (CONFIG_NAME, MODEL_NAME), hub_kwargs)
-    config_path, model_path = own_file(folder, CONFIG_NAME), own_file(folder, MODEL_NAME)
-    value = read_json(config_path, MAX_CONFIG)
-    try:
-        config = EditConfig.from_dict(value)
-    except ValueError as error:
-        raise ValueError(f"{config_path} is damaged: {error}") from error
+    config, model_path = read_config(folder), own_file(folder, MODEL_NAME)
     edit, metadata = _read(config, model_path)
     if not edit.digest() == config.digest == metadata.get("digest"):
         raise ValueError(f"{folder}: {CONFIG_NAME} and {MODEL_NAME} do not belong together, or one was changed")
@@ -79,6 +74,16 @@ def load_edit(source: str | Path, pipeline: Any = None, **hub_kwargs: Any) -> Ed
         fingerprint: Fingerprint = intact_fingerprint(denoiser_of(pipeline))
         edit.space.fingerprint.require_same(fingerprint, f"edit {edit.name!r}")
     return edit
+
+
+def read_config(folder: Path) -> EditConfig:
+    """What the config in ``folder`` says, without the components. Raises FileNotFoundError, ValueError naming it."""
+    path = own_file(folder, CONFIG_NAME)
+    value = read_json(path, MAX_CONFIG)
+    try:
+        return EditConfig.from_dict(value)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _read(config: EditConfig, path: Path) -> tuple[Edit, dict[str, Any]]:

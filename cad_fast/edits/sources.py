@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..components import ComponentSpace
-from ..files import read_json
 from .edit import Edit
-from .io import CONFIG_NAME, load_edit
+from .io import load_edit, read_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +42,9 @@ def open_source(
     Lazily, of a folder only the config is read; what is in memory or on the Hub is read in full and not kept.
     """
     if lazy and not isinstance(edit, Edit) and Path(edit).is_dir():
-        config = read_json(Path(edit) / CONFIG_NAME)
-        try:
-            space = ComponentSpace.from_dict(
-                {"entries": list(config["modules"].values()), "fingerprint": config["model"]}
-            )
-            name, digest = str(config["name"]), str(config["digest"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{edit} holds a damaged edit: {error}") from error
-        return EditSource(name, _modules(space), None, Path(edit), digest, {}, number), space
+        config = read_config(Path(edit))
+        space = ComponentSpace([layout.entry for layout in config.modules], config.fingerprint)
+        return EditSource(config.name, _modules(space), None, Path(edit), config.digest, {}, number), space
     read = edit if isinstance(edit, Edit) else load_edit(edit, **hub_kwargs)
     kept = read if isinstance(edit, Edit) or not lazy else None
     place = None if isinstance(edit, Edit) else edit

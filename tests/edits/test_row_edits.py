@@ -311,11 +311,11 @@ def test_errors_change_nothing(tmp_path) -> None:
         assert torch.equal(call.run(unet, **inputs), plain)
     runner.remove("a")
     assert runner.names == () and all(slot_of(module) is None for module in unet.modules())
-    half = RowEdits(unet.half())
-    half.add(edit)
-    with half.rows([(("a",),)] * 2), pytest.raises(TypeError, match=r"is torch\.float16, expected"):
+    double = RowEdits(unet.double())
+    double.add(edit)
+    with double.rows([(("a",),)] * 2), pytest.raises(TypeError, match=r"is torch\.float64, expected"):
         call.run(
-            unet, **{k: v.half() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+            unet, **{k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
         )
 
 

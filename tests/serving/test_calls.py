@@ -32,7 +32,7 @@ def call(rows=2, timestep=500, size=4, tokens=3, **more) -> Call:
         {"timestep": torch.tensor([7, 8, 9]), "rows": 3},
         {"generator": torch.Generator()},
     ],
-    ids=str,
+    ids=lambda other: "-".join(other) or "same",
 )
 def test_fits(other) -> None:
     first, second = call(), call(**other)
@@ -60,7 +60,7 @@ def test_fits(other) -> None:
         {"added": {"ids": torch.randn(2, 6), "more": torch.randn(2, 1)}},
         {"added": {"ids": torch.randn(2, 6).double()}},
     ],
-    ids=str,
+    ids=lambda other: "-".join(other) or "same",
 )
 def test_does_not_fit(other) -> None:
     assert not call().fits(call(**other)) and not call(**other).fits(call())
