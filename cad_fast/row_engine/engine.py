@@ -264,9 +264,7 @@ def _check_module(name: str, module: nn.Module, kind: str) -> None:
     if own_forward or isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         raise TypeError(f"{name} is a {type(module).__name__}, which does not run as a plain linear or convolution")
     if kind == "weight" and module.weight.dtype not in WEIGHT_DTYPES:
-        raise TypeError(
-            f"{name}.weight is {module.weight.dtype}, expected torch.float32, torch.bfloat16 or torch.float16"
-        )
+        raise TypeError(f"{name}.weight is {module.weight.dtype}, expected one of {', '.join(map(str, WEIGHT_DTYPES))}")
     if module.weight.device.type == "meta":
         raise ValueError(f"{name}.weight is offloaded (meta device): load it before running rows")
     if "forward" in module.__dict__ and slot_of(module) is None:

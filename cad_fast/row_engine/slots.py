@@ -96,9 +96,8 @@ class Slot:
     def check(self) -> None:
         """Raises TypeError for weights of a dtype that cannot be edited, ValueError if the module is not in use."""
         if self.module.weight.dtype not in WEIGHT_DTYPES:
-            raise TypeError(
-                f"{self.name}.weight is {self.module.weight.dtype}, expected torch.float32, torch.bfloat16 or torch.float16"
-            )
+            known = ", ".join(map(str, WEIGHT_DTYPES))
+            raise TypeError(f"{self.name}.weight is {self.module.weight.dtype}, expected one of {known}")
         if self._attention is not None and getattr(self._attention, "fused_projections", False):
             raise ValueError(f"{self.name} is not in use, its attention runs fused projections: unfuse them first")
 
