@@ -11,9 +11,10 @@ from typing import Any
 from PIL import Image
 
 from . import zoo
-from .attribution import Attributor, Scores
+from .attribution import Attributor, Scores, StopWhen
+from .attribution.trust import trust_lines
 from .denoiser_hooks import generators, plain_tensors, silent
-from .edits import Edit, amplify, erase, refine
+from .edits import Edit, amplify, damage_table, erase, predicted_damage, refine
 from .evaluation import PromptSet, compare, emoji_prompts, evaluate
 from .evaluation.scorers import ClipScorer, Scorer
 from .evaluation.sheets import before_after_sheet, contact_sheet
@@ -35,6 +36,7 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
         kind=arguments.kind,
         target_modules=_target_modules(arguments.target_modules),
         method=arguments.method,
+        **_estimator_options(arguments),
     )
     recording = _record(arguments, pipeline, prompts)
     scores = attributor.run(
@@ -42,6 +44,7 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
         concept=arguments.concept or prompts[0],
         rows_per_pass=arguments.rows_per_pass,
         holdout=arguments.holdout,
+        stop_when=_stop_when(arguments),
         output_dir=output,
         resume=arguments.resume,
         progress=not arguments.quiet,
@@ -53,7 +56,7 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
         f"cost: {cost['recorded_denoiser_calls']} denoiser calls to record, {cost['forward_passes']} "
         f"forward and {cost['backward_passes']} backward passes of up to {cost['rows_per_pass']} rows, "
         f"{cost['seconds']} s\n"
-        + "".join(f"{_trust(check)}\n" for check in scores.trust)
+        + "".join(f"{line}\n" for line in trust_lines(scores))
         + "".join(f"  {value:+.3e}  {name}\n" for name, value in scores.top(5))
         + f"written to {output / 'scores.safetensors'}",
     )
@@ -66,9 +69,18 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _trust(check: dict[str, Any]) -> str:
-    low, high = check["pearson_interval"]
-    return f"r = {check['pearson']:.2f} [{low:.2f}, {high:.2f}] on {check['n']} ablations of {check['fraction']:.0%}"
+def _estimator_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.partitions is None:
+        return {}
+    if arguments.method != "ablated_gradient":
+        raise ValueError("--partitions goes with --method ablated_gradient")
+    return {"partitions": arguments.partitions}
+
+
+def _stop_when(arguments: argparse.Namespace) -> StopWhen | None:
+    given = {"r": arguments.stop_at_r, "seconds": arguments.stop_after}
+    given = {key: value for key, value in given.items() if value is not None}
+    return StopWhen(**given) if given else None
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -173,13 +185,18 @@ def run_edit(arguments: argparse.Namespace) -> dict[str, Any]:
         scores = _refine(arguments, scores, selection)
     make = erase if arguments.verb == "erase" else amplify
     edit = make(scores, **selection, compat=arguments.compat, name=arguments.name)
+    others = [Scores.load(path) for path in arguments.predict]
+    damages = predicted_damage(edit, {other.concept: other for other in [scores, *others]}) if others else {}
     edit.save_pretrained(arguments.output)
     _say(arguments, f"{edit!r}\nwritten to {arguments.output}")
+    if damages:
+        _say(arguments, f"predicted change of J:\n{damage_table(damages)}")
     return {
         "name": edit.name,
         "n_components": edit.n_components,
         "n_weights": edit.n_weights,
         "folder": arguments.output,
+        **({"predicted": {name: damage.to_dict() for name, damage in damages.items()}} if damages else {}),
     }
 
 
