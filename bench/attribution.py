@@ -1,4 +1,4 @@
-"""``python -m bench.attribution --output DIR [--parts ...]``: how faithful every way to estimate scores is, at what cost.
+"""``python -m bench.attribution --output DIR [--parts ...]``: how faithful each estimator is, at what cost.
 
 Everything is measured on the embedded model and saved part by part: a second run goes on where the first stopped. The
 figures of docs/attribution.md come from here.

@@ -19,7 +19,7 @@ from cad_fast.row_engine import rows
 
 
 def cad(pipeline: Any, prompt: str, space: ComponentSpace, steps: int, scale: float, seeds: Sequence[int]) -> Tensor:
-    """W dJ/dw float32 [n], the mean over ``steps`` timesteps, each reached on a trajectory of its own from ``seeds[step]``.
+    """Scores w dJ/dw float32 [n], the mean over ``steps`` timesteps, number t on a trajectory of its own, of seeds[t].
 
     arXiv 2412.02542: for timestep number t the latents are sampled anew with t guided calls, the conditional and the
     unconditional output are computed once more, and the loss is differentiated by all parameters of the denoiser.
@@ -59,7 +59,7 @@ def cad(pipeline: Any, prompt: str, space: ComponentSpace, steps: int, scale: fl
 
 
 def coar_seconds(pipeline: Any, recording: Recording, objective: Objective, space: ComponentSpace, times: int) -> float:
-    """Seconds per ablation where every pass of the denoiser has one ablation (arXiv 2404.11534), the mean of ``times``."""
+    """Seconds per ablation where every pass of the denoiser has one (COAR, arXiv 2404.11534), the mean of ``times``."""
     passes = plan_passes(recording, objective, 64)
     started = time.perf_counter()
     for number in range(times):

@@ -75,6 +75,28 @@ def test_scores_are_checked_on_held_out_ablations(tmp_path, capsys):
     assert result["cost"]["backward_passes"] == 0 and result["trust"][0]["n"] == 8
 
 
+def test_edit_says_what_it_will_do(workspace, tmp_path, capsys):
+    arguments = ["edit", workspace / "car", "--erase", "--ratio", 0.01, "--predict", workspace / "clock"]
+    code, out, err = run(capsys, *arguments, "-o", tmp_path)
+    assert code == 0, err
+    told = [line for line in out.splitlines() if line.endswith("of J")]
+    assert [line.split()[0] for line in told] == ["car", "clock"] and told[0].split()[1].startswith("-")
+    code, out, _ = run(capsys, *arguments, "--json", "-o", tmp_path)
+    assert json.loads(out)["predicted"]["car"]["change"] < 0
+
+
+def test_attribute_stops_and_says_why(tmp_path, capsys):
+    code, out, err = run(
+        capsys, "attribute", "zoo:emoji", "--concept", "cat", "--kind", "head", "--method", "ablated_gradient",
+        "--partitions", 3, "--stop-after", 0.001, "--samples", 1, "--steps", 2, "--holdout", 8, "--quiet",
+        "-o", tmp_path,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "seconds were spent of 0.001" in out and "reliability" in out and "slope" in out
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", "--partitions", 2, "-o", tmp_path)
+    assert code == 2 and "--partitions goes with --method ablated_gradient" in err
+
+
 def test_edit_is_refined(workspace, tmp_path, capsys):
     refining = ["--refine", "zoo:emoji", "--samples", 2, "--rounds", 1, "--negative-guidance", 1, "--quiet"]
     code, _, err = run(capsys, "edit", workspace / "car", "--erase", "--ratio", 0.01, *refining, "-o", tmp_path)

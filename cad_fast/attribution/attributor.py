@@ -154,14 +154,16 @@ class Attributor:
         for fraction in fractions:
             first = HOLDOUT_SEED + seed * ablations
             drawn = [Ablation.random(self.space.n, fraction, first + number) for number in range(ablations)]
-            measured = self._measured(recording, drawn, rows_per_pass, progress)
+            measured = self.measured(recording, drawn, rows_per_pass=rows_per_pass, progress=progress)
             checks.append(Trust.of(predicted_change(scores.values, drawn), measured, fraction))
         return checks
 
-    def _measured(self, recording: Recording, drawn: Sequence[Ablation], rows_per_pass: int, progress: bool) -> Tensor:
-        """J float64 under each ablation."""
+    def measured(
+        self, recording: Recording, ablations: Sequence[Ablation], *, rows_per_pass: int = 64, progress: bool = True
+    ) -> Tensor:
+        """J float64 [len(ablations)] under each ablation."""
         what = (self.denoiser, recording, self.objective, self.space)
-        return objective_under_ablations(*what, drawn, rows_per_pass=rows_per_pass, progress=progress)
+        return objective_under_ablations(*what, ablations, rows_per_pass=rows_per_pass, progress=progress)
 
     def _watch(self, stop: StopWhen | None, recording: Recording, progress: bool) -> Watch:
         """Raises ValueError for a method that has no place to stop."""
@@ -177,7 +179,7 @@ class Attributor:
             return Watch(stop)
         fraction = self.estimator.config()["fraction"]
         drawn = [Ablation.random(self.space.n, fraction, STOPPING_SEED + number) for number in range(stop.ablations)]
-        measured = self._measured(recording, drawn, 64, progress)
+        measured = self.measured(recording, drawn, progress=progress)
         return Watch(stop, lambda values: float(correlation(predicted_change(values, drawn), measured)))
 
     def _settings(self, recording: Recording, rows_per_pass: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Averages:
     def averaged(self, kept: int, ablated: int, rows: int, weight: float | None = None) -> Averaged:
         """Scores from so many gradients per component at ablations that keep it and remove it, ``rows`` each.
 
-        ``weight``: w, or None for the least mean squared error. With one group alone the noise is unknown, and w is 1/2.
+        ``weight``: w, or None for the least mean squared error. With one group the noise is unknown, and w is 1/2.
         """
         k, a = self.tensors["kept"] / kept, self.tensors["ablated"] / ablated
         freedom = self.tensors["groups"] - 1

@@ -53,7 +53,7 @@ def repeated(call: DenoiserCall, variants: int) -> DenoiserCall:
 def objective_of(
     denoiser: nn.Module, recording: Recording, objective: Objective, pieces: Pass, call: DenoiserCall
 ) -> tuple[Tensor, Tensor]:
-    """(the denoiser's output, J float32 [call.rows]) for ``call``, which has the rows of ``pieces``, maybe several times.
+    """(the denoiser's output, J float32 [call.rows]) for ``call``: the rows of ``pieces``, maybe several times.
 
     An objective of both branches gets the unconditional output of the same denoiser, at the cost of as many rows again.
     """
