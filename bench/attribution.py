@@ -20,6 +20,8 @@ import cad_fast
 from cad_fast import Ablation, ComponentSpace, ConceptErasure, Recording
 from cad_fast.attribution import Attributor
 from cad_fast.attribution.ablated import objective_under_ablations
+from cad_fast.attribution.compare import compare_estimators
+from cad_fast.attribution.halves import split_half
 from cad_fast.attribution.solvers import Design, fit
 from cad_fast.attribution.trust import Trust, correlation, predicted_change
 from cad_fast.evaluation import cost_plot, fractions_plot
@@ -33,6 +35,8 @@ FRACTION = 0.05
 HELD_OUT = 1 << 42
 STEPS, GUIDANCE = 10, 3.0
 RIDGE = (100, 200, 400)
+# For the first concept; the others are measured with one partition and the first two numbers of ablations.
+PARTITIONS = (1, 2, 4)
 # As many as there are neurons and a few more, up to twice that.
 OLS = (2200, 3000, 4200)
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -66,6 +70,11 @@ class Bench:
             )
         return self._recordings[concept]
 
+    def pictures(self, concept: str, seed: int) -> Recording:
+        """Six pictures, ten steps."""
+        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "progress": False}
+        return cad_fast.record(self.pipeline, cad_fast.zoo.prompts(concept) * 2, seeds=seed, **settings)
+
     def measured(self, concept: str, space: ComponentSpace, drawn: list[Ablation]) -> Tensor:
         """J float64 under each ablation."""
         what = (self.pipeline.unet, self.recording(concept), ConceptErasure(), space)
@@ -73,49 +82,18 @@ class Bench:
 
     def compare(self, kind: str, concept: str) -> dict[str, Any]:
         """Points (method, cost, r) of the estimators that are affordable for this kind."""
-        recording = self.recording(concept)
         space = ComponentSpace.of(self.pipeline, kind)
-        held = [Ablation.random(space.n, FRACTION, HELD_OUT + number) for number in range(self.holdout)]
-        held_j = self.measured(concept, space, held)
-        rows = recording.n_rows * STEPS
-
-        def point(method: str, values: Tensor, evaluations: int, seconds: float, **facts: Any) -> dict[str, Any]:
-            trust = Trust.of(predicted_change(values, held), held_j, FRACTION)
-            cost = {"row_evaluations": evaluations, "seconds": seconds}
-            return {"method": method, **cost, "r": trust.pearson, "interval": list(trust.pearson_interval), **facts}
-
-        points = []
-        scores = Attributor(self.pipeline, kind=kind).run(recording, progress=False)
-        points.append(point("gradient", scores.values, 2 * rows, scores.provenance["cost"]["seconds"]))
-        prior = None
-        for partitions in (1, 2, 4):
-            options = {"fraction": FRACTION, "partitions": partitions}
-            runs = {"ablated gradient": {}, "ablated gradient, trapezoid": {"ablated_weight": 0.5}}
-            for name, more in runs.items():
-                attributor = Attributor(self.pipeline, kind=kind, method="ablated_gradient", **options, **more)
-                scores = attributor.run(recording, progress=False)
-                prior = scores if prior is None else prior
-                facts = scores.provenance["estimate"]
-                seconds = scores.provenance["cost"]["seconds"]
-                passes = scores.provenance["cost"]["backward_passes"]
-                facts = {**facts, "passes": passes}
-                points.append(point(name, scores.values, 2 * rows * partitions * 20, seconds, **facts))
-        assert prior is not None
-        drawn: list[Ablation] = []
-        for number in range(RIDGE[-1] // 20):
-            drawn += Ablation.balanced_partition(space.n, 20, 10_000 + number)
-        started = time.perf_counter()
-        j = self.measured(concept, space, drawn)
-        each = (time.perf_counter() - started) / len(drawn)
-        for m in RIDGE:
-            design = Design.of(drawn[:m])
-            for name, values in (("ridge", None), ("ridge on the ablated gradient's residual", prior.values)):
-                started = time.perf_counter()
-                found = fit(design, j[:m], "ridge", prior=values)
-                spent = time.perf_counter() - started + m * each
-                extra = 2 * rows * 20 if values is not None else 0
-                seconds = spent + (prior.provenance["cost"]["seconds"] if extra else 0)
-                points.append(point(name, found.alpha.float(), m * rows + extra, seconds, ablations=m))
+        full = concept == CONCEPTS[0]
+        points = compare_estimators(
+            self.pipeline,
+            self.recording(concept),
+            components=space,
+            fraction=FRACTION,
+            holdout=self.holdout,
+            partitions=PARTITIONS if full else PARTITIONS[:1],
+            ablations=RIDGE if full else RIDGE[:2],
+            progress=False,
+        )
         return {"kind": kind, "concept": concept, "n": space.n, "held_out": self.holdout, "points": points}
 
     def ols(self, concept: str) -> dict[str, Any]:
@@ -157,7 +135,7 @@ class Bench:
         many, many_seconds = ours(list(range(300, 316)))
 
         def cosine(a: Tensor, b: Tensor) -> float:
-            return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+            return float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
 
         return {
             "published_seconds": seconds,
@@ -190,12 +168,25 @@ class Bench:
             for seed in range(3)
         ]
         pairs = [float(correlation(runs[i].values, runs[j].values)) for i, j in ((0, 1), (0, 2), (1, 2))]
+        halves = [
+            split_half(
+                lambda half, seed=seed: Attributor(
+                    self.pipeline, kind=kind, method="ablated_gradient", seed=seed + half
+                ),
+                recording,
+                progress=False,
+            )
+            for seed, recording in ((0, self.pictures(concept, 0)), (50, self.pictures(concept, 500)))
+        ]
+        twin = float(correlation(halves[0][1].values, halves[1][1].values))
         expected = [run.provenance["estimate"]["reliability"] for run in runs]
         spread = torch.stack([run.values for run in runs]).double().var(0).mean().sqrt()
         stated = torch.stack([run.standard_error.square() for run in runs if run.standard_error is not None])
         return {
             "kind": kind,
             "concept": concept,
+            "halves_of_6_pictures": halves[0][0].to_dict(),
+            "correlation_with_6_other_pictures": twin,
             "correlation_of_runs": sum(pairs) / 3,
             "reliability": sum(expected) / 3,
             "rms_error_from_three_runs": float(spread),

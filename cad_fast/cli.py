@@ -64,6 +64,9 @@ def _add_attribute(commands: Any) -> None:
     parser.add_argument("--partitions", type=int, help="ablated_gradient: at most so many partitions (default 1)")
     parser.add_argument("--stop-at-r", type=float, help="ablated_gradient, regression: stop when r reaches this")
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="stop when so long was spent")
+    parser.add_argument(
+        "--compare", action="store_true", help="no scores, but all estimators side by side: r against cost, and a plot"
+    )
     parser.add_argument("--holdout", type=int, default=0, help="ablations to check the scores on (default 0)")
     parser.add_argument("--rows-per-pass", type=int, help="rows per pass of the denoiser (default: the method's)")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")

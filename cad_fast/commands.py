@@ -12,12 +12,15 @@ from PIL import Image
 
 from . import zoo
 from .attribution import Attributor, Scores, StopWhen
+from .attribution.compare import compare_estimators
 from .attribution.trust import trust_lines
+from .components import ComponentSpace
 from .denoiser_hooks import generators, plain_tensors, silent
 from .edits import Edit, amplify, damage_table, erase, predicted_damage, refine
-from .evaluation import PromptSet, compare, emoji_prompts, evaluate
+from .evaluation import PromptSet, compare, cost_plot, emoji_prompts, evaluate
 from .evaluation.scorers import ClipScorer, Scorer
 from .evaluation.sheets import before_after_sheet, contact_sheet
+from .extras import require
 from .files import require_writable_folder, write_bytes, write_json
 from .objectives import ConceptErasure, DenoisingLoss, Objective, objective_from_config
 from .pipelines import load_pipeline
@@ -30,6 +33,8 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
     prompts = _prompts(arguments)
     pipeline = load_pipeline(arguments.model).to(arguments.device)
     objective = _objective(arguments)
+    if arguments.compare:
+        return _compare_estimators(arguments, pipeline, objective, prompts, output)
     attributor = Attributor(
         pipeline,
         objective,
@@ -67,6 +72,31 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
         "trust": scores.trust,
         "top": scores.top(10),
     }
+
+
+def _compare_estimators(
+    arguments: argparse.Namespace, pipeline: Any, objective: Objective, prompts: list[str], output: Path
+) -> dict[str, Any]:
+    """Every estimator on the same recording: a table, ``compare.json`` and ``compare.png``."""
+    require("matplotlib", "report")
+    space = ComponentSpace.of(pipeline, arguments.kind, _target_modules(arguments.target_modules))
+    points = compare_estimators(
+        pipeline,
+        _record(arguments, pipeline, prompts),
+        objective,
+        space,
+        holdout=arguments.holdout or 120,
+        progress=not arguments.quiet,
+    )
+    write_json(output / "compare.json", {"points": points})
+    write_bytes(output / "compare.png", cost_plot(points))
+    lines = [
+        f"{point['r']:+.2f} [{point['interval'][0]:+.2f}, {point['interval'][1]:+.2f}]  "
+        f"{point['row_evaluations']:>9} rows {point['seconds']:>8.1f} s  {point['method']}"
+        for point in points
+    ]
+    _say(arguments, "\n".join([*lines, f"written to {output}"]))
+    return {"points": points}
 
 
 def _estimator_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -85,6 +85,21 @@ def test_edit_says_what_it_will_do(workspace, tmp_path, capsys):
     assert json.loads(out)["predicted"]["car"]["change"] < 0
 
 
+def test_estimators_are_compared(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    code, out, err = run(
+        capsys, "attribute", "zoo:emoji", "--concept", "cat", "--kind", "head", "--target-modules", "attention",
+        "--compare", "--holdout", 20, "--samples", 1, "--steps", 2, "--quiet", "--json", "-o", tmp_path,
+    )  # fmt: skip
+    assert code == 0, err
+    points = json.loads(out)["points"]
+    rows = {point["method"]: point["row_evaluations"] for point in points[::-1]}
+    assert rows["gradient"] == 4 and rows["ablated gradient"] == 80 and rows["ridge"] == 200
+    assert rows["ridge on the residual of the ablated gradient"] == 280
+    assert (tmp_path / "compare.png").exists() and json.loads((tmp_path / "compare.json").read_text())["points"]
+    assert all(-1 <= point["interval"][0] <= point["r"] <= point["interval"][1] <= 1 for point in points)
+
+
 def test_attribute_stops_and_says_why(tmp_path, capsys):
     code, out, err = run(
         capsys, "attribute", "zoo:emoji", "--concept", "cat", "--kind", "head", "--method", "ablated_gradient",
