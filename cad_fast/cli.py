@@ -61,6 +61,12 @@ def _add_attribute(commands: Any) -> None:
     parser.add_argument("--images", help="denoising: a folder of real pictures, or `zoo` (default: own samples)")
     parser.add_argument("--timesteps", type=float, nargs=2, metavar=("LOW", "HIGH"), help="use these timesteps only")
     parser.add_argument("--method", choices=METHODS, default="gradient", help="how to estimate (default gradient)")
+    parser.add_argument("--partitions", type=int, help="ablated_gradient: at most so many partitions (default 1)")
+    parser.add_argument("--stop-at-r", type=float, help="ablated_gradient, regression: stop when r reaches this")
+    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="stop when so long was spent")
+    parser.add_argument(
+        "--compare", action="store_true", help="no scores, but all estimators side by side: r against cost, and a plot"
+    )
     parser.add_argument("--holdout", type=int, default=0, help="ablations to check the scores on (default 0)")
     parser.add_argument("--rows-per-pass", type=int, help="rows per pass of the denoiser (default: the method's)")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
@@ -92,6 +98,9 @@ def _add_edit(commands: Any) -> None:
     parser.add_argument("--rounds", type=int, default=12, help="refining: rounds (default 12)")
     parser.add_argument(
         "--negative-guidance", type=float, default=0.0, help="refining: aim this far beyond the base (default 0)"
+    )
+    parser.add_argument(
+        "--predict", nargs="+", default=[], metavar="SCORES", help="print what the edit will do to these concepts"
     )
     parser.add_argument("--compat", choices=("paper",), help="the selection rule that was published with the paper")
     parser.add_argument("--name", help="the edit's name (default: concept and verb)")

@@ -1,6 +1,7 @@
 """Edits: select components by their scores, apply, undo, save and compose."""
 
 from .apply import AppliedEdit, active_edits
+from .damage import Damage, damage_table, overlap, predicted_damage
 from .edit import Edit, amplify, compose, erase
 from .io import load_edit
 from .manager import EditManager
@@ -12,6 +13,7 @@ from .trust import MIN_HELDOUT_R, UntrustedScoresWarning
 __all__ = [
     "MIN_HELDOUT_R",
     "AppliedEdit",
+    "Damage",
     "Edit",
     "EditManager",
     "EditUse",
@@ -20,8 +22,11 @@ __all__ = [
     "active_edits",
     "amplify",
     "compose",
+    "damage_table",
     "erase",
     "load_edit",
+    "overlap",
+    "predicted_damage",
     "refine",
     "retention_aware",
     "select",

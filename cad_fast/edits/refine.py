@@ -87,4 +87,5 @@ def _provenance(
         "trust_of_first_scores": scores.trust,
     }
     # How well the first scores predict says nothing about these.
-    return {**{key: value for key, value in scores.provenance.items() if key != "trust"}, "refined": refined}
+    own = ("trust", "estimate", "stop_when", "halves")
+    return {**{key: value for key, value in scores.provenance.items() if key not in own}, "refined": refined}
