@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cad_fast import Ablation
+from cad_fast.attribution import design as design_module
 from cad_fast.attribution import solvers
 from cad_fast.attribution.solvers import Design, fit, predict
 
@@ -133,7 +134,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = ablations(60)
     j = noisy(drawn, truth(), 1.0)
     whole = fit(Design.of(drawn), j, standard_errors=True)
-    monkeypatch.setattr(solvers, "_CHUNK", 1)
+    monkeypatch.setattr(design_module, "_CHUNK", 1)
     pieces = fit(Design.of(drawn), j, standard_errors=True)
     assert torch.allclose(whole.alpha, pieces.alpha)
     assert torch.allclose(whole.standard_error, pieces.standard_error)
