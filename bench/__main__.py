@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from cad_fast import __version__, backend_report
 from cad_fast.files import require_writable_folder, write_bytes, write_json, write_text
 
-from . import conv, linear, model, threads
+from . import conv, linear, model, solvers, threads
 from .plot import ratio_plot
 from .shapes import CONVS, LINEARS, ROWS
 from .timing import interleaved_medians
@@ -133,6 +133,9 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--models", nargs="*", default=list(model.MODELS), choices=list(model.MODELS))
     parser.add_argument("--seconds", type=float, default=0.5, help="measuring time per contender and line")
+    parser.add_argument(
+        "--solver-ablations", type=int, default=4000, help="largest regression measured; 10000 takes 5 GB, 0 is none"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measured passes per model")
     arguments = parser.parse_args()
     folder = require_writable_folder(arguments.output)
@@ -154,6 +157,10 @@ def main() -> None:
         figures["models"][name] = model.measure(name, arguments.rounds)
     if figures["models"]:
         tables.append(model_markdown(figures["models"]))
+        print(tables[-1], flush=True)
+    figures["solvers"] = solvers.measure(arguments.solver_ablations)
+    if figures["solvers"]:
+        tables.append(solvers.solver_markdown(figures["solvers"]))
         print(tables[-1], flush=True)
     if "masked_linear" in arguments.ops:
         figures["threads"] = thread_figures(4 * arguments.seconds)

@@ -24,8 +24,9 @@ from .design import Design
 GRID = torch.logspace(-4, 4, 49, dtype=torch.float64)
 # Above this an eigendecomposition is not worth what it saves: it takes 2 seconds at this size on 2 cores.
 MOST_DECOMPOSED = 3000
-LANCZOS_STEPS = 60
+LANCZOS_STEPS = 40
 PROBES = 8
+TOLERANCE = 1e-9
 _BLOCK = 1024
 
 
@@ -240,9 +241,10 @@ class _Factor:
         for _ in range(30):
             scale = remainder.norm(dim=0).clamp(min=1e-300)  # keeps tiny remainders within single precision's range
             x = x + scale * self.inverse_times(remainder / scale).double()
+            x = x - x.mean(0)  # rounding only: the factor penalises the constant direction by another amount
             remainder = y - self.gram.times(x) - self.penalty * x
-            if bool((remainder.norm(dim=0) <= 1e-11 * size).all()):
-                return x - x.mean(0)
+            if bool((remainder.norm(dim=0) <= TOLERANCE * size).all()):
+                return x
         return None
 
     def inverse_times(self, x: Tensor) -> Tensor:
