@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from cad_fast import __version__, backend_report
 from cad_fast.files import require_writable_folder, write_bytes, write_json, write_text
 
-from . import conv, edits, linear, model, threads
+from . import conv, edits, linear, model, solvers, threads
 from .plot import ratio_plot
 from .shapes import CONVS, LINEARS, ROWS
 from .timing import interleaved_medians
@@ -136,6 +136,9 @@ def main() -> None:
         "--edits", nargs="*", default=list(model.MODELS), choices=list(model.MODELS), help="mixed edits"
     )
     parser.add_argument("--seconds", type=float, default=0.5, help="measuring time per contender and line")
+    parser.add_argument(
+        "--solver-ablations", type=int, default=4000, help="largest regression measured; 10000 takes 5 GB, 0 is none"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measured passes per model")
     arguments = parser.parse_args()
     folder = require_writable_folder(arguments.output)
@@ -163,6 +166,10 @@ def main() -> None:
         tables.append(edits.markdown(figures["edits"]))
         figures["many_edits"] = {name: edits.many(name) for name in arguments.edits}
         tables += [f"- {name}: {figure}\n" for name, figure in figures["many_edits"].items()]
+        print(tables[-1], flush=True)
+    figures["solvers"] = solvers.measure(arguments.solver_ablations)
+    if figures["solvers"]:
+        tables.append(solvers.solver_markdown(figures["solvers"]))
         print(tables[-1], flush=True)
     if "masked_linear" in arguments.ops:
         figures["threads"] = thread_figures(4 * arguments.seconds)

@@ -31,6 +31,18 @@ def count_bits(words: Tensor) -> Tensor:
     return _bits_of(words).sum((-2, -1), dtype=torch.int64)
 
 
+def gram_bits(words: Tensor) -> Tensor:
+    """See `cad_fast.ops.gram_bits`."""
+    return count_bits(words[:, None] & words[None]).to(torch.int32)
+
+
+def bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool) -> Tensor:
+    """See `cad_fast.ops.bits_linear`."""
+    bits = unpack_bits(words, n)
+    terms = x[:, :, None] if transposed else x[:, None]
+    return torch.where(bits, terms, 0.0).sum(1 if transposed else 2)
+
+
 def keep(words: Tensor, weight: Tensor, factors: Tensor | None) -> Tensor:
     """What each variant multiplies each weight by: words [V, N, ceil(K / 32)] -> [V, *weight.shape], weight's dtype."""
     ablated = unpack_bits(words, weight.shape[1:].numel()).reshape(len(words), *weight.shape)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from cad_fast import Ablation
-from cad_fast.attribution import solvers
-from cad_fast.attribution.solvers import Design, fit, predict
+from cad_fast.attribution import design as design_module
+from cad_fast.attribution import lsmr, ridge, solvers
+from cad_fast.attribution.solvers import Design, SeededDesign, fit, fit_all, predict
 
 N = 45
 
@@ -133,7 +134,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = ablations(60)
     j = noisy(drawn, truth(), 1.0)
     whole = fit(Design.of(drawn), j, standard_errors=True)
-    monkeypatch.setattr(solvers, "_CHUNK", 1)
+    monkeypatch.setattr(design_module, "_CHUNK", 1)
     pieces = fit(Design.of(drawn), j, standard_errors=True)
     assert torch.allclose(whole.alpha, pieces.alpha)
     assert torch.allclose(whole.standard_error, pieces.standard_error)
@@ -157,3 +158,129 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_errors(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def random_problem(m: int, n: int, targets: int) -> tuple[Design, Tensor]:
+    """Targets of different strengths, so that their best penalties differ."""
+    design = Design(SeededDesign(n, 0.2, 3, m).words, n)
+    alpha = torch.randn(targets, n, dtype=torch.float64) * 10.0 ** torch.arange(targets).double()[:, None].neg()
+    return design, design.times(alpha) + torch.randn(targets, m, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("m", "n"), [(150, 400), (300, 90)])
+def test_factoring_is_decomposing(m: int, n: int) -> None:
+    """Both ways to solve large and small problems, at the penalties that the one for large problems chooses."""
+    design, j = random_problem(m, n, 3)
+    y = j - j.mean(1, keepdim=True)
+    factored = ridge._Factored(design, y).fit(standard_errors=True)
+    assert len(factored.penalty.unique()) > 1
+    decomposed = ridge._Decomposed.of(design)
+    for t in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ridge, "GRID", factored.penalty[t : t + 1] / decomposed.unit)
+            expected = decomposed.fit(y[t : t + 1], True)
+        torch.testing.assert_close(factored.alpha[t], expected.alpha[0], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(factored.loo_residual[t], expected.loo_residual[0], rtol=2e-3, atol=1e-4)
+        torch.testing.assert_close(factored.standard_error[t], expected.standard_error[0], rtol=2e-3, atol=1e-6)
+        best = decomposed.fit(y[t : t + 1], False).loo_residual.square().mean()
+        assert float(factored.loo_residual[t].square().mean()) < 1.02 * float(best)
+
+
+def test_factoring_falls_back_to_double_precision() -> None:
+    """At a penalty of 1e-6 of the mean eigenvalue, single precision has no factor, or one that leads nowhere."""
+    design, j = random_problem(200, 60, 1)
+    y = j - j.mean(1, keepdim=True)
+    factored = ridge._Factored(design, y)
+    factor, dual = factored._solve(1e-6 * factored.unit, y)
+    assert factor.lower.dtype == torch.float64
+    x = torch.cat([part for _, part in design.columns()], 1)
+    left = x @ (x.T @ dual[0]) + 1e-6 * factored.unit * dual[0] - y[0]
+    assert float(left.norm() / y.norm()) < 1e-8
+
+
+def test_lanczos_is_the_quadratic_form() -> None:
+    x = torch.randn(60, 40, dtype=torch.float64)
+    k, start = x @ x.T, torch.randn(60, 3, dtype=torch.float64)
+    start[:, 2] = 0
+    nodes, weights = ridge.lanczos(k, start, 40)
+    for penalty in (0.1, 5.0):
+        inverse = torch.linalg.inv(k + penalty * torch.eye(60))
+        expected = (start * (inverse @ inverse @ start)).sum(0)
+        torch.testing.assert_close((weights / (nodes + penalty).square()).sum(1), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["ols", "ridge"])
+def test_targets_together_are_targets_alone(solver: str) -> None:
+    drawn = ablations(90)
+    j = torch.stack([noisy(drawn, truth(seed), 1.0 + seed) for seed in range(3)])
+    priors = [None, truth(9), truth(1)]
+    together = fit_all(Design.of(drawn), j, solver, priors=priors, standard_errors=True)
+    for one, target, prior in zip(together, j, priors, strict=True):
+        alone = fit(Design.of(drawn), target, solver, prior=prior, standard_errors=True)
+        for name in ("alpha", "loo", "standard_error"):
+            torch.testing.assert_close(getattr(one, name), getattr(alone, name))
+        assert (one.intercept, one.penalty) == (pytest.approx(alone.intercept), alone.penalty)
+
+
+def test_lsmr_is_ridge() -> None:
+    pytest.importorskip("scipy")
+    design, j = random_problem(400, 150, 1)
+    found = fit(design, j[0], "lsmr")
+    x = torch.cat([part for _, part in design.columns()], 1)
+    normal = x.T @ x + found.penalty * torch.eye(150)
+    torch.testing.assert_close(
+        found.alpha, torch.linalg.solve(normal, x.T @ (j[0] - j[0].mean())), rtol=1e-4, atol=1e-5
+    )
+    by_ridge = fit(design, j[0], "ridge")
+    assert 1 / 5 < found.penalty / by_ridge.penalty < 5
+    assert found.intercept == pytest.approx(by_ridge.intercept, rel=0.05)
+    with pytest.raises(ValueError, match="lsmr has no standard errors"):
+        fit(design, j[0], "lsmr", standard_errors=True)
+
+
+def test_held_out_penalties_are_refits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small problem of the bidiagonalisation against solving without the ablations held out, for each penalty."""
+    monkeypatch.setattr(lsmr, "_CHECK_EVERY", 60)
+    design, j = random_problem(100, 40, 1)
+    y = j[0] - j[0].mean()
+    seen = []
+    solutions = lsmr._small_solutions
+
+    def watched(*arguments: object) -> Tensor:
+        seen.append(solutions(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(lsmr, "_small_solutions", watched)
+    penalties = torch.tensor([0.5, 20.0, 700.0], dtype=torch.float64)
+    chosen, _ = lsmr._best_held_out(design, y, penalties)
+    held = torch.randperm(100, generator=torch.Generator().manual_seed(0))[:10]
+    rest = torch.ones(100, dtype=torch.bool)
+    rest[held] = False
+    x = torch.cat([part for _, part in design.columns()], 1)
+    errors, level = [], y[rest].mean()
+    for number, penalty in enumerate(penalties):
+        normal = x[rest].T @ x[rest] + penalty * torch.eye(40)
+        alpha = torch.linalg.solve(normal, x[rest].T @ (y[rest] - level))
+        assert float(alpha.norm()) == pytest.approx(float(seen[-1][:, number].norm()), rel=1e-6)
+        errors.append(float((y[held] - level - x[held] @ alpha).square().mean()))
+    assert chosen == float(penalties[torch.tensor(errors).argmin()])
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5])
+def test_seeds_are_the_bits_drawn_from_them(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    monkeypatch.setattr(design_module, "_DRAWN_WORDS", 20)  # blocks of a few rows
+    drawn = [Ablation.seeded(N, 0.3, 5, variant, factor) for variant in range(7, 60)]
+    seeded, packed = SeededDesign(N, 0.3, 5, 53, first=7, factor=factor), Design.of(drawn)
+    x = kept(drawn)
+    x = x - x.mean(0)
+    alpha, values = torch.randn(2, N, dtype=torch.float64), torch.randn(2, 53, dtype=torch.float64)
+    for design in (seeded, packed):
+        torch.testing.assert_close(design.times(alpha), alpha @ x.T)
+        torch.testing.assert_close(design.transposed_times(values), values @ x)
+        torch.testing.assert_close(design.mean_kept(), kept(drawn).mean(0))
+    gram = ridge.CentredGram(seeded.counts(), factor)
+    torch.testing.assert_close(gram.filled(torch.float64), x @ x.T)
+    torch.testing.assert_close(gram.times(values.T), x @ x.T @ values.T)
+    assert gram.trace() == pytest.approx(float((x @ x.T).trace()))
+    assert torch.equal(seeded.transposed(), packed.transposed())
+    assert torch.equal(seeded.words, packed.words)
