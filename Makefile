@@ -4,13 +4,14 @@ BIN := .venv/bin
 STAMPS := .venv/.stamps
 NATIVE := setup.py pyproject.toml CMakeLists.txt cad_fast/version.py $(shell find csrc -type f)
 
-.PHONY: help venv demo test bench sanitize lint wheel-check clean
+.PHONY: help venv demo test bench gpu-check sanitize lint wheel-check clean
 
 help:
 	@echo "make venv         pinned dependencies and the package, editable, in .venv"
 	@echo "make demo         the demonstration; results in demo-output/"
 	@echo "make test         the tests, without those marked slow or gpu"
 	@echo "make bench        throughput against peers, on an otherwise idle machine; results in bench-output/"
+	@echo "make gpu-check    on a GPU: the tests marked gpu, then every operator against its peers; results in gpu-output/"
 	@echo "make sanitize     the tests of the kernels with address and undefined-behaviour sanitizers"
 	@echo "make lint         ruff check and ruff format --check"
 	@echo "make wheel-check  build sdist and wheel, install the wheel elsewhere and use it"
@@ -37,6 +38,11 @@ test: venv
 bench: venv
 	$(BIN)/python -m bench --output bench-output
 
+# On a machine with a GPU: PYTHON_GPU is one with a CUDA build of torch and triton, into which the package is installed.
+PYTHON_GPU ?= $(BIN)/python
+gpu-check:
+	$(PYTHON_GPU) -m bench.gpu --output gpu-output
+
 sanitize: venv
 	$(BIN)/python tests/sanitize.py
 
@@ -48,5 +54,5 @@ wheel-check: venv
 	$(BIN)/python tests/wheel_check.py
 
 clean:
-	rm -rf .venv build dist demo-output bench-output *.egg-info .pytest_cache .ruff_cache cad_fast/_C.*
+	rm -rf .venv build dist demo-output bench-output *.egg-info .pytest_cache .ruff_cache cad_fast/_C.* cad_fast/libcad_fast_cuda.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """Drives CMake for the native kernels; everything else about the package is declared in pyproject.toml.
 
 CAD_FAST_SKIP_NATIVE=1 leaves the kernels out: the package is then pure Python and uses its reference operators.
+CAD_FAST_BUILD_CUDA says whether the CUDA kernels are built: auto (the default; where there is an nvcc), on or off.
 """
 
 import importlib
@@ -18,6 +19,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SKIP_NATIVE = os.environ.get("CAD_FAST_SKIP_NATIVE", "0") not in ("", "0")
+BUILD_CUDA = os.environ.get("CAD_FAST_BUILD_CUDA") or "auto"
+CUDA_LIBRARY = "libcad_fast_cuda.so"
 WAY_OUT = "CAD_FAST_SKIP_NATIVE=1 builds the pure-Python package instead"
 
 
@@ -61,12 +64,27 @@ def require_build_tools() -> dict[str, str]:
     return {name: path for name, path in found.items() if path is not None}
 
 
+def find_nvcc() -> str | None:
+    """Path of nvcc if the CUDA kernels are to be built; exits if they must be and there is none."""
+    if BUILD_CUDA not in ("auto", "on", "off"):
+        sys.exit(f"cad_fast: CAD_FAST_BUILD_CUDA must be auto, on or off, got {BUILD_CUDA!r}.")
+    if BUILD_CUDA == "off":
+        return None
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    beside = os.pathsep.join(os.path.join(home, "bin") for home in homes if home)
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=beside)
+    if nvcc is None and BUILD_CUDA == "on":
+        sys.exit("cad_fast: CAD_FAST_BUILD_CUDA=on needs nvcc, on PATH or in $CUDA_HOME/bin.")
+    return nvcc
+
+
 class BuildNative(build_ext):
-    """Builds cad_fast._C with CMake."""
+    """Builds cad_fast._C and the library of CUDA kernels with CMake."""
 
     def build_extension(self, ext: Extension) -> None:
         """Configure, build, and leave the extension module where setuptools expects it."""
         tools = require_build_tools()
+        nvcc = find_nvcc()
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         build_dir = self.native_build_dir()
         configure = [
@@ -78,10 +96,22 @@ class BuildNative(build_ext):
             f"-DCAD_FAST_OUTPUT_DIR={output.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={tools['pybind11']}",
+            f"-DCAD_FAST_NVCC={nvcc or ''}",
         ]
+        way_out = WAY_OUT if nvcc is None else f"CAD_FAST_BUILD_CUDA=off leaves out the CUDA kernels, {WAY_OUT}"
         for command in (configure, [tools["cmake"], "--build", str(build_dir)]):
             if subprocess.run(command, check=False).returncode:
-                sys.exit(f"cad_fast: the native kernels did not build (the output above says why); {WAY_OUT}.")
+                sys.exit(f"cad_fast: the native kernels did not build (the output above says why); {way_out}.")
+
+    def copy_extensions_to_source(self) -> None:
+        """Also the CUDA library, for an editable install; one of an earlier build does not stay behind."""
+        super().copy_extensions_to_source()
+        for ext in self.extensions:
+            built = Path(self.build_lib, *ext.name.split(".")[:-1], CUDA_LIBRARY)
+            target = ROOT.joinpath(*ext.name.split(".")[:-1], CUDA_LIBRARY)
+            target.unlink(missing_ok=True)  # a process that has loaded it keeps its own
+            if built.exists():
+                self.copy_file(str(built), str(target))
 
     def native_build_dir(self) -> Path:
         """Kept between editable builds, so that they are incremental; fresh for a wheel.

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from cad_fast import __version__, backend_report
 from cad_fast.files import require_writable_folder, write_bytes, write_json, write_text
 
-from . import conv, linear, model, solvers, threads
+from . import conv, edits, linear, model, solvers, threads
 from .plot import ratio_plot
 from .shapes import CONVS, LINEARS, ROWS
 from .timing import interleaved_medians
@@ -132,6 +132,9 @@ def main() -> None:
     parser.add_argument("--ops", nargs="*", default=list(OPS), choices=list(OPS), help="which ops (default: all)")
     parser.add_argument("--dtypes", nargs="*", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--models", nargs="*", default=list(model.MODELS), choices=list(model.MODELS))
+    parser.add_argument(
+        "--edits", nargs="*", default=list(model.MODELS), choices=list(model.MODELS), help="mixed edits"
+    )
     parser.add_argument("--seconds", type=float, default=0.5, help="measuring time per contender and line")
     parser.add_argument(
         "--solver-ablations", type=int, default=4000, help="largest regression measured; 10000 takes 5 GB, 0 is none"
@@ -157,6 +160,12 @@ def main() -> None:
         figures["models"][name] = model.measure(name, arguments.rounds)
     if figures["models"]:
         tables.append(model_markdown(figures["models"]))
+        print(tables[-1], flush=True)
+    if arguments.edits:
+        figures["edits"] = {name: edits.measure(name, arguments.rounds) for name in arguments.edits}
+        tables.append(edits.markdown(figures["edits"]))
+        figures["many_edits"] = {name: edits.many(name) for name in arguments.edits}
+        tables += [f"- {name}: {figure}\n" for name, figure in figures["many_edits"].items()]
         print(tables[-1], flush=True)
     figures["solvers"] = solvers.measure(arguments.solver_ablations)
     if figures["solvers"]:

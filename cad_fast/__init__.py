@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .ablation import Ablation
     from .attribution import Attributor, Scores, attribute
     from .components import ComponentSpace
-    from .edits import Edit, amplify, compose, erase, load_edit, refine
+    from .dial import strip
+    from .edits import Edit, EditManager, amplify, compose, erase, load_edit, refine
     from .evaluation import compare, evaluate
     from .objectives import CallableObjective, ConceptErasure, DenoisingLoss
     from .ops import backend_report
@@ -33,6 +34,7 @@ _HOME = {
     "ConceptErasure": "objectives",
     "DenoisingLoss": "objectives",
     "Edit": "edits",
+    "EditManager": "edits",
     "Recording": "recording",
     "Scores": "attribution",
     "amplify": "edits",
@@ -49,6 +51,7 @@ _HOME = {
     "refine": "edits",
     "renoise": "recording",
     "rows": "row_engine",
+    "strip": "dial",
     "with_base": "recording",
     "zoo": "zoo",
 }
@@ -61,6 +64,7 @@ __all__ = [
     "ConceptErasure",
     "DenoisingLoss",
     "Edit",
+    "EditManager",
     "Recording",
     "Scores",
     "__version__",
@@ -78,6 +82,7 @@ __all__ = [
     "refine",
     "renoise",
     "rows",
+    "strip",
     "with_base",
     "zoo",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``cad-fast attribute | edit | generate | evaluate | demo | env``."""
+"""The command line: ``cad-fast attribute | edit | generate | dial | evaluate | serve | demo | env``."""
 
 from __future__ import annotations
 
@@ -61,6 +61,12 @@ def _add_attribute(commands: Any) -> None:
     parser.add_argument("--images", help="denoising: a folder of real pictures, or `zoo` (default: own samples)")
     parser.add_argument("--timesteps", type=float, nargs=2, metavar=("LOW", "HIGH"), help="use these timesteps only")
     parser.add_argument("--method", choices=METHODS, default="gradient", help="how to estimate (default gradient)")
+    parser.add_argument("--partitions", type=int, help="ablated_gradient: at most so many partitions (default 1)")
+    parser.add_argument("--stop-at-r", type=float, help="ablated_gradient, regression: stop when r reaches this")
+    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="stop when so long was spent")
+    parser.add_argument(
+        "--compare", action="store_true", help="no scores, but all estimators side by side: r against cost, and a plot"
+    )
     parser.add_argument("--holdout", type=int, default=0, help="ablations to check the scores on (default 0)")
     parser.add_argument("--rows-per-pass", type=int, help="rows per pass of the denoiser (default: the method's)")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
@@ -93,9 +99,52 @@ def _add_edit(commands: Any) -> None:
     parser.add_argument(
         "--negative-guidance", type=float, default=0.0, help="refining: aim this far beyond the base (default 0)"
     )
+    parser.add_argument(
+        "--predict", nargs="+", default=[], metavar="SCORES", help="print what the edit will do to these concepts"
+    )
     parser.add_argument("--compat", choices=("paper",), help="the selection rule that was published with the paper")
     parser.add_argument("--name", help="the edit's name (default: concept and verb)")
     parser.add_argument("-o", "--output", required=True, help="folder for the edit")
+
+
+# `cad-fast edit inspect` is a command of its own beside `cad-fast edit SCORES`; a folder of scores with such a name is
+# written ./inspect.
+EDIT_ACTIONS = ("inspect", "diff", "verify", "export")
+
+
+def _add_edit_actions(commands: Any) -> None:
+    parser = _add_command(commands, "edit inspect", "say what is in edits", "cad-fast edit inspect edits/no-cat")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folder or Hub repository of an edit")
+    parser = _add_command(
+        commands, "edit diff", "compare the components of two edits", "cad-fast edit diff edits/no-cat edits/no-dog"
+    )
+    parser.add_argument("folders", nargs=2, metavar="FOLDER", help="folder or Hub repository of an edit")
+    parser = _add_command(
+        commands,
+        "edit verify",
+        "check edits: whole, unchanged, and made for this model; exit code 1 when one fails",
+        "cad-fast edit verify edits/* --model zoo:emoji",
+    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folder or Hub repository of an edit")
+    parser.add_argument("--model", help=f"check that they fit it: {MODEL_HELP}")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="repeat the evaluation in the edit on --model and compare the figures"
+    )
+    parser.add_argument("--concepts", help="with --evaluate: as for `cad-fast evaluate`")
+    parser.add_argument("--scorer", help="with --evaluate: as for `cad-fast evaluate`")
+    parser.add_argument("--device", default="cpu", help="where the pipeline runs (default cpu)")
+    parser = _add_command(
+        commands,
+        "edit export",
+        "write an edit as a PEFT adapter (SHiRA) or as a checkpoint of the edited model",
+        "cad-fast edit export edits/no-cat --model zoo:emoji --to peft -o adapters/no-cat",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="folder or Hub repository of an edit")
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
+    parser.add_argument("--to", choices=("peft", "checkpoint"), required=True)
+    parser.add_argument("--strength", type=float, default=1.0, help="default 1")
+    parser.add_argument("--whole-pipeline", action="store_true", help="checkpoint: write all of the pipeline")
+    parser.add_argument("-o", "--output", required=True, help="folder for it")
 
 
 def _add_generate(commands: Any) -> None:
@@ -113,6 +162,23 @@ def _add_generate(commands: Any) -> None:
         "--strength", type=float, nargs="+", default=None, help="0 off, 1 the edit; several make a strip"
     )
     parser.add_argument("-o", "--output", required=True, help="folder for the pictures and the contact sheet")
+    _add_sampling(parser, steps=20)
+
+
+def _add_dial(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "dial",
+        "draw a strip over strengths of edits, from erasing to amplifying, in one batch",
+        'cad-fast dial zoo:emoji --edit edits/no-car --prompt "a car in noto style" -o strip.png',
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--edit", nargs="+", required=True, help="folder of an edit; several all have the strength")
+    parser.add_argument("--prompt", action="append", required=True, help="repeat for more rows")
+    parser.add_argument("--strength", type=float, nargs="+", help="0 off, 1 the edit (default 1.5 1 0.5 0 -0.5 -1)")
+    parser.add_argument("--timesteps", type=float, nargs=2, metavar=("LOW", "HIGH"), help="act in these timesteps only")
+    parser.add_argument("--branch", choices=("both", "conditional"), default="both", help="default both")
+    parser.add_argument("-o", "--output", required=True, help="the picture to write, PNG")
     _add_sampling(parser, steps=20)
 
 
@@ -134,9 +200,25 @@ def _add_evaluate(commands: Any) -> None:
         "--scorer", help="clip:MODEL, zero-shot scoring of the concepts (default: the zoo's classifier)"
     )
     parser.add_argument("--per-concept", type=int, default=16, help="images per concept (default 16)")
+    parser.add_argument(
+        "--card", action="store_true", help="write the figures into the edit's folder, with a model card and the sheet"
+    )
     parser.add_argument("-o", "--output", help="folder for evaluation.json and the before/after sheet")
     _add_sampling(parser, steps=20)
     parser.set_defaults(seed=1000)
+
+
+def _add_serve(commands: Any) -> None:
+    from .serving.command import add_arguments
+
+    parser = _add_command(
+        commands,
+        "serve",
+        "serve pictures over HTTP, every request with its own edits",
+        "cad-fast serve zoo:emoji --edit-dir edits --port 8000",
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    add_arguments(parser)
 
 
 def _add_demo(commands: Any) -> None:
@@ -157,7 +239,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cad-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_attribute, _add_edit, _add_generate, _add_evaluate, _add_demo):
+    for add in (
+        _add_attribute,
+        _add_edit,
+        _add_edit_actions,
+        _add_generate,
+        _add_dial,
+        _add_evaluate,
+        _add_serve,
+        _add_demo,
+    ):
         add(commands)
     _add_command(commands, "env", "what is installed, built and used on this machine", "cad-fast env --json")
     return parser
@@ -165,10 +256,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["edit"] and given[1:2] and given[1] in EDIT_ACTIONS:
+        given[:2] = [f"edit {given[1]}"]
+    arguments = build_parser().parse_args(given)
     from . import commands
 
-    run: Callable[[argparse.Namespace], dict[str, Any]] = getattr(commands, f"run_{arguments.command}")
+    run: Callable[[argparse.Namespace], dict[str, Any]] = getattr(
+        commands, f"run_{arguments.command.replace(' ', '_')}"
+    )
     try:
         result = run(arguments)
     except KeyboardInterrupt:
@@ -190,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if arguments.json:
         print(json.dumps(result, indent=2))
-    return 0
+    return int(result.get("failed", 0) > 0)
 
 
 if __name__ == "__main__":

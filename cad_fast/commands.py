@@ -11,16 +11,24 @@ from typing import Any
 from PIL import Image
 
 from . import zoo
-from .attribution import Attributor, Scores
+from .attribution import Attributor, Scores, StopWhen
+from .attribution.compare import compare_estimators
+from .attribution.trust import trust_lines
+from .components import ComponentSpace
 from .denoiser_hooks import generators, plain_tensors, silent
-from .edits import Edit, amplify, erase, refine
-from .evaluation import PromptSet, compare, emoji_prompts, evaluate
+from .edit_commands import run_edit_diff, run_edit_export, run_edit_inspect, run_edit_verify
+from .edits import Edit, amplify, damage_table, erase, predicted_damage, refine
+from .evaluation import PromptSet, compare, cost_plot, emoji_prompts, evaluate
 from .evaluation.scorers import ClipScorer, Scorer
 from .evaluation.sheets import before_after_sheet, contact_sheet
+from .extras import require
 from .files import require_writable_folder, write_bytes, write_json
 from .objectives import ConceptErasure, DenoisingLoss, Objective, objective_from_config
 from .pipelines import load_pipeline
 from .recording import Recording, record, record_images, renoise, with_base
+
+# `cad_fast.cli` finds every command here.
+__all__ = ["run_edit_diff", "run_edit_export", "run_edit_inspect", "run_edit_verify"]
 
 
 def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -29,12 +37,15 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
     prompts = _prompts(arguments)
     pipeline = load_pipeline(arguments.model).to(arguments.device)
     objective = _objective(arguments)
+    if arguments.compare:
+        return _compare_estimators(arguments, pipeline, objective, prompts, output)
     attributor = Attributor(
         pipeline,
         objective,
         kind=arguments.kind,
         target_modules=_target_modules(arguments.target_modules),
         method=arguments.method,
+        **_estimator_options(arguments),
     )
     recording = _record(arguments, pipeline, prompts)
     scores = attributor.run(
@@ -42,6 +53,7 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
         concept=arguments.concept or prompts[0],
         rows_per_pass=arguments.rows_per_pass,
         holdout=arguments.holdout,
+        stop_when=_stop_when(arguments),
         output_dir=output,
         resume=arguments.resume,
         progress=not arguments.quiet,
@@ -53,7 +65,7 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
         f"cost: {cost['recorded_denoiser_calls']} denoiser calls to record, {cost['forward_passes']} "
         f"forward and {cost['backward_passes']} backward passes of up to {cost['rows_per_pass']} rows, "
         f"{cost['seconds']} s\n"
-        + "".join(f"{_trust(check)}\n" for check in scores.trust)
+        + "".join(f"{line}\n" for line in trust_lines(scores))
         + "".join(f"  {value:+.3e}  {name}\n" for name, value in scores.top(5))
         + f"written to {output / 'scores.safetensors'}",
     )
@@ -66,9 +78,43 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _trust(check: dict[str, Any]) -> str:
-    low, high = check["pearson_interval"]
-    return f"r = {check['pearson']:.2f} [{low:.2f}, {high:.2f}] on {check['n']} ablations of {check['fraction']:.0%}"
+def _compare_estimators(
+    arguments: argparse.Namespace, pipeline: Any, objective: Objective, prompts: list[str], output: Path
+) -> dict[str, Any]:
+    """Every estimator on the same recording: a table, ``compare.json`` and ``compare.png``."""
+    require("matplotlib", "report")
+    space = ComponentSpace.of(pipeline, arguments.kind, _target_modules(arguments.target_modules))
+    points = compare_estimators(
+        pipeline,
+        _record(arguments, pipeline, prompts),
+        objective,
+        space,
+        holdout=arguments.holdout or 120,
+        progress=not arguments.quiet,
+    )
+    write_json(output / "compare.json", {"points": points})
+    write_bytes(output / "compare.png", cost_plot(points))
+    lines = [
+        f"{point['r']:+.2f} [{point['interval'][0]:+.2f}, {point['interval'][1]:+.2f}]  "
+        f"{point['row_evaluations']:>9} rows {point['seconds']:>8.1f} s  {point['method']}"
+        for point in points
+    ]
+    _say(arguments, "\n".join([*lines, f"written to {output}"]))
+    return {"points": points}
+
+
+def _estimator_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.partitions is None:
+        return {}
+    if arguments.method != "ablated_gradient":
+        raise ValueError("--partitions goes with --method ablated_gradient")
+    return {"partitions": arguments.partitions}
+
+
+def _stop_when(arguments: argparse.Namespace) -> StopWhen | None:
+    given = {"r": arguments.stop_at_r, "seconds": arguments.stop_after}
+    given = {key: value for key, value in given.items() if value is not None}
+    return StopWhen(**given) if given else None
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -173,13 +219,18 @@ def run_edit(arguments: argparse.Namespace) -> dict[str, Any]:
         scores = _refine(arguments, scores, selection)
     make = erase if arguments.verb == "erase" else amplify
     edit = make(scores, **selection, compat=arguments.compat, name=arguments.name)
+    others = [Scores.load(path) for path in arguments.predict]
+    damages = predicted_damage(edit, {other.concept: other for other in [scores, *others]}) if others else {}
     edit.save_pretrained(arguments.output)
     _say(arguments, f"{edit!r}\nwritten to {arguments.output}")
+    if damages:
+        _say(arguments, f"predicted change of J:\n{damage_table(damages)}")
     return {
         "name": edit.name,
         "n_components": edit.n_components,
         "n_weights": edit.n_weights,
         "folder": arguments.output,
+        **({"predicted": {name: damage.to_dict() for name, damage in damages.items()}} if damages else {}),
     }
 
 
@@ -233,22 +284,31 @@ def write_png(path: Path, image: Image.Image) -> Path:
     return write_bytes(path, buffer.getvalue())
 
 
+def run_dial(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A strip over strengths."""
+    from .dial import run_dial as run
+
+    return run(arguments)
+
+
 def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of every concept, before and, with an edit, after it."""
     output = require_writable_folder(arguments.output) if arguments.output is not None else None
-    prompts = _evaluation_prompts(arguments)
+    prompts = evaluation_prompts(arguments)
+    if arguments.card and (arguments.edit is None or not Path(arguments.edit).is_dir()):
+        raise ValueError("--card needs --edit with the folder of an edit, which it writes to")
     if arguments.edit is not None and arguments.target is None:
         raise ValueError("--edit needs --target, the concept that the edit is about")
     if arguments.target is not None:
         prompts.of(prompts.axes[0], arguments.target)
     pipeline = load_pipeline(arguments.model).to(arguments.device)
-    scorer = _scorer(arguments, prompts)
+    scorer = scorer_of(arguments, prompts)
     settings: dict[str, Any] = {
         "per_concept": arguments.per_concept,
         "seed": arguments.seed,
         "num_inference_steps": arguments.steps,
         "guidance_scale": arguments.guidance_scale,
-        "keep_images": output is not None,
+        "keep_images": output is not None or arguments.card,
         "progress": not arguments.quiet,
     }
     edit = Edit.from_pretrained(arguments.edit, pipeline) if arguments.edit is not None else None
@@ -261,9 +321,17 @@ def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         comparison = compare(before, after, arguments.target)
         result |= {"after": after.summary(), "comparison": comparison.to_dict()}
         _say(arguments, comparison.table())
+        if before.images is not None:
+            sheet = before_after_sheet(before, after, target=arguments.target)
         if output is not None:
-            write_png(output / "before_after.png", before_after_sheet(before, after, target=arguments.target))
+            write_png(output / "before_after.png", sheet)
             after.save(output / "after.json")
+        if arguments.card:
+            base = None if Path(arguments.model).exists() else arguments.model  # a folder here means nothing elsewhere
+            edit.save_pretrained(
+                arguments.edit, card=True, comparison=comparison, evaluation=after, sheet=sheet, base_model=base
+            )
+            _say(arguments, f"figures and model card written to {arguments.edit}")
     if output is not None:
         before.save(output / "before.json")
         write_json(output / "evaluation.json", result)
@@ -271,7 +339,8 @@ def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _evaluation_prompts(arguments: argparse.Namespace) -> PromptSet:
+def evaluation_prompts(arguments: argparse.Namespace) -> PromptSet:
+    """Those of ``--concepts``, or of the zoo's model."""
     if arguments.concepts is not None:
         return PromptSet.from_json(arguments.concepts)
     if arguments.model.startswith("zoo:"):
@@ -279,7 +348,8 @@ def _evaluation_prompts(arguments: argparse.Namespace) -> PromptSet:
     raise ValueError("--concepts is needed: a JSON file with the concepts of this model and their prompts")
 
 
-def _scorer(arguments: argparse.Namespace, prompts: PromptSet) -> Scorer:
+def scorer_of(arguments: argparse.Namespace, prompts: PromptSet) -> Scorer:
+    """That of ``--scorer``, or the zoo's."""
     if arguments.scorer is None:
         if arguments.model.startswith("zoo:"):
             return zoo.scorer()
@@ -300,6 +370,13 @@ def _summary_lines(evaluation: Any) -> list[str]:
         low, high = tally.interval
         lines.append(f"{concept:<12} {100 * tally.accuracy:5.1f}%  [{100 * low:.0f}, {100 * high:.0f}]  n={tally.n}")
     return lines
+
+
+def run_serve(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Serve until the process is asked to end."""
+    from .serving.command import run
+
+    return run(arguments)
 
 
 def run_demo(arguments: argparse.Namespace) -> dict[str, Any]:

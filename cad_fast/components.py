@@ -87,6 +87,11 @@ class ModuleComponents:
             return self.rows * self.columns
         return self.rows if self.kind == "filter" else self.columns // self.block
 
+    @property
+    def weights_each(self) -> int:
+        """How many weights one component has."""
+        return self.rows * self.columns // self.count
+
     def weight_indices(self, components: Tensor) -> Tensor:
         """Flat indices int64 into the weight, of the module's components int64 [k] (numbered from 0 in the module)."""
         if self.kind == "weight":

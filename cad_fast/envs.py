@@ -22,13 +22,30 @@ VARIABLES = {
         Variable(
             "CAD_FAST_BACKEND",
             "auto",
-            "Backend of the operators: auto (the first that can run), native or reference. Explicit ones run or raise.",
+            "Backend of the operators: auto (the first that can run), cuda, triton, native or reference. "
+            "Explicit ones run or raise.",
         ),
         Variable(
             "CAD_FAST_CPU_CAPABILITY",
             "",
             "Instruction set of the native kernels: portable, avx2, avx512 or avx512bf16. Unset: the best of this CPU. "
             "A set that is not built in or not supported raises an error.",
+        ),
+        Variable(
+            "CAD_FAST_FLOAT32_PRECISION",
+            "ieee",
+            "How the Triton kernels multiply float32: ieee (fused multiply-add), tf32 (matrix instructions on 10 bits "
+            "of the mantissa) or tf32x3 (three of these, nearly float32).",
+        ),
+        Variable(
+            "CAD_FAST_BUILD_CUDA",
+            "auto",
+            "Read by setup.py alone: whether the CUDA kernels are built: auto (where there is an nvcc), on or off.",
+        ),
+        Variable(
+            "CAD_FAST_ADMIN_TOKEN",
+            "",
+            "Token of the admin routes of `cad-fast serve`, at least 16 characters. Unset: there are no admin routes.",
         ),
         Variable(
             "CAD_FAST_SKIP_NATIVE",

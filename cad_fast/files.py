@@ -12,6 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+MAX_JSON = 256 * 2**20  # an evaluation of very many pictures; small files have limits of their own
+MAX_HEADER = 64 * 2**20  # of safetensors; what a recording says of a thousand calls stays far below
+
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,41 +49,88 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     return _write_whole(Path(path), lambda part: save_file(ready, part, metadata=header))
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def parse_json(text: str, what: str) -> Any:
+    """The value that ``text`` holds. Raises ValueError naming ``what`` unless it is strict JSON that can be parsed."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError(f"{what} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is not valid JSON: {error}") from error
+
+
+def read_json(path: str | Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
     """Read a JSON object.
 
-    Raises FileNotFoundError, or ValueError naming the file when it is not a JSON object.
+    Raises FileNotFoundError, or ValueError naming the file when it is not a JSON object or larger than ``max_bytes``.
     """
     path = Path(path)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, max_bytes) + 1)  # a read of so many bytes takes as much memory
+    if len(data) > max_bytes:
+        raise ValueError(f"{path} is larger than {max_bytes} bytes, which is more than such a file needs")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    value = parse_json(text, str(path))
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what ``write_tensors`` wrote: (tensors, metadata).
+def check_tensor_header(path: str | Path, max_bytes: int | None = None) -> None:
+    """Look at the size of a safetensors file and of its header before anything of it is read.
 
-    Raises FileNotFoundError, or ValueError naming the file when it is truncated or not one of cad_fast's.
+    Raises FileNotFoundError, or ValueError naming the file when it is larger than ``max_bytes``, or its header than
+    the file or ``MAX_HEADER``.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    size = path.stat().st_size
+    if max_bytes is not None and size > max_bytes:
+        raise ValueError(f"{path} has {size} bytes, expected at most {max_bytes}")
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if size < 8 or header > size - 8:
+        raise ValueError(f"{path} is truncated or not a safetensors file: it has {size} bytes")
+    if header > MAX_HEADER:
+        raise ValueError(f"{path} has a header of {header} bytes, expected at most {MAX_HEADER}")
+
+
+def read_tensors(
+    path: str | Path, check: Callable[[dict[str, tuple[str, list[int]]]], None] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``write_tensors`` wrote: (tensors, metadata).
+
+    ``check`` is given {name: (dtype as safetensors writes it, shape)} before any tensor is read, to raise ValueError.
+    Raises FileNotFoundError, or ValueError naming the file when it is truncated or not one of cad_fast's.
+    """
+    path = Path(path)
+    check_tensor_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+            if check is not None:
+                slices = {name: file.get_slice(name) for name in file.keys()}
+                check({name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()})
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
     if "cad_fast" not in header:
         raise ValueError(f"{path} was not written by cad_fast: its header has no 'cad_fast' entry")
     try:
-        metadata = json.loads(header["cad_fast"])
-    except json.JSONDecodeError as error:
+        metadata = parse_json(header["cad_fast"], "its 'cad_fast' entry")
+    except ValueError as error:
         raise ValueError(f"{path} has a damaged header: {error}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} has a damaged header: its 'cad_fast' entry is no JSON object")
     return tensors, metadata
 
 

@@ -33,6 +33,8 @@ class Objective(ABC):
 
     name: str
     needs: str | None = None
+    both_branches: bool = False
+    """Whether the unconditional output is that of the denoiser at hand too, and gradients flow to it."""
 
     def __init__(self, timesteps: tuple[float, float] | None = None) -> None:
         if timesteps is not None:
@@ -102,7 +104,7 @@ def check_finite(values: Tensor, objective: Objective, call: DenoiserCall) -> Te
 
 def _squared_distance(output: Tensor, reference: Tensor, call: DenoiserCall) -> Tensor:
     """Squared differences float32 [R, elements] of the predictions, without learned variances."""
-    reference = reference.detach().to(output.device)
+    reference = reference.to(output.device)
     output, reference = call.prediction(output).float(), call.prediction(reference).float()
     if output.shape != reference.shape:
         raise ValueError(f"the output has shape {list(output.shape)}, its reference {list(reference.shape)}")
@@ -116,6 +118,8 @@ class ConceptErasure(Objective):
     needs a recording with classifier-free guidance; "base" needs ``with_base``. With ``negative_guidance`` g above 0
     the reference lies beyond the base, away from the recorded output: base - g * (output - base), the target of ESD
     (arXiv 2303.07345). J is then lowest where the concept is steered away from, not merely absent.
+    ``both_branches``: the reference is not fixed but the unconditional output of the same, ablated, network, so that J
+    is what guidance will find. It costs as many rows again, and does not go with a base or negative guidance.
     Raises ValueError for another base, or a negative_guidance that is negative or not finite.
     """
 
@@ -126,12 +130,16 @@ class ConceptErasure(Objective):
         base: str = "unconditional",
         timesteps: tuple[float, float] | None = None,
         negative_guidance: float = 0.0,
+        both_branches: bool = False,
     ) -> None:
         if base not in ("unconditional", "base"):
             raise ValueError(f"{self.name}: base is {base!r}, expected 'unconditional' or 'base'")
         if not 0 <= negative_guidance < math.inf:
             raise ValueError(f"{self.name}: negative_guidance is {negative_guidance}, expected at least 0, finite")
+        if both_branches and (base != "unconditional" or negative_guidance):
+            raise ValueError(f"{self.name}: both_branches goes with the unconditional base and no negative_guidance")
         super().__init__(timesteps)
+        self.both_branches = bool(both_branches)
         self.base = base
         self.negative_guidance = float(negative_guidance)
         self.needs = f"{base}_output"
@@ -148,10 +156,15 @@ class ConceptErasure(Objective):
         if self.negative_guidance:
             assert call.output is not None
             reference = torch.lerp(reference.float(), call.output.float(), -self.negative_guidance)
-        return _squared_distance(output, reference, call).sum(1)
+        return _squared_distance(output, reference if self.both_branches else reference.detach(), call).sum(1)
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), "base": self.base, "negative_guidance": self.negative_guidance}
+        return {
+            **super().config(),
+            "base": self.base,
+            "negative_guidance": self.negative_guidance,
+            "both_branches": self.both_branches,
+        }
 
 
 class DenoisingLoss(Objective):
@@ -167,7 +180,7 @@ class DenoisingLoss(Objective):
 
     def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
         assert call.target is not None
-        return -_squared_distance(output, call.target, call).mean(1)
+        return -_squared_distance(output, call.target.detach(), call).mean(1)
 
 
 class CallableObjective(Objective):

@@ -8,12 +8,24 @@ from typing import Any
 from . import zoo
 
 
-def load_pipeline(name: str, **kwargs: Any) -> Any:
+def load_pipeline(name: str, *, denoiser_weights: str | Path | None = None, **kwargs: Any) -> Any:
     """The pipeline that ``name`` stands for: ``zoo:emoji``, a local diffusers folder, or a repository of the Hub.
 
     ``kwargs`` go to ``DiffusionPipeline.from_pretrained``; weights are read from safetensors only.
-    Raises ValueError for an unknown zoo model, FileNotFoundError when there is nothing of that name.
+    ``denoiser_weights``: a safetensors file or a folder with weights of the denoiser, all or some of them, to put over
+    its own, such as a checkpoint that another method of erasing has pruned or trained.
+    Raises ValueError for an unknown zoo model or weights that do not fit, FileNotFoundError when there is nothing of
+    that name.
     """
+    pipeline = _load(name, **kwargs)
+    if denoiser_weights is not None:
+        from .edits.checkpoints import put_denoiser_weights
+
+        put_denoiser_weights(pipeline, denoiser_weights)
+    return pipeline
+
+
+def _load(name: str, **kwargs: Any) -> Any:
     if name.startswith("zoo:"):
         return zoo.load(name.removeprefix("zoo:"), **kwargs)
     from diffusers import DiffusionPipeline

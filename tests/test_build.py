@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,48 @@ def test_missing_tools_are_named_in_one_sentence(checkout: Path, environment: di
         "CAD_FAST_SKIP_NATIVE=1 builds the pure-Python package instead."
     )
     assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_wish_for_cuda_is_named(checkout: Path) -> None:
+    result = setup_py(checkout, "build_ext", CAD_FAST_BUILD_CUDA="yes")
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1] == "cad_fast: CAD_FAST_BUILD_CUDA must be auto, on or off, got 'yes'."
+
+
+@pytest.mark.skipif(Path("/usr/local/cuda/bin/nvcc").exists(), reason="nvcc is found here whatever PATH is")
+def test_cuda_that_must_be_built_needs_nvcc(checkout: Path) -> None:
+    tools = checkout / "bin"
+    tools.mkdir()
+    (tools / "g++").symlink_to(shutil.which("g++"))
+    environment = {"PATH": str(tools), "CUDA_HOME": "", "CUDA_PATH": ""}
+    result = setup_py(checkout, "build_ext", CAD_FAST_BUILD_CUDA="on", **environment)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1] == (
+        "cad_fast: CAD_FAST_BUILD_CUDA=on needs nvcc, on PATH or in $CUDA_HOME/bin."
+    )
+
+
+def test_an_editable_install_has_the_cuda_library_of_its_own_build_or_none(checkout: Path) -> None:
+    # A build that makes empty files: what is of interest is where they go.
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    library = "$<IF:$<BOOL:${CAD_FAST_NVCC}>,libcad_fast_cuda.so,nothing>"
+    (checkout / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.20)\nproject(empty NONE)\n"
+        "file(MAKE_DIRECTORY ${CAD_FAST_OUTPUT_DIR})\n"
+        f"add_custom_target(files ALL COMMAND ${{CMAKE_COMMAND}} -E touch _C{suffix} {library} "
+        "WORKING_DIRECTORY ${CAD_FAST_OUTPUT_DIR} VERBATIM)\n"
+    )
+    tools = checkout / "bin"
+    tools.mkdir()
+    (tools / "nvcc").write_text("#!/bin/sh\n")
+    (tools / "nvcc").chmod(0o755)
+    path = os.pathsep.join([str(tools), os.environ["PATH"]])
+    installed = checkout / "cad_fast" / "libcad_fast_cuda.so"
+    for asked in ("on", "off"):
+        result = setup_py(checkout, "build_ext", "--inplace", CAD_FAST_BUILD_CUDA=asked, PATH=path)
+        assert result.returncode == 0, result.stderr
+        assert installed.exists() == (asked == "on")
+        shutil.rmtree(checkout / "build")
 
 
 def test_kernels_know_no_torch() -> None:

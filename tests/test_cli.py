@@ -75,6 +75,43 @@ def test_scores_are_checked_on_held_out_ablations(tmp_path, capsys):
     assert result["cost"]["backward_passes"] == 0 and result["trust"][0]["n"] == 8
 
 
+def test_edit_says_what_it_will_do(workspace, tmp_path, capsys):
+    arguments = ["edit", workspace / "car", "--erase", "--ratio", 0.01, "--predict", workspace / "clock"]
+    code, out, err = run(capsys, *arguments, "-o", tmp_path)
+    assert code == 0, err
+    told = [line for line in out.splitlines() if line.endswith("of J")]
+    assert [line.split()[0] for line in told] == ["car", "clock"] and told[0].split()[1].startswith("-")
+    code, out, _ = run(capsys, *arguments, "--json", "-o", tmp_path)
+    assert json.loads(out)["predicted"]["car"]["change"] < 0
+
+
+def test_estimators_are_compared(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    code, out, err = run(
+        capsys, "attribute", "zoo:emoji", "--concept", "cat", "--kind", "head", "--target-modules", "attention",
+        "--compare", "--holdout", 20, "--samples", 1, "--steps", 2, "--quiet", "--json", "-o", tmp_path,
+    )  # fmt: skip
+    assert code == 0, err
+    points = json.loads(out)["points"]
+    rows = {point["method"]: point["row_evaluations"] for point in points[::-1]}
+    assert rows["gradient"] == 4 and rows["ablated gradient"] == 80 and rows["ridge"] == 200
+    assert rows["ridge on the residual of the ablated gradient"] == 280
+    assert (tmp_path / "compare.png").exists() and json.loads((tmp_path / "compare.json").read_text())["points"]
+    assert all(-1 <= point["interval"][0] <= point["r"] <= point["interval"][1] <= 1 for point in points)
+
+
+def test_attribute_stops_and_says_why(tmp_path, capsys):
+    code, out, err = run(
+        capsys, "attribute", "zoo:emoji", "--concept", "cat", "--kind", "head", "--method", "ablated_gradient",
+        "--partitions", 3, "--stop-after", 0.001, "--samples", 1, "--steps", 2, "--holdout", 8, "--quiet",
+        "-o", tmp_path,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "seconds were spent of 0.001" in out and "reliability" in out and "slope" in out
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", "--partitions", 2, "-o", tmp_path)
+    assert code == 2 and "--partitions goes with --method ablated_gradient" in err
+
+
 def test_edit_is_refined(workspace, tmp_path, capsys):
     refining = ["--refine", "zoo:emoji", "--samples", 2, "--rounds", 1, "--negative-guidance", 1, "--quiet"]
     code, _, err = run(capsys, "edit", workspace / "car", "--erase", "--ratio", 0.01, *refining, "-o", tmp_path)

@@ -104,18 +104,22 @@ def test_one_factor_per_component(kind: str, target: str) -> None:
     assert distance(run(unet, space, ablations, "sd", inputs), expected) < FP32_TOLERANCE
 
 
-@pytest.mark.parametrize(("kind", "target"), SPACES)
-def test_bfloat16(kind: str, target: str) -> None:
-    """As far from the fp32 truth as the bf16 truth is, at most twice."""
-    unet = copy_of("sd", torch.bfloat16)
-    wide = copy_of("sd", torch.bfloat16).float()
+@pytest.mark.filterwarnings("ignore:the native kernels compute float32")
+@pytest.mark.parametrize(
+    ("dtype", "kind", "target"),
+    [(torch.bfloat16, *space) for space in SPACES] + [(torch.float16, *SPACES[0]), (torch.float16, *SPACES[3])],
+)
+def test_shorter_floats(dtype: torch.dtype, kind: str, target: str) -> None:
+    """As far from the fp32 truth as the truth in the same dtype is, at most twice."""
+    unet = copy_of("sd", dtype)
+    wide = copy_of("sd", dtype).float()
     space = ComponentSpace.of(unet, kind, target)
     ablations = some_ablations(space.n, 0.5)
-    _, inputs = some_call("sd", len(ablations), torch.bfloat16)
+    _, inputs = some_call("sd", len(ablations), dtype)
     expected = variant_outputs(wide, space, ablations, "sd", some_wide(inputs))
     plain = variant_outputs(unet, space, ablations, "sd", inputs)
     output = run(unet, space, ablations, "sd", inputs)
-    assert output.dtype == torch.bfloat16
+    assert output.dtype == dtype
     assert distance(output, expected) < 2 * distance(plain, expected) + 1e-3
 
 

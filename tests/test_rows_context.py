@@ -260,7 +260,7 @@ def hooked() -> nn.Module:
         (
             lambda: cad_fast.rows(layer_and_space()[0].double(), [None], SPACE).__enter__(),
             TypeError,
-            "0.weight is torch.float64, expected torch.float32 or torch.bfloat16",
+            "0.weight is torch.float64, expected one of torch.float32, torch.bfloat16, torch.float16",
         ),
         (
             lambda: cad_fast.rows(nn.Sequential(LAYER[0], OwnForward(8, 6)), [None], SPACE).__enter__(),

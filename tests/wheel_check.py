@@ -5,6 +5,7 @@ dependencies are those of the Python that runs this: fetching torch again would 
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -21,7 +22,7 @@ build_sdist(sys.argv[1], {"--global-option": "--quiet"})
 """
 
 ROUND_TRIP = """
-import pathlib, sys, torch, cad_fast
+import importlib.util, pathlib, sys, torch, cad_fast
 from cad_fast.ops import backend_report, count_bits, pack_bits, unpack_bits
 
 where = pathlib.Path(cad_fast.__file__).resolve()
@@ -31,6 +32,10 @@ words = pack_bits(mask, backend="native")
 assert torch.equal(unpack_bits(words, 1001, backend="native"), mask)
 assert torch.equal(count_bits(words, backend="native"), mask.sum(-1))
 assert backend_report()["native"]["available"]
+if importlib.util.find_spec("triton"):
+    for kernel in ["configs", *backend_report()["ops"]]:
+        module = importlib.import_module(f"cad_fast.kernels.{kernel}")
+        assert pathlib.Path(module.__file__).parent == where.parent / "kernels", module.__file__
 """
 
 
@@ -51,9 +56,13 @@ def check_contents(wheel: Path) -> None:
     expected = {path.relative_to(ROOT).as_posix() for path in [*data, ROOT / "cad_fast" / "py.typed"]}
     expected |= {f"cad_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     expected.add("cad_fast/_C" + sysconfig.get_config_var("EXT_SUFFIX"))
+    if shutil.which("nvcc") and os.environ.get("CAD_FAST_BUILD_CUDA") != "off":
+        expected.add("cad_fast/libcad_fast_cuda.so")
     missing = sorted(expected - names)
     assert not missing, f"missing from the wheel: {missing}"
-    stray = sorted(name for name in names if name.endswith((".cpp", ".h", ".part")) or name.startswith("tests/"))
+    stray = sorted(
+        name for name in names if name.endswith((".cpp", ".cu", ".cuh", ".h", ".part")) or name.startswith("tests/")
+    )
     assert not stray, f"not meant for the wheel: {stray}"
 
 

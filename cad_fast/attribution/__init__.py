@@ -4,6 +4,7 @@ from .attributor import Attributor, attribute
 from .gradient import gradient_scores
 from .methods import METHODS
 from .scores import Scores
+from .stop import StopWhen
 from .trust import Trust
 
-__all__ = ["METHODS", "Attributor", "Scores", "Trust", "attribute", "gradient_scores"]
+__all__ = ["METHODS", "Attributor", "Scores", "StopWhen", "Trust", "attribute", "gradient_scores"]

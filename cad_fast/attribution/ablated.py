@@ -1,16 +1,12 @@
 """Running a recording under many ablations, several in one pass of the denoiser: J of each, and gradients at each.
 
-The ablated gradient is the trapezoid rule for the effect of a component at randomly ablated networks,
-
-    alpha_i = (E[dJ/dm_i | i kept] + E[dJ/dm_i | i ablated]) / 2,
-
-where m_i multiplies the component's weights. Ablations drawn as balanced partitions hold every component exactly once
-each, so that 1 / fraction forward and backward passes give both averages for all components.
+Ablations drawn as balanced partitions hold every component exactly once each, so that 1 / fraction forward and backward
+passes give the mean gradient of every component where it is kept and where it is removed (see ``averages``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +15,13 @@ from tqdm.auto import tqdm
 
 from ..ablation import Ablation
 from ..components import ComponentSpace
-from ..denoiser_calls import DenoiserCall
 from ..objectives import Objective
 from ..recording_data import Recording
 from ..row_engine import Gradients, RowEngine, rows
+from .averages import Averaged, Averages
 from .gradient import only_gradients_of
-from .passes import Pass, gather, plan_passes
+from .passes import Pass, gather, objective_of, plan_passes, repeated
+from .stop import Watch
 from .store import RunState
 
 
@@ -52,11 +49,6 @@ class Plan:
         return len(self.passes) * -(-ablations // self.variants)
 
 
-def repeated(call: DenoiserCall, variants: int) -> DenoiserCall:
-    """The call with its rows once per variant, variant-major."""
-    return call.select_rows(list(range(call.rows)) * variants) if variants > 1 else call
-
-
 def _jobs(plan: Plan, groups: Sequence[tuple[int, Sequence[Ablation]]], done: int) -> Iterator[tuple[int, int, int]]:
     """(number of the job, of the group, of the pass) for every job that is not done."""
     for job in range(done, len(groups) * len(plan.passes)):
@@ -72,10 +64,12 @@ def objective_under_ablations(
     *,
     rows_per_pass: int = 64,
     state: RunState | None = None,
+    until: Callable[[Tensor], bool] | None = None,
     progress: bool = True,
 ) -> Tensor:
     """J float64 [len(ablations)]: the mean over the recording's rows and active timesteps, under each ablation.
 
+    ``until`` is shown J of the ablations so far whenever some are done, and ends the run by True, with those.
     Cost: ``Plan.cost`` forward passes. Raises ValueError as ``rows`` and the objective do.
     """
     plan = Plan.of(recording, objective, rows_per_pass)
@@ -84,7 +78,9 @@ def objective_under_ablations(
     sums = state.sums.get("j", torch.zeros(len(ablations), dtype=torch.float64))
     entered = -1
     engine: RowEngine | None = None
-    bar = tqdm(total=len(groups) * len(plan.passes), initial=state.done, desc="ablations", disable=not progress)
+    bar = tqdm(
+        total=len(groups) * len(plan.passes), initial=state.done, desc="ablations", unit="pass", disable=not progress
+    )
     try:
         with bar, torch.no_grad(), only_gradients_of(denoiser, []):
             for job, number, place in _jobs(plan, groups, state.done):
@@ -92,10 +88,13 @@ def objective_under_ablations(
                 if number != entered:
                     engine, entered = _switch(engine, denoiser, group, space), number
                 call = repeated(gather(recording, plan.passes[place]), len(group))
-                values = objective(call.run(denoiser), call).double().view(len(group), -1).sum(1)
-                sums[first : first + len(group)] += values.cpu()
+                _, values = objective_of(denoiser, recording, objective, plan.passes[place], call)
+                sums[first : first + len(group)] += values.double().view(len(group), -1).sum(1).cpu()
                 state.update(job + 1, {"j": sums})
                 bar.update()
+                done = first + len(group)
+                if until is not None and place == len(plan.passes) - 1 and until(sums[:done] / plan.n_rows):
+                    return sums[:done] / plan.n_rows
     finally:
         if engine is not None:
             engine.__exit__(None, None, None)
@@ -122,38 +121,56 @@ def ablated_gradient_scores(
     *,
     fraction: float = 0.05,
     partitions: int = 1,
+    ablated_weight: float | None = None,
     seed: int = 0,
     rows_per_pass: int = 32,
     state: RunState | None = None,
+    watch: Watch | None = None,
     progress: bool = True,
-) -> Tensor:
-    """alpha_i float32 [n] from gradients at ``partitions`` times round(1 / fraction) disjoint ablations.
+) -> tuple[Averaged, int]:
+    """Scores from gradients at ``partitions`` times round(1 / fraction) disjoint ablations, and the partitions done.
 
+    ``ablated_weight``: how much the gradients where a component is removed count, from 0 to 1 (0.5 is the trapezoid
+    rule); None for the least error. ``watch`` may end the run after any partition.
     Cost: ``Plan.cost`` forward and backward passes.
     Raises ValueError when fraction is not in (0, 0.5] or gives more ablations than components.
     """
     parts = parts_of(fraction, space.n)
     if partitions < 1:
         raise ValueError(f"partitions is {partitions}, expected at least 1")
+    if ablated_weight is not None and not 0 <= ablated_weight <= 1:
+        raise ValueError(f"ablated_weight is {ablated_weight}, expected 0 to 1, or None")
     plan = Plan.of(recording, objective, rows_per_pass)
-    groups = [
-        group
-        for number in range(partitions)
-        for group in plan.groups(Ablation.balanced_partition(space.n, parts, seed + number))
-    ]
+    per_group = len(plan.passes)
+    groups_each = -(-parts // plan.variants)
     state = state or RunState(None, {}, resume=False)
-    sums = _Sums(space, denoiser, state.sums)
-    bar = tqdm(total=len(groups) * len(plan.passes), initial=state.done, desc="ablated gradient", disable=not progress)
+    watch = watch or Watch()
+    sums = Averages(space, denoiser, state.sums)
+    kind: Gradients = "scores" if space.kind == "weight" else "gates"
+    done = min(state.done // (groups_each * per_group), partitions - 1)
+    total = partitions * groups_each * per_group
+    bar = tqdm(total=total, initial=state.done, desc="ablated gradient", unit="pass", disable=not progress)
     with bar, only_gradients_of(denoiser, []), torch.enable_grad():
-        for number in range(state.done // len(plan.passes), len(groups)):
-            _, group = groups[number]
-            with rows(denoiser, group, space, gradients="scores" if space.kind == "weight" else "gates") as engine:
-                for place in range(max(0, state.done - number * len(plan.passes)), len(plan.passes)):
-                    call = repeated(gather(recording, plan.passes[place]), len(group))
-                    sums.add(engine, objective(call.run(denoiser), call).sum(), group)
-                    state.update(number * len(plan.passes) + place + 1, sums.tensors)
-                    bar.update()
-    return sums.trapezoid(kept=partitions * (parts - 1), ablated=partitions) / plan.n_rows
+        for number in range(done, partitions):
+            drawn = Ablation.balanced_partition(space.n, parts, seed + number)
+            for which, (_, group) in enumerate(plan.groups(drawn)):
+                begin = (number * groups_each + which) * per_group
+                if state.done >= begin + per_group:
+                    continue
+                with rows(denoiser, group, space, gradients=kind) as engine:
+                    for place in range(max(0, state.done - begin), per_group):
+                        call = repeated(gather(recording, plan.passes[place]), len(group))
+                        _, values = objective_of(denoiser, recording, objective, plan.passes[place], call)
+                        sums.add(engine, values.sum(), group)
+                        if place == per_group - 1:
+                            sums.close(group)
+                        state.update(begin + place + 1, sums.tensors)
+                        bar.update()
+            found = sums.averaged((number + 1) * (parts - 1), number + 1, plan.n_rows, ablated_weight)
+            if watch.enough(found.values, found.standard_error, 2 * (number + 1) * parts * plan.n_rows):
+                break
+            bar.set_postfix(watch.shown(), refresh=False)
+    return found, number + 1
 
 
 def gradient_at_ablations(
@@ -173,13 +190,13 @@ def gradient_at_ablations(
     if len(weights) != len(ablations):
         raise ValueError(f"got {len(ablations)} ablations and {len(weights)} weights")
     plan = Plan.of(recording, objective, max(1, rows_per_pass // len(ablations)))
-    sums = _Sums(space, denoiser, {})
+    sums = Averages(space, denoiser, {})
     gradients: Gradients = "scores" if space.kind == "weight" else "gates"
     with only_gradients_of(denoiser, []), rows(denoiser, ablations, space, gradients=gradients) as engine:
         for pieces in plan.passes:
             with torch.enable_grad():
                 call = repeated(gather(recording, pieces), len(ablations))
-                values = objective(call.run(denoiser), call).view(len(ablations), -1)
+                values = objective_of(denoiser, recording, objective, pieces, call)[1].view(len(ablations), -1)
                 share = torch.tensor(list(weights), device=values.device, dtype=values.dtype) / sum(weights)
                 sums.add(engine, (values.sum(1) * share).sum(), ablations)
     return ((sums.tensors["kept"] + sums.tensors["ablated"]) / plan.n_rows).cpu()
@@ -195,34 +212,3 @@ def parts_of(fraction: float, n: int) -> int:
             f"fraction {fraction} would cut {n} components into {parts} ablations; take at least {1 / n:.2g}"
         )
     return parts
-
-
-class _Sums:
-    """Per component, the gradient summed over the ablations that keep it and over those that do not."""
-
-    def __init__(self, space: ComponentSpace, denoiser: nn.Module, before: dict[str, Tensor]) -> None:
-        self.space = space
-        modules = space.modules(denoiser)
-        self.tensors = before or {
-            key: torch.zeros(space.n, device=next(iter(modules.values())).weight.device) for key in ("kept", "ablated")
-        }
-
-    def add(self, engine: RowEngine, j: Tensor, group: Sequence[Ablation]) -> None:
-        """The gradients of J, a scalar, at the ablations of the group."""
-        if self.space.kind == "weight":
-            engine.reset_scores()
-            j.backward()
-            for key, parts in (("kept", engine.kept), ("ablated", engine.ablated)):
-                self.tensors[key] += torch.cat([parts[entry.module].flatten() for entry in self.space])
-            return
-        gates = [engine.gates[entry.module] for entry in self.space]
-        gradients = torch.autograd.grad(j, gates, allow_unused=True)
-        filled = [torch.zeros_like(gate) if g is None else g for gate, g in zip(gates, gradients, strict=True)]
-        whole = torch.cat(filled, 1).float()
-        ablated = torch.stack([ablation.mask for ablation in group]).to(whole.device)
-        self.tensors["kept"] += torch.where(ablated, 0, whole).sum(0)
-        self.tensors["ablated"] += torch.where(ablated, whole, 0).sum(0)
-
-    def trapezoid(self, kept: int, ablated: int) -> Tensor:
-        """The mean of the two means, float32 [n] on the CPU."""
-        return (0.5 * (self.tensors["kept"] / kept + self.tensors["ablated"] / ablated)).cpu()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..ablation import Ablation
 from ..components import ComponentSpace, Kind
@@ -20,12 +21,16 @@ from ..recording_data import Recording
 from ..version import __version__
 from .ablated import objective_under_ablations
 from .methods import Job, Method, make_estimator
+from .passes import recorded_j
 from .scores import Scores
+from .stop import StopWhen, Watch
 from .store import RunState
-from .trust import Trust, predicted_change
+from .trust import Trust, correlation, predicted_change
 
 # Held-out ablations come from seeds of their own, so that no estimate has seen them.
 HOLDOUT_SEED = 1 << 40
+STOPPING_SEED = 1 << 41
+HOLDOUT_FRACTIONS = (0.01, 0.05, 0.2)
 
 
 class Attributor:
@@ -70,7 +75,8 @@ class Attributor:
         concept: str | None = None,
         rows_per_pass: int | None = None,
         holdout: int = 0,
-        holdout_fractions: Sequence[float] = (0.05,),
+        holdout_fractions: Sequence[float] = HOLDOUT_FRACTIONS,
+        stop_when: StopWhen | None = None,
         output_dir: str | Path | None = None,
         resume: bool = False,
         progress: bool = True,
@@ -78,7 +84,8 @@ class Attributor:
         """Scores of every component from ``recording``; with ``output_dir`` saved there, and resumable if stopped.
 
         ``holdout``: so many random ablations of each of ``holdout_fractions`` are measured besides, and the scores
-        carry how well they predict them (``scores.trust``).
+        carry how well they predict them (``scores.trust``). ``stop_when`` ends an ablated gradient or a regression
+        before its last partition or ablation; the reason is kept with the scores.
         Raises ValueError for a recording of another model or without what the objective needs, FileExistsError when
         an unfinished run lies in ``output_dir`` and ``resume`` is False.
         """
@@ -86,14 +93,15 @@ class Attributor:
         rows_per_pass = rows_per_pass or self.estimator.rows_per_pass
         settings = self._settings(recording, rows_per_pass)
         state = RunState(output_dir, settings, resume=resume)
-        job = Job(self.denoiser, recording, self.objective, self.space, rows_per_pass, state, progress)
-        passes = self.estimator.cost(job)
+        watch = self._watch(stop_when, recording, progress)
+        job = Job(self.denoiser, recording, self.objective, self.space, rows_per_pass, state, progress, watch)
         started = time.perf_counter()
         try:
             estimate = self.estimator.run(job)
         except KeyboardInterrupt:
             state.save()
             raise
+        passes = estimate.passes or self.estimator.cost(job)
         cost = {
             "recorded_denoiser_calls": recording.denoiser_calls,
             "recorded_rows": recording.n_rows,
@@ -105,10 +113,17 @@ class Attributor:
         provenance = {
             "concept": concept or recording.prompts[0],
             **settings,
+            "intact_j": recorded_j(recording, self.objective),
             "estimate": estimate.facts,
             "cost": cost,
             "versions": versions(),
         }
+        if stop_when is not None:
+            provenance["stop_when"] = {
+                **stop_when.to_dict(),
+                "reason": watch.reason or "none was reached",
+                "r": watch.r,
+            }
         scores = Scores(estimate.values, self.space, provenance, estimate.standard_error)
         if holdout:
             checks = self.check(scores, recording, holdout, holdout_fractions, progress=progress)
@@ -123,7 +138,7 @@ class Attributor:
         scores: Scores,
         recording: Recording,
         ablations: int = 200,
-        fractions: Sequence[float] = (0.05,),
+        fractions: Sequence[float] = HOLDOUT_FRACTIONS,
         *,
         seed: int = 0,
         rows_per_pass: int = 64,
@@ -139,17 +154,33 @@ class Attributor:
         for fraction in fractions:
             first = HOLDOUT_SEED + seed * ablations
             drawn = [Ablation.random(self.space.n, fraction, first + number) for number in range(ablations)]
-            measured = objective_under_ablations(
-                self.denoiser,
-                recording,
-                self.objective,
-                self.space,
-                drawn,
-                rows_per_pass=rows_per_pass,
-                progress=progress,
-            )
+            measured = self.measured(recording, drawn, rows_per_pass=rows_per_pass, progress=progress)
             checks.append(Trust.of(predicted_change(scores.values, drawn), measured, fraction))
         return checks
+
+    def measured(
+        self, recording: Recording, ablations: Sequence[Ablation], *, rows_per_pass: int = 64, progress: bool = True
+    ) -> Tensor:
+        """J float64 [len(ablations)] under each ablation."""
+        what = (self.denoiser, recording, self.objective, self.space)
+        return objective_under_ablations(*what, ablations, rows_per_pass=rows_per_pass, progress=progress)
+
+    def _watch(self, stop: StopWhen | None, recording: Recording, progress: bool) -> Watch:
+        """Raises ValueError for a method that has no place to stop."""
+        if stop is None:
+            return Watch()
+        if self.method not in ("ablated_gradient", "regression"):
+            raise ValueError(
+                f"stop_when: method {self.method!r} cannot stop early; ablated_gradient and regression can"
+            )
+        if stop.interval_width is not None and self.method == "regression":
+            raise ValueError("stop_when: interval_width goes with ablated_gradient; a regression may stop by r")
+        if stop.r is None:
+            return Watch(stop)
+        fraction = self.estimator.config()["fraction"]
+        drawn = [Ablation.random(self.space.n, fraction, STOPPING_SEED + number) for number in range(stop.ablations)]
+        measured = self.measured(recording, drawn, progress=progress)
+        return Watch(stop, lambda values: float(correlation(predicted_change(values, drawn), measured)))
 
     def _settings(self, recording: Recording, rows_per_pass: int) -> dict[str, Any]:
         return {

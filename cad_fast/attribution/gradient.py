@@ -14,7 +14,7 @@ from ..components import ComponentSpace, ModuleComponents
 from ..objectives import Objective
 from ..recording_data import REPLAY_TOLERANCE, Recording
 from ..row_engine.gates import scale_columns, scale_filters
-from .passes import Pass, gather, plan_passes
+from .passes import Pass, gather, objective_of, plan_passes
 from .store import RunState
 
 Via = Literal["weight", "gate"]
@@ -108,10 +108,10 @@ class GradientPasses:
 
     def _add_pass(self, pieces: Pass, leaves: Mapping[str, Tensor], sums: dict[str, Tensor], check: bool) -> None:
         call = gather(self.recording, pieces)
-        output = call.run(self.denoiser)
+        output, values = objective_of(self.denoiser, self.recording, self.objective, pieces, call)
         if check and call.output is not None:
             require_replayed(output.detach(), call.output)
-        gradients = torch.autograd.grad(self.objective(output, call).sum(), list(leaves.values()), allow_unused=True)
+        gradients = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
         for name, gradient in zip(leaves, gradients, strict=True):
             if gradient is not None:  # the last block's text stream of a joint attention has no effect
                 sums[name] += gradient.float()

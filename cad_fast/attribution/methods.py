@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -15,14 +15,18 @@ from ..components import ComponentSpace
 from ..objectives import Objective
 from ..recording_data import Recording
 from .ablated import Plan, ablated_gradient_scores, objective_under_ablations, parts_of
+from .averages import more_passes
 from .gradient import Via, gradient_scores
 from .scores import Scores
 from .solvers import SOLVERS, Design, Solver, fit
+from .stop import Watch
 from .store import RunState
 
 Method = Literal["gradient", "ablated_gradient", "regression", "exact"]
 Draw = Literal["partitions", "bernoulli"]
 MOST_EXACT = 20_000
+# A regression looks up whether to stop after every so many ablations.
+STOP_BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Job:
     rows_per_pass: int
     state: RunState
     progress: bool
+    watch: Watch
 
     def settings(self) -> dict[str, Any]:
         """How every estimate is run, as keyword arguments."""
@@ -49,18 +54,22 @@ class Job:
         """How the recording's rows are divided into passes."""
         return Plan.of(self.recording, self.objective, self.rows_per_pass)
 
-    def objective_under(self, ablations: Sequence[Ablation]) -> Tensor:
-        """J float64 [len(ablations)] under each ablation."""
-        return objective_under_ablations(*self.what(), ablations, **self.settings())
+    def objective_under(self, ablations: Sequence[Ablation], until: Callable[[Tensor], bool] | None = None) -> Tensor:
+        """J float64 [len(ablations)] under each ablation, or under those until ``until`` is content."""
+        return objective_under_ablations(*self.what(), ablations, until=until, **self.settings())
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Scores float [n], what is known of their errors (float [n] or None), and JSON-able facts about the estimate."""
+    """Scores float [n], what is known of their errors (float [n] or None), and JSON-able facts about the estimate.
+
+    ``passes`` as of ``Estimator.cost``, where fewer were made than it foresaw.
+    """
 
     values: Tensor
     standard_error: Tensor | None
     facts: dict[str, Any]
+    passes: dict[str, int] | None = None
 
 
 class Estimator(ABC):
@@ -106,20 +115,32 @@ class Gradient(Estimator):
 
 @dataclass(frozen=True)
 class AblatedGradient(Estimator):
-    """Gradients at randomly ablated networks, by the trapezoid rule; see ``ablated_gradient_scores``."""
+    """Gradients at randomly ablated networks; see ``ablated_gradient_scores``.
+
+    ``partitions`` is the most that are run: ``stop_when`` may end the run earlier.
+    """
 
     name = "ablated_gradient"
     rows_per_pass = 32
     fraction: float = 0.05
     partitions: int = 1
+    ablated_weight: float | None = None
     seed: int = 0
 
     def run(self, job: Job) -> Estimate:
-        options = {"fraction": self.fraction, "partitions": self.partitions, "seed": self.seed}
-        return Estimate(ablated_gradient_scores(*job.what(), **options, **job.settings()), None, {})
+        options = {key: getattr(self, key) for key in ("fraction", "partitions", "ablated_weight", "seed")}
+        found, done = ablated_gradient_scores(*job.what(), **options, watch=job.watch, **job.settings())
+        facts: dict[str, Any] = {"partitions": done, "ablated_weight": found.ablated_weight}
+        if found.reliability is not None:
+            twice = more_passes(found.reliability, 2)
+            facts |= {"reliability": found.reliability, "reliability_with_twice_the_passes": twice}
+        return Estimate(found.values, found.standard_error, facts, self._passes(job, done))
 
     def cost(self, job: Job) -> dict[str, int]:
-        passes = self.partitions * job.plan().cost(parts_of(self.fraction, job.space.n))
+        return self._passes(job, self.partitions)
+
+    def _passes(self, job: Job, partitions: int) -> dict[str, int]:
+        passes = partitions * job.plan().cost(parts_of(self.fraction, job.space.n))
         return {"forward": passes, "backward": passes}
 
 
@@ -162,15 +183,27 @@ class Regression(Estimator):
         if self.prior is not None and self.prior.space != job.space:
             raise ValueError(f"prior has scores over {self.prior.space}, expected {job.space}")
         ablations = self.drawn(job.space.n)
-        j = job.objective_under(ablations)
         prior = None if self.prior is None else self.prior.values
+        plan = job.plan()
+
+        def until(j: Tensor) -> bool:
+            # Groups of ablations may step over a multiple of the batch.
+            if len(j) // STOP_BATCH == max(0, len(j) - plan.variants) // STOP_BATCH:
+                return False
+            found = fit(Design.of(ablations[: len(j)]), j, self.solver, prior=prior)
+            return job.watch.enough(found.alpha, None, len(j) * plan.n_rows)
+
+        j = job.objective_under(ablations, None if job.watch.stop is None else until)
+        ablations = ablations[: len(j)]
         # Errors of each component take the square of the ablations per component: not for millions of weights.
-        small = self.solver != "lasso" and job.space.n * self.ablations**2 < 2e12
+        small = self.solver != "lasso" and job.space.n * len(ablations) ** 2 < 2e12
         found = fit(Design.of(ablations), j, self.solver, prior=prior, standard_errors=small)
         facts: dict[str, Any] = {"penalty": found.penalty, "prior_scale": found.prior_scale}
         if found.loo is not None:
             facts["leave_one_out_r"] = float(torch.corrcoef(torch.stack([found.loo, j]))[0, 1])
-        return Estimate(found.alpha, found.standard_error, facts)
+        facts["ablations"] = len(ablations)
+        passes = {"forward": plan.cost(len(ablations)), "backward": 0}
+        return Estimate(found.alpha, found.standard_error, facts, passes)
 
     def cost(self, job: Job) -> dict[str, int]:
         return {"forward": job.plan().cost(self.ablations), "backward": 0}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..denoiser_calls import OUTPUT_NAMES, DenoiserCall, leaves, map_arguments, same_leaf
 from ..objectives import Objective
@@ -43,6 +43,50 @@ def plan_passes(recording: Recording, objective: Objective, rows_per_pass: int) 
 def gather(recording: Recording, pieces: Pass) -> DenoiserCall:
     """One denoiser call holding the named rows of the named calls, each row at its own timestep."""
     return merge_calls([recording.calls[number].select_rows(rows) for number, rows in pieces])
+
+
+def repeated(call: DenoiserCall, variants: int) -> DenoiserCall:
+    """The call with its rows once per variant, variant-major."""
+    return call.select_rows(list(range(call.rows)) * variants) if variants > 1 else call
+
+
+def objective_of(
+    denoiser: nn.Module, recording: Recording, objective: Objective, pieces: Pass, call: DenoiserCall
+) -> tuple[Tensor, Tensor]:
+    """(the denoiser's output, J float32 [call.rows]) for ``call``: the rows of ``pieces``, maybe several times.
+
+    An objective of both branches gets the unconditional output of the same denoiser, at the cost of as many rows again.
+    """
+    output = call.run(denoiser)
+    if objective.both_branches:
+        parts = [_unconditional(recording.calls[number].select_rows(rows)) for number, rows in pieces]
+        other = merge_calls(parts)
+        other = repeated(other, call.rows // other.rows)
+        call = replace(call, unconditional_output=other.run(denoiser))
+    return output, objective(output, call)
+
+
+def _unconditional(call: DenoiserCall) -> DenoiserCall:
+    """The unconditional call of the same rows."""
+    if call.unconditional_inputs is None:
+        raise ValueError(f"the recording lacks the unconditional inputs at step {call.step}: it has no guidance")
+    return DenoiserCall(
+        call.step,
+        call.timestep,
+        call.unconditional_inputs,
+        call.sample_key,
+        None,
+        timestep_key=call.timestep_key,
+        row_paths=call.unconditional_row_paths,
+    )
+
+
+def recorded_j(recording: Recording, objective: Objective) -> float | None:
+    """J of the intact network, the mean over rows and active timesteps, as recorded; None where no output was."""
+    values = [
+        objective(call.output, call) for call in recording.calls if objective.active(call) and call.output is not None
+    ]
+    return float(torch.cat(values).double().mean()) if values else None
 
 
 def merge_calls(calls: Sequence[DenoiserCall]) -> DenoiserCall:

@@ -78,7 +78,8 @@ class Scores:
 
         error = None if self.standard_error is None else of_names(self.standard_error)
         # What was held out were ablations of all components: it says nothing about some of them alone.
-        provenance = {key: value for key, value in self.provenance.items() if key != "trust"}
+        whole = ("trust", "estimate", "stop_when", "halves")
+        provenance = {key: value for key, value in self.provenance.items() if key not in whole}
         return Scores(of_names(self.values), self.space.restrict(names), provenance, error)
 
     def top(self, k: int = 10, *, negative: bool = False) -> list[tuple[str, float]]:

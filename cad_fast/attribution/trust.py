@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ablation import Ablation
+from .scores import Scores
 
 BOOTSTRAP = 2000
 LEVEL = 0.95
@@ -19,8 +20,10 @@ LEVEL = 0.95
 class Trust:
     """Correlation of predicted with measured J over ``n`` random ablations of a ``fraction`` of the components.
 
-    Intervals are bootstrap percentiles over the ablations. As in COAR (arXiv 2404.11534, section 3), a component
-    counts as predicted well where ablations that no estimate has seen come in the right order.
+    ``slope``: by how much J changes for each unit that the prediction changes (least squares); 1 is calibrated, less
+    means that predictions are too large. Intervals are bootstrap percentiles over the ablations. As in COAR
+    (arXiv 2404.11534, section 3), a component counts as predicted well where ablations that no estimate has seen come
+    in the right order.
     """
 
     fraction: float
@@ -29,6 +32,8 @@ class Trust:
     pearson_interval: tuple[float, float]
     spearman: float
     spearman_interval: tuple[float, float]
+    slope: float
+    slope_interval: tuple[float, float]
 
     @classmethod
     def of(cls, predicted: Tensor, measured: Tensor, fraction: float, seed: int = 0) -> Trust:
@@ -47,12 +52,26 @@ class Trust:
         return cls(
             fraction,
             len(measured),
-            float(_correlation(predicted, measured)),
-            _interval(_correlation(predicted[drawn], measured[drawn])),
-            float(_correlation(*ranks)),
+            float(correlation(predicted, measured)),
+            _interval(correlation(predicted[drawn], measured[drawn])),
+            float(correlation(*ranks)),
             # Resampled ranks stand in for ranks of resamples, whose ties would have to be averaged anew.
-            _interval(_correlation(ranks[0][drawn], ranks[1][drawn])),
+            _interval(correlation(ranks[0][drawn], ranks[1][drawn])),
+            float(_slope(predicted, measured)),
+            _interval(_slope(predicted[drawn], measured[drawn])),
         )
+
+    def __str__(self) -> str:
+        low, high = self.pearson_interval
+        return (
+            f"r = {self.pearson:.2f} [{low:.2f}, {high:.2f}], slope {self.slope:.2f} "
+            f"on {self.n} ablations of {self.fraction:.0%}"
+        )
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Trust:
+        """What ``to_dict`` gave. Raises TypeError when entries are missing or unknown."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
 
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -68,10 +87,16 @@ def predicted_change(values: Tensor, ablations: Sequence[Ablation]) -> Tensor:
     return torch.stack(changes)
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
+def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's r along the last dimension; NaN where one side does not vary."""
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+def _slope(a: Tensor, b: Tensor) -> Tensor:
+    """The least-squares slope of b on a, along the last dimension."""
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    return (a * b).sum(-1) / a.square().sum(-1)
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -85,3 +110,22 @@ def _interval(resampled: Tensor) -> tuple[float, float]:
     tail = (1 - LEVEL) / 2
     low, high = resampled[resampled.isfinite()].quantile(torch.tensor([tail, 1 - tail], dtype=resampled.dtype)).tolist()
     return low, high
+
+
+def trust_lines(scores: Scores) -> list[str]:
+    """What the scores say about how far to trust them, in words."""
+    lines = [str(Trust.from_dict(check)) for check in scores.trust]
+    facts = scores.provenance.get("estimate", {})
+    if (reliability := facts.get("reliability")) is not None:
+        twice = facts["reliability_with_twice_the_passes"]
+        lines.append(
+            f"reliability {reliability:.2f} over the choice of ablations; twice the passes would give {twice:.2f}"
+        )
+        # Noise of the scores weakens r by the root of their reliability (Spearman 1904).
+        for check in scores.trust:
+            if 0 < reliability:
+                best = min(1.0, check["pearson"] / reliability**0.5)
+                lines.append(f"with endless passes r at {check['fraction']:.0%} would be about {best:.2f}")
+    if (stopped := scores.provenance.get("stop_when")) is not None:
+        lines.append(f"stopped: {stopped['reason']}")
+    return lines

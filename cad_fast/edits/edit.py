@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..attribution.scores import Scores
 from ..components import ComponentSpace, ModuleComponents
 from .apply import AppliedEdit, apply_edit
 from .select import Scope, Sign, select
+from .trust import warn_if_untrusted
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Edit:
 
     @property
     def n_weights(self) -> int:
-        return sum(len(indices) for indices in self.weight_indices().values())
+        return sum(entry.weights_each * len(self.components[entry.module]) for entry in self.space)
 
     def digest(self) -> str:
         """SHA-256 over the factor and every module's name and components: the same edit has the same digest."""
@@ -114,21 +115,85 @@ class Edit:
         finally:
             handle.undo()
 
-    def save_pretrained(self, folder: Any) -> None:
-        """Write ``edit_config.json`` and ``edit_model.safetensors`` into ``folder``."""
+    def evaluated(self, comparison: Any, evaluation: Any = None) -> Edit:
+        """The same edit with ``comparison`` (see ``evaluation.compare``) in its provenance, under ``evaluation``.
+
+        ``evaluation``: the ``Evaluation`` after the edit, whose settings are then recorded as well, so that
+        ``cad-fast edit verify`` can repeat it. Raises ValueError when they are of another edit.
+        """
+        record = comparison.to_dict()
+        if record["edit"] != self.name:
+            raise ValueError(f"the comparison is of edit {record['edit']!r}, not of {self.name!r}")
+        if evaluation is not None:
+            settings = evaluation.settings.to_dict()
+            if settings["edit"] != self.name:
+                raise ValueError(f"the evaluation is of edit {settings['edit']!r}, not of {self.name!r}")
+            record["settings"] = {key: value for key, value in settings.items() if key != "fingerprint"}
+        return replace(self, provenance={**self.provenance, "evaluation": record})
+
+    def save_pretrained(
+        self,
+        folder: Any,
+        *,
+        card: bool = False,
+        comparison: Any = None,
+        evaluation: Any = None,
+        sheet: Any = None,
+        base_model: str | None = None,
+        license: str | None = None,
+        repo_id: str | None = None,
+    ) -> None:
+        """Write ``edit_config.json`` and ``edit_model.safetensors`` into ``folder``.
+
+        ``comparison`` (with ``evaluation``) goes into the provenance, see ``evaluated``. ``card``: write a model card
+        ``README.md`` too, with the figures of the comparison and, as ``sheet.png``, the PIL image ``sheet`` of
+        pictures before and after. ``base_model`` is the model's name on the Hub, ``license`` an identifier of the
+        Hub's, ``repo_id`` where the edit will be found: the card names them.
+        Raises PermissionError or NotADirectoryError naming the folder, ValueError for a comparison of another edit.
+        """
         from .io import save_edit
 
-        save_edit(self, folder)
+        edit = self if comparison is None else self.evaluated(comparison, evaluation)
+        if not card and not (sheet is base_model is license is repo_id is None):
+            raise ValueError("sheet, base_model, license and repo_id go into the model card: give card=True")
+        save_edit(edit, folder)
+        if card:
+            from .card import write_card
+
+            write_card(edit, folder, sheet=sheet, base_model=base_model, license=license, repo_id=repo_id)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload the edit with its model card to a repository of the Hugging Face Hub; returns the commit's address.
+
+        ``private``, ``token``, ``revision``, ``commit_message`` and ``create_pr`` go to the Hub; ``comparison``,
+        ``evaluation``, ``sheet``, ``base_model`` and ``license`` are as for ``save_pretrained``. The repository is
+        created if need be, and has the layout that ``from_pretrained`` reads.
+        """
+        from .hub import push_edit
+
+        return push_edit(self, repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(cls, source: Any, pipeline: Any = None, **hub_kwargs: Any) -> Edit:
         """Read an edit from a folder or a Hub repository; with ``pipeline`` also check that it fits its denoiser.
 
-        Raises FileNotFoundError, or ValueError naming the file that is damaged or why the model does not fit.
+        Raises FileNotFoundError, PermissionError for a link out of the folder, or ValueError naming the file that is
+        damaged or why the model does not fit.
         """
         from .io import load_edit
 
         return load_edit(source, pipeline, **hub_kwargs)
+
+    @classmethod
+    def from_checkpoint_difference(cls, base: Any, pruned: Any, name: str = "pruned") -> Edit:
+        """The edit of the weights that ``pruned`` has set to zero and ``base`` has not.
+
+        Both are a pipeline or its denoiser; ``pruned`` may also be a safetensors file or a folder of the denoiser's
+        weights. Raises ValueError when they differ in anything but zeros in linears and convolutions.
+        """
+        from .checkpoints import checkpoint_difference
+
+        return checkpoint_difference(base, pruned, name)
 
 
 def check_edit_name(name: Any) -> str:
@@ -200,9 +265,11 @@ def _from_scores(
     indices = select(scores, sign=sign, **settings)
     if len(indices) == 0:
         raise ValueError(f"no component has a {sign} score for {scores.concept!r}: nothing to {verb}")
+    warn_if_untrusted(scores, len(indices) / scores.space.n, stacklevel=4)
     kept = [other.concept for other in settings.get("keep", ())]
     selection = {**{key: value for key, value in settings.items() if key != "keep"}, "sign": sign, "keep": kept}
-    provenance = {**scores.provenance, "selection": selection}
+    # An empty list says that the scores were not checked on held-out ablations.
+    provenance = {**scores.provenance, "trust": scores.trust, "selection": selection}
     return Edit.from_indices(name or f"{_slug(scores.concept)}-{verb}", scores.space, indices, factor, provenance)
 
 

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..components import ComponentSpace
 from ..denoiser_calls import denoiser_of
-from ..files import read_json, read_tensors, require_writable_folder, write_json, write_tensors
+from ..files import (
+    check_tensor_header,
+    read_json,
+    read_tensors,
+    require_writable_folder,
+    write_json,
+    write_tensors,
+)
 from ..fingerprint import Fingerprint
 from ..version import __version__
 from .apply import intact_fingerprint
+from .coding import decode_sorted, encode_sorted, encoded_size
 from .edit import Edit
+from .hub import download
+from .layout import CONFIG_NAME, MAX_CONFIG, MODEL_NAME, EditConfig, ModuleLayout, own_file
 
-CONFIG_NAME = "edit_config.json"
-MODEL_NAME = "edit_model.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save_edit(edit: Edit, folder: str | Path) -> None:
     """Write ``edit`` into ``folder``. Raises PermissionError or NotADirectoryError naming the folder."""
     folder = require_writable_folder(folder)
-    modules = {entry.module: {**asdict(entry), "weight_shape": list(entry.weight_shape)} for entry in edit.space}
+    tensors, modules = {}, {}
+    for entry in edit.space:
+        indices = edit.components[entry.module]
+        tensors[entry.module], bits = encode_sorted(indices)
+        shape = list(entry.weight_shape)
+        modules[entry.module] = {"weight_shape": shape, "block": entry.block, "n": len(indices), "rice_bits": bits}
     config = {
         "format_version": FORMAT_VERSION,
         "cad_fast_version": __version__,
@@ -37,33 +51,24 @@ def save_edit(edit: Edit, folder: str | Path) -> None:
         "modules": modules,
         "provenance": edit.provenance,
     }
-    tensors = {module: indices.to(torch.int32) for module, indices in edit.components.items()}
     # The tensors first: a config without its tensors would look like a whole edit.
     write_tensors(folder / MODEL_NAME, tensors, {"format": "edit", "digest": config["digest"]})
     write_json(folder / CONFIG_NAME, config)
 
 
 def load_edit(source: str | Path, pipeline: Any = None, **hub_kwargs: Any) -> Edit:
-    """Read an edit; see ``Edit.from_pretrained``. ``hub_kwargs`` (revision, token, ...) go to the Hub download."""
+    """Read an edit; see ``Edit.from_pretrained``. ``hub_kwargs`` (revision, token, ...) go to the Hub download.
+
+    Nothing in the files is trusted: sizes are checked before they are allocated, so that memory stays within about
+    100 times the size of the files. Raises FileNotFoundError, PermissionError, or ValueError naming the file and what
+    is wrong with it.
+    """
     folder = Path(source)
     if not folder.is_dir():
-        folder = _download(str(source), hub_kwargs)
-    for name in (CONFIG_NAME, MODEL_NAME):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no {name}: expected a folder written by save_pretrained")
-    config = read_json(folder / CONFIG_NAME)
-    if config.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder / CONFIG_NAME} has format_version {config.get('format_version')!r}, expected {FORMAT_VERSION}"
-        )
-    tensors, metadata = read_tensors(folder / MODEL_NAME)
-    try:
-        space = ComponentSpace.from_dict({"entries": list(config["modules"].values()), "fingerprint": config["model"]})
-        components = {module: indices.to(torch.int64) for module, indices in tensors.items()}
-        edit = Edit(config["name"], space, components, float(config["factor"]), dict(config.get("provenance", {})))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder} holds a damaged edit: {error}") from error
-    if not edit.digest() == config.get("digest") == metadata.get("digest"):
+        folder = download(str(source), (CONFIG_NAME, MODEL_NAME), hub_kwargs)
+    config, model_path = read_config(folder), own_file(folder, MODEL_NAME)
+    edit, metadata = _read(config, model_path)
+    if not edit.digest() == config.digest == metadata.get("digest"):
         raise ValueError(f"{folder}: {CONFIG_NAME} and {MODEL_NAME} do not belong together, or one was changed")
     if pipeline is not None:
         fingerprint: Fingerprint = intact_fingerprint(denoiser_of(pipeline))
@@ -71,14 +76,60 @@ def load_edit(source: str | Path, pipeline: Any = None, **hub_kwargs: Any) -> Ed
     return edit
 
 
-def _download(repository: str, hub_kwargs: dict[str, Any]) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+def read_config(folder: Path) -> EditConfig:
+    """What the config in ``folder`` says, without the components. Raises FileNotFoundError, ValueError naming it."""
+    path = own_file(folder, CONFIG_NAME)
+    value = read_json(path, MAX_CONFIG)
     try:
-        paths = [Path(hf_hub_download(repository, name, **hub_kwargs)) for name in (CONFIG_NAME, MODEL_NAME)]
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
-            f"{repository!r} is neither a folder with an edit nor a repository that can be read: {error}"
-        ) from error
-    return paths[0].parent
+        return EditConfig.from_dict(value)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _read(config: EditConfig, path: Path) -> tuple[Edit, dict[str, Any]]:
+    """The edit whose components lie in ``path``, and the metadata there. Raises ValueError naming ``path``."""
+    check_tensor_header(path, config.max_bytes)
+
+    def check(found: Mapping[str, tuple[str, list[int]]]) -> None:
+        try:
+            _check_tensors(config, found)
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit {CONFIG_NAME}: {error}") from error
+
+    tensors, metadata = read_tensors(path, check)
+    components = {}
+    for layout in config.modules:
+        try:
+            components[layout.entry.module] = _decode(layout, tensors.pop(layout.entry.module))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {layout.entry.module!r}: {error}") from error
+    space = ComponentSpace([layout.entry for layout in config.modules], config.fingerprint)
+    try:
+        return Edit(config.name, space, components, config.factor, config.provenance), metadata
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _check_tensors(config: EditConfig, found: Mapping[str, tuple[str, list[int]]]) -> None:
+    """Raises ValueError naming the tensor that is missing, superfluous, or of a dtype or size it cannot have."""
+    modules = {layout.entry.module: layout for layout in config.modules}
+    if found.keys() != modules.keys():
+        name = min(found.keys() ^ modules.keys())
+        raise ValueError(f"the module {name[:200]!r} is in only one of them")
+    for name, (dtype, shape) in found.items():
+        layout = modules[name]
+        wanted = "I32" if layout.rice_bits is None else "U8"
+        if dtype != wanted or len(shape) != 1:
+            raise ValueError(f"{name!r} is {dtype} of shape {shape}, expected {wanted} of one dimension")
+        if layout.rice_bits is not None:
+            least, most = encoded_size(layout.n, layout.rice_bits, layout.entry.count)
+        else:
+            least, most = 1, layout.entry.count
+        if not least <= shape[0] <= most:
+            raise ValueError(f"{name!r} has {shape[0]} entries, expected {least} to {most}")
+
+
+def _decode(layout: ModuleLayout, stored: Tensor) -> Tensor:
+    if layout.rice_bits is None:
+        return stored.to(torch.int64)
+    return decode_sorted(stored, layout.n, layout.rice_bits, layout.entry.count)

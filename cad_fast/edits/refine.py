@@ -15,6 +15,7 @@ from ..denoiser_calls import denoiser_of
 from ..objectives import ConceptErasure, Objective
 from ..recording_data import Recording
 from .select import Scope, Sign, select
+from .trust import warn_if_untrusted
 
 # The trapezoid rule over the way, at strengths 0, 1/2 and 1 of the edit.
 STRENGTHS = (0.0, 0.5, 1.0)
@@ -61,6 +62,8 @@ def refine(
         chosen = select(current, **settings)
         if len(chosen) == 0:
             raise ValueError(f"no component has a {sign} score for {scores.concept!r}: there is nothing to refine")
+        if number == 0:
+            warn_if_untrusted(scores, len(chosen) / scores.space.n)
         path = [Ablation.from_indices(scores.space.n, chosen, 1 - strength) for strength in STRENGTHS]
         along = gradient_at_ablations(
             denoiser, recording, objective, scores.space, path, WEIGHTS, rows_per_pass=rows_per_pass
@@ -81,6 +84,8 @@ def _provenance(
         "objective": objective.config(),
         "prompts": recording.prompts,
         "seeds": recording.seeds,
+        "trust_of_first_scores": scores.trust,
     }
     # How well the first scores predict says nothing about these.
-    return {**{key: value for key, value in scores.provenance.items() if key != "trust"}, "refined": refined}
+    own = ("trust", "estimate", "stop_when", "halves")
+    return {**{key: value for key, value in scores.provenance.items() if key not in own}, "refined": refined}

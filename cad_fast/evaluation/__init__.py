@@ -7,6 +7,7 @@ from .outcomes import Evaluation, Outcome, Settings, Tally
 from .plots import bars_before_after, module_share_plot, tradeoff_plot
 from .prompts import LabelledPrompt, PromptSet, emoji_prompts
 from .report import Figure, Figures, Heading, Paragraph, Picture, Section, Table, comparison_table, write_report
+from .score_plots import cost_plot, damage_plot, fractions_plot, overlap_plot
 from .scorers import ClipScorer, EmojiScorer, Scorer
 from .sheets import before_after_sheet, contact_sheet
 
@@ -37,10 +38,14 @@ __all__ = [
     "compare",
     "comparison_table",
     "contact_sheet",
+    "cost_plot",
+    "damage_plot",
     "emoji_prompts",
     "evaluate",
+    "fractions_plot",
     "image_seed",
     "module_share_plot",
+    "overlap_plot",
     "paired_difference",
     "paired_ratio",
     "require_comparable",

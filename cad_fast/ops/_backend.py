@@ -4,17 +4,29 @@ import contextlib
 import contextvars
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from cad_fast import __version__, envs
-from cad_fast.ops import _native
+from cad_fast.ops import _crossover, _cuda, _native, _triton
 from cad_fast.ops._registry import OPS
 
-BACKENDS = ("native", "reference")
-"""All backends, in the order in which the automatic choice tries them."""
+
+def _reference_why_not(op: str, args: tuple[Any, ...]) -> str | None:
+    return None
+
+
+PREDICATES: dict[str, Callable[[str, tuple[Any, ...]], str | None]] = {
+    "cuda": _cuda.why_not,
+    "triton": _triton.why_not,
+    "native": _native.why_not_run,
+    "reference": _reference_why_not,
+}
+"""All backends, and what says why one of them cannot run an operator on arguments (None: it can)."""
+
+BACKENDS = tuple(PREDICATES)
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("cad_fast_backend", default=None)
 
@@ -22,7 +34,7 @@ _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("cad_fast_b
 def check_backend(backend: str) -> str:
     """The same name, if it is "auto" or a backend; otherwise ValueError."""
     if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"unknown backend {backend!r}: expected auto, {' or '.join(BACKENDS)}")
+        raise ValueError(f"unknown backend {backend!r}: expected auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
     return backend
 
 
@@ -34,7 +46,7 @@ def get_backend() -> str:
 
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Run the operators called inside on this backend: "auto", "native" or "reference"."""
+    """Run the operators called inside on this backend: "auto" or one of `BACKENDS`."""
     token = _chosen.set(check_backend(backend))
     try:
         yield
@@ -46,19 +58,7 @@ def why_not(op: str, backend: str, *args: Any) -> str | None:
     """Why this backend cannot run this operator on these arguments; None if it can."""
     if backend not in OPS[op].implementations:
         return f"there is no {backend} implementation of {op}"
-    if backend != "native":
-        return None
-    module = _native.load()
-    if module is None:
-        return _native.why_not()
-    if not hasattr(module, op):
-        return f"cad_fast._C was built before {op} was added: install cad_fast again"
-    for arg in args:
-        if isinstance(arg, torch.Tensor) and arg.device.type != "cpu":
-            return f"the native kernels run on cpu, a tensor is on {arg.device}"
-        if isinstance(arg, torch.device) and arg.type != "cpu":
-            return f"the native kernels run on cpu, the result is wanted on {arg}"
-    return None
+    return PREDICATES[backend](op, args)
 
 
 def can_run(op: str, backend: str, *args: Any, raise_error: bool = False) -> bool:
@@ -106,21 +106,24 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _first_that_can_run(op: str, *args: Any) -> str:
-    for backend in BACKENDS:
+    reasons = {}
+    for backend in _crossover.order(op, args):
+        if backend not in BACKENDS:
+            continue
         reason = why_not(op, backend, *args)
         if reason is None:
+            if backend == "reference":
+                _warn_once("; ".join(reasons.values()))
             return backend
-        OPS[op].reasons[backend] = reason
-        if reason == _native.why_not():
-            _warn_once(reason)
-    raise RuntimeError(f"no backend can run {op}: {OPS[op].reasons}")
+        OPS[op].reasons[backend] = reasons[backend] = reason
+    raise RuntimeError(f"no backend can run {op}: {reasons}")
 
 
 _warned: set[str] = set()
 
 
 def _warn_once(reason: str) -> None:
-    if reason not in _warned:
+    if reason and reason not in _warned:
         _warned.add(reason)
         message = f"{reason}; the slow reference operators run instead (cad_fast.ops.backend_report() tells more)"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -152,6 +155,8 @@ def backend_report() -> dict[str, Any]:
             "why_not": reason,
             "build": module.build_info() if module else None,
         },
+        "cuda": _cuda.report(),
+        "triton": _triton.report(),
         "cpu": {
             "features": module.cpu_features() if module else None,
             "capabilities": module.capabilities() if module else None,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cad_fast.ops import _check
 
-FLOATS = (torch.float32, torch.bfloat16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 Pair = Sequence[int]
 

@@ -4,8 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from cad_fast.ops import _check
+
+_checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Indices on a GPU that were found right: their version, and what else they were checked against."""
 
 
 def check_shapes(x: Tensor, rows: Any, offsets: Any, indices: Any, factors: Any) -> None:
@@ -26,17 +30,30 @@ def check_shapes(x: Tensor, rows: Any, offsets: Any, indices: Any, factors: Any)
     _check.same_device("factors", factors, "x", x)
 
 
+def _remembers(indices: Tensor) -> bool:
+    return indices.device.type != "cpu" and not indices.is_inference()  # which has no version
+
+
 def check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor) -> None:
-    """Require rows and offsets that ascend from 0, and indices in range that ascend strictly within an edit."""
+    """Require rows and offsets that ascend from 0, and indices in range that ascend strictly within an edit.
+
+    Indices on a GPU are checked again only after a change: to look at them means to wait for the GPU.
+    """
     for name, value, last in (("offsets", offsets, indices.shape[0]), ("rows", rows, x.shape[0])):
         if value[0] != 0 or value[-1] != last or (value.diff() < 0).any():
             raise ValueError(f"{name} must ascend from 0 to {last}")
+    remembers = _remembers(indices)
+    state = (indices._version, weight.numel(), offsets.tolist()) if remembers else None
+    if remembers and _checked.get(indices) == state:
+        return
     outside = (indices < 0) | (indices >= weight.numel())
     disordered = torch.zeros_like(outside)
     disordered[1:] = indices.diff() <= 0
     disordered[offsets[offsets < indices.shape[0]].to(indices.device)] = False
     bad = (outside | disordered).nonzero().flatten()
     if bad.numel() == 0:
+        if remembers:
+            _checked[indices] = state
         return
     position = int(bad[0])
     what = f"indices[{position}] = {int(indices[position])}"

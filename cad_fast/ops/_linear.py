@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cad_fast.ops import _check
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_operands(x: Any, weight: Any, bias: Any, dims: int, transposed: bool) -> tuple[int, int]:

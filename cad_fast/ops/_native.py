@@ -6,6 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -63,6 +64,23 @@ def why_not() -> str | None:
     """Why there are no native kernels; None if there are."""
     load()
     return _import()[1]
+
+
+def why_not_run(op: str, args: tuple[Any, ...]) -> str | None:
+    """Why the native kernels cannot run this operator on these arguments; None if they can."""
+    module = load()
+    if module is None:
+        return why_not()
+    if not hasattr(module, op):
+        return f"cad_fast._C was built before {op} was added: install cad_fast again"
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and arg.device.type != "cpu":
+            return f"the native kernels run on cpu, a tensor is on {arg.device}"
+        if isinstance(arg, torch.device) and arg.type != "cpu":
+            return f"the native kernels run on cpu, the result is wanted on {arg}"
+        if isinstance(arg, torch.Tensor) and arg.dtype == torch.float16:
+            return "the native kernels compute float32 and bfloat16, a tensor is torch.float16"
+    return None
 
 
 @functools.cache

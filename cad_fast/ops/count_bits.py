@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -14,7 +14,7 @@ def count_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
 
     Args:
         words: [..., w], int32; any strides.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [...], int64.
@@ -59,4 +59,15 @@ def _samples() -> list[tuple[Any, ...]]:
     return [(words,), (words.t(),), (words[0],), (words[:, :0],), (words[:0],)]
 
 
-register(Op("count_bits", _op, {"native": _native_count_bits, "reference": reference.count_bits}, _samples))
+register(
+    Op(
+        "count_bits",
+        _op,
+        {
+            "triton": _triton.of("count_bits"),
+            "native": _native_count_bits,
+            "reference": reference.count_bits,
+        },
+        _samples,
+    )
+)

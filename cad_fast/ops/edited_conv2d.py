@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _conv, _edits, _native, reference
+from cad_fast.ops import _backend, _conv, _edits, _native, _triton, reference
 from cad_fast.ops._conv import Geometry
 from cad_fast.ops._registry import Op, register
 
@@ -34,7 +34,7 @@ def edited_conv2d(
     weight is slow).
 
     Args:
-        x: [R, C, H, W], float32 or bfloat16; any strides.
+        x: [R, C, H, W], float32, bfloat16 or float16; any strides.
         weight: [N, C / groups, kh, kw], dtype of x; any strides.
         rows: [G + 1], int64 on the CPU, ascending from 0 to R; a group may be empty.
         offsets: [G + 1], int64 on the CPU, ascending from 0 to E; an edit may be empty.
@@ -48,7 +48,7 @@ def edited_conv2d(
         groups: how many groups the channels fall into, an int.
         input_size: (H, W) asks for the transposed product, as in the gradient by x: x is then [R, N, H', W'] and bias
             None.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [R, N, H', W'], or [R, C, H, W] if input_size is given; dtype of x, channels last where torch's conv2d would
@@ -203,6 +203,11 @@ def _native_edited_conv2d(
     return out
 
 
+def _triton_edited_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    out = _conv.empty_result(x, weight, Geometry(*rest[-5:]))
+    return _triton.of("edited_conv2d", products=True)(x, weight, *rest, out=out)
+
+
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     how = Geometry(*rest[-5:])
     return _conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, how)
@@ -237,4 +242,15 @@ def _samples() -> list[tuple[Any, ...]]:
     return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
 
 
-register(Op("edited_conv2d", _op, {"native": _native_edited_conv2d, "reference": _reference}, _samples))
+register(
+    Op(
+        "edited_conv2d",
+        _op,
+        {
+            "triton": _triton_edited_conv2d,
+            "native": _native_edited_conv2d,
+            "reference": _reference,
+        },
+        _samples,
+    )
+)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _edits, _linear, _native, reference
+from cad_fast.ops import _backend, _check, _cuda, _edits, _linear, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -35,7 +35,7 @@ def edited_linear(
     time.
 
     Args:
-        x: [r, k], float32 or bfloat16; any strides. With `transposed` [r, n].
+        x: [r, k], float32, bfloat16 or float16; any strides. With `transposed` [r, n].
         weight: [n, k], dtype of `x`; any strides.
         rows: [groups + 1], int64, on the CPU, ascending from 0 to r: group g owns the rows from rows[g] to rows[g + 1].
         offsets: [groups + 1], int64, on the CPU, ascending from 0 to e: group g's edit is the entries from offsets[g]
@@ -44,7 +44,7 @@ def edited_linear(
         factors: [e], float32: what these elements are multiplied by.
         bias: [n], dtype of `x`, or None. Must be None with `transposed`.
         transposed: multiply by W_g rather than by its transpose.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "cuda", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [r, n], dtype of `x`. With `transposed` [r, k].
@@ -177,6 +177,11 @@ def _native_edited_linear(
     return y
 
 
+def _triton_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    _edits.check_values(x, weight, *rest[:3])
+    return _triton.of("edited_linear", products=True)(x, weight, *rest)
+
+
 def _reference_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     _edits.check_values(x, weight, *rest[:3])  # the native version checks them on its way
     return reference.edited_linear(x, weight, *rest)
@@ -208,4 +213,16 @@ def _samples() -> list[tuple[Any, ...]]:
     ]
 
 
-register(Op("edited_linear", _op, {"native": _native_edited_linear, "reference": _reference_edited_linear}, _samples))
+register(
+    Op(
+        "edited_linear",
+        _op,
+        {
+            "cuda": _cuda.edited_linear,
+            "triton": _triton_edited_linear,
+            "native": _native_edited_linear,
+            "reference": _reference_edited_linear,
+        },
+        _samples,
+    )
+)

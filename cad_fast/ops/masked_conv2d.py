@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cad_fast.ops import _backend, _bits, _check, _conv, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _conv, _native, _triton, reference
 from cad_fast.ops._conv import Geometry
 from cad_fast.ops._registry import Op, register
 from cad_fast.ops.unpack_bits import unpack_bits
@@ -45,7 +45,7 @@ def masked_conv2d(
     the element was. Differentiable in x, weight and bias (the gradient by the weight is slow).
 
     Args:
-        x: [V, R, C, H, W], float32 or bfloat16; any strides.
+        x: [V, R, C, H, W], float32, bfloat16 or float16; any strides.
         weight: [N, C / groups, kh, kw], dtype of x; any strides.
         words: [V, N, ceil(C / groups * kh * kw / 32)], int32: bit i of word j is element 32 * j + i of the filter in
             the order (channel, row, column), set if ablated; bits behind the last element are ignored.
@@ -57,7 +57,7 @@ def masked_conv2d(
         groups: how many groups the channels fall into, an int.
         input_size: (H, W) asks for the transposed product, as in the gradient by x: x is then [V, R, N, H', W'] and
             bias None.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [V, R, N, H', W'], or [V, R, C, H, W] if input_size is given; dtype of x, channels last where torch's conv2d
@@ -244,6 +244,11 @@ def _by_product(
             out[part].copy_(target.view(len(padded), rows, images, *size).transpose(1, 2))
 
 
+def _triton_masked_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    out = _conv.empty_result(x, weight, Geometry(*rest[-5:]))
+    return _triton.of("masked_conv2d", products=True)(x, weight, *rest, out=out)
+
+
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     how = Geometry(*rest[-5:])
     return _conv.laid_out(reference.masked_conv2d(x, weight, *rest), x, weight, how)
@@ -275,4 +280,15 @@ def _samples() -> list[tuple[Any, ...]]:
     return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
 
 
-register(Op("masked_conv2d", _op, {"native": _native_masked_conv2d, "reference": _reference}, _samples))
+register(
+    Op(
+        "masked_conv2d",
+        _op,
+        {
+            "triton": _triton_masked_conv2d,
+            "native": _native_masked_conv2d,
+            "reference": _reference,
+        },
+        _samples,
+    )
+)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _linear, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _cuda, _linear, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -31,14 +31,14 @@ def masked_linear(
     time.
 
     Args:
-        x: [variants, rows, k], float32 or bfloat16; any strides. With `transposed` [variants, rows, n].
+        x: [variants, rows, k], float32, bfloat16 or float16; any strides. With `transposed` [variants, rows, n].
         weight: [n, k], dtype of `x`; any strides.
         words: [variants, n, ceil(k / 32)], int32: bit i of word j of a row is set if its element 32 * j + i is ablated
             (`pack_bits`). Bits behind element k - 1 are ignored.
         bias: [n], dtype of `x`, or None. Must be None with `transposed`.
         factors: [variants], float32: what each variant's ablated weights are multiplied by. None means 0.
         transposed: multiply by W_v rather than by its transpose.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "cuda", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [variants, rows, n], dtype of `x`. With `transposed` [variants, rows, k].
@@ -176,4 +176,16 @@ def _samples() -> list[tuple[Any, ...]]:
     ]
 
 
-register(Op("masked_linear", _op, {"native": _native_masked_linear, "reference": reference.masked_linear}, _samples))
+register(
+    Op(
+        "masked_linear",
+        _op,
+        {
+            "cuda": _cuda.masked_linear,
+            "triton": _triton.of("masked_linear", products=True),
+            "native": _native_masked_linear,
+            "reference": reference.masked_linear,
+        },
+        _samples,
+    )
+)

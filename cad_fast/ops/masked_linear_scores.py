@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def masked_linear_scores(
@@ -20,14 +20,14 @@ def masked_linear_scores(
     elements at a time. Sums are in float32: first over rows, then over variants, then multiplied by the weight.
 
     Args:
-        grad: [V, R, N], float32 or bfloat16; any strides. The gradient of the layer's output.
+        grad: [V, R, N], float32, bfloat16 or float16; any strides. The gradient of the layer's output.
         x: [V, R, K], dtype of `grad`; any strides. The layer's input.
         weight: [N, K], dtype of `grad`; any strides.
         words: [V, N, ceil(K / 32)], int32; any strides. Bit i of word j is set where the variant ablates the weight in
             column 32 * j + i; bits behind column K - 1 are ignored.
         kept: [N, K], float32; any strides. Updated in place.
         ablated: [N, K], float32; any strides, other memory than `kept`. Updated in place.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         None.
@@ -118,7 +118,11 @@ register(
     Op(
         "masked_linear_scores",
         _op,
-        {"native": _native_masked_linear_scores, "reference": reference.masked_linear_scores},
+        {
+            "triton": _triton.of("masked_linear_scores", products=True),
+            "native": _native_masked_linear_scores,
+            "reference": reference.masked_linear_scores,
+        },
         _samples,
     )
 )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -14,7 +14,7 @@ def pack_bits(mask: Tensor, *, backend: str | None = None) -> Tensor:
 
     Args:
         mask: [..., n], bool or uint8; any strides.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [..., ceil(n / 32)], int32; the bits behind element n - 1 are zero.
@@ -66,4 +66,15 @@ def _samples() -> list[tuple[Any, ...]]:
     ]
 
 
-register(Op("pack_bits", _op, {"native": _native_pack_bits, "reference": reference.pack_bits}, _samples))
+register(
+    Op(
+        "pack_bits",
+        _op,
+        {
+            "triton": _triton.of("pack_bits"),
+            "native": _native_pack_bits,
+            "reference": reference.pack_bits,
+        },
+        _samples,
+    )
+)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -31,7 +31,7 @@ def seeded_mask(
         n: how many elements each mask has.
         fraction: in [0, 1]; 0 sets no bit and 1 sets all of them, in between it is rounded to a multiple of 2**-32.
         device: where the result is put.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [variants, ceil(n / 32)], int32; the bits behind element n - 1 are zero.
@@ -104,4 +104,15 @@ def _samples() -> list[tuple[Any, ...]]:
     ]
 
 
-register(Op("seeded_mask", _op, {"native": _native_seeded_mask, "reference": reference.seeded_mask}, _samples))
+register(
+    Op(
+        "seeded_mask",
+        _op,
+        {
+            "triton": _triton.of("seeded_mask"),
+            "native": _native_seeded_mask,
+            "reference": reference.seeded_mask,
+        },
+        _samples,
+    )
+)

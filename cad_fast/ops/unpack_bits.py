@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, reference
+from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
 from cad_fast.ops._registry import Op, register
 
 
@@ -15,7 +15,7 @@ def unpack_bits(words: Tensor, n: int, *, backend: str | None = None) -> Tensor:
     Args:
         words: [..., ceil(n / 32)], int32; any strides. Bits behind element n - 1 are ignored.
         n: how many elements the last dimension of the result has.
-        backend: "auto", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
 
     Returns:
         [..., n], bool.
@@ -69,4 +69,15 @@ def _samples() -> list[tuple[Any, ...]]:
     ]
 
 
-register(Op("unpack_bits", _op, {"native": _native_unpack_bits, "reference": reference.unpack_bits}, _samples))
+register(
+    Op(
+        "unpack_bits",
+        _op,
+        {
+            "triton": _triton.of("unpack_bits"),
+            "native": _native_unpack_bits,
+            "reference": reference.unpack_bits,
+        },
+        _samples,
+    )
+)

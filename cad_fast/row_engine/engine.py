@@ -18,13 +18,17 @@ from ..denoiser_calls import denoiser_of
 from .forms import Form, Masked, run_form
 from .prepare import prepare_gates, prepare_weights
 from .scores import Record, run_scored
+from .slots import WEIGHT_DTYPES, slot_of
 
 Gradients = Literal["gates", "scores"]
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
-
 # The denoisers, and their modules, that run under ablations now, in whatever thread.
 _claimed: WeakSet[nn.Module] = WeakSet()
 _claims = threading.Lock()
+
+
+def runs_under_ablations(denoiser: nn.Module) -> bool:
+    """Whether the denoiser is in a context of ``rows`` now, in this thread or another."""
+    return getattr(denoiser, "_orig_mod", denoiser) in _claimed
 
 
 def rows(
@@ -58,7 +62,7 @@ def rows(
 
     Raises:
         TypeError: something else than ablations, or a module whose weights or forward are not those of a plain
-            float32 or bfloat16 layer.
+            float32, bfloat16 or float16 layer.
         ValueError: the ablations number another count of components than the space, or its modules are not in the
             denoiser, are offloaded, or are replaced already; or ``gradients`` do not suit the kind of the components.
             Inside, when a module is called with rows that the variants do not divide.
@@ -197,8 +201,11 @@ class _Override:
         self.name, self.module, self.variants = name, module, variants
         self.form: Form | None = None
         self.record: Record | None = None
+        self._before: Any = None
 
     def install(self, form: Form, record: Record | None) -> None:
+        if self.form is None:
+            self._before = self.module.__dict__.get("forward")  # of an idle slot
         self.form, self.record = form, record
         # On this instance alone: the class, and with it every other model, stays as it is.
         self.module.__dict__["forward"] = self.forward
@@ -206,7 +213,9 @@ class _Override:
     def remove(self) -> None:
         if self.form is not None:
             self.module.__dict__.pop("forward", None)
-        self.form = self.record = None
+            if self._before is not None:
+                self.module.__dict__["forward"] = self._before
+        self.form = self.record = self._before = None
 
     def forward(self, x: Tensor) -> Tensor:
         dimensions = 2 if isinstance(self.module, nn.Linear) else 4
@@ -255,10 +264,10 @@ def _check_module(name: str, module: nn.Module, kind: str) -> None:
     if own_forward or isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         raise TypeError(f"{name} is a {type(module).__name__}, which does not run as a plain linear or convolution")
     if kind == "weight" and module.weight.dtype not in WEIGHT_DTYPES:
-        raise TypeError(f"{name}.weight is {module.weight.dtype}, expected torch.float32 or torch.bfloat16")
+        raise TypeError(f"{name}.weight is {module.weight.dtype}, expected one of {', '.join(map(str, WEIGHT_DTYPES))}")
     if module.weight.device.type == "meta":
         raise ValueError(f"{name}.weight is offloaded (meta device): load it before running rows")
-    if "forward" in module.__dict__:
+    if "forward" in module.__dict__ and slot_of(module) is None:
         raise ValueError(f"{name} has a forward of its own already, put there by a hook (offloading?): remove it first")
 
 

@@ -16,7 +16,8 @@ template <class Steps>
 struct Tile {
   const typename Steps::Element* x;       // rows tile_steps steps apart
   const typename Steps::Element* panels;  // block_steps steps apart
-  const typename Steps::Bits* kept;    // bits of the weights to leave out, or null; block_steps apart
+  const typename Steps::Bits* kept;       // bits of the weights to keep, or null for all; block_steps apart
+  int lane;                               // of its panel, where the tile begins
   std::int64_t steps;
   float* y;
   std::int64_t y_stride;
@@ -31,7 +32,7 @@ Vec load_weights(const Tile<Steps>& tile, std::int64_t step, int column) {
   const int lane = column % panel_width;
   const auto* address = tile.panels + (panel * block_steps + step) * step_length + lane * Steps::step_size;
 #if defined(__AVX512F__)
-  if constexpr (masked) return Steps::load_kept(address, tile.kept + panel * block_steps + step, lane);
+  if constexpr (masked) return Steps::load_kept(address, tile.kept + panel * block_steps + step, tile.lane + lane);
 #endif
   return Steps::load_step(address);
 }
@@ -108,11 +109,13 @@ template <class Steps, int vectors, int most_rows>
 std::int64_t multiply_strips(int rows, std::int64_t column, std::int64_t columns, const Tile<Steps>& block,
                              float* buffer) {
   constexpr std::int64_t width = vectors * lanes;
-  for (; columns - column > width - 2 * lanes; column += width) {
+  constexpr std::int64_t idle = width < 2 * lanes ? 0 : width - 2 * lanes;
+  for (; columns - column > idle; column += width) {
     Tile<Steps> tile = block;
     const std::int64_t panel = column / panel_width;
     tile.panels += (panel * block_steps * panel_width + column % panel_width) * Steps::step_size;
     if (tile.kept != nullptr) tile.kept += panel * block_steps;
+    tile.lane = static_cast<int>(column % panel_width);
     if (tile.bias != nullptr) tile.bias += column;
     tile.y += column;
     if (columns - column >= width) {
@@ -133,7 +136,10 @@ void multiply_block(int rows, std::int64_t columns, const Tile<Steps>& block, fl
     if (rows == 1) column = multiply_strips<Steps, 8, 1>(rows, column, columns, block, buffer);
     if (rows <= 3) column = multiply_strips<Steps, 4, 3>(rows, column, columns, block, buffer);
   }
-  multiply_strips<Steps, 2, tile_rows>(rows, column, columns, block, buffer);
+#if defined(__AVX512F__)
+  if (rows > tile_rows) multiply_strips<Steps, 1, most_tile_rows>(rows, column, columns, block, buffer);
+#endif
+  if (rows <= tile_rows) multiply_strips<Steps, 2, tile_rows>(rows, column, columns, block, buffer);
 }
 
 }  // namespace

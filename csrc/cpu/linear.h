@@ -148,10 +148,12 @@ class Product {
     tile.x = tile_;
     tile.panels = operand.panels;
     tile.kept = operand.kept;
+    tile.lane = 0;
     tile.steps = ceil_div(block.elements, Steps::step_size);
     tile.accumulate = block.element > 0;
     tile.bias = task_.bias != nullptr && block.element + block.elements == task_.inner ? bias_ : nullptr;
-    for (std::int64_t tiles = ceil_div(last - row, tile_rows); tiles > 0; --tiles) {
+    const std::int64_t most = operand.kept != nullptr ? most_tile_rows : tile_rows;
+    for (std::int64_t tiles = ceil_div(last - row, most); tiles > 0; --tiles) {
       const auto rows = static_cast<int>(ceil_div(last - row, tiles));
       const auto* x = static_cast<const Input*>(task_.x) + row * task_.inner + block.element;
       pack_tile<Steps>(x, task_.inner, rows, block.elements, tile_, tile_steps * Steps::step_size);

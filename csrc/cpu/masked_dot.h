@@ -186,7 +186,7 @@ class MaskedDot {
   // Panels win with more rows, which share what it costs to pack them and to turn their bits around; the more so the
   // shorter the sums are, as the lanes of each have to be added up here.
   static bool suits(const MaskedLinear& task) {
-    const std::int64_t most_rows = task.inner < 1024 ? 8 : 32;
+    const std::int64_t most_rows = task.inner < 1024 ? 8 : 16;
     return !task.transposed && task.factors == nullptr && task.variant_rows <= most_rows;
   }
 

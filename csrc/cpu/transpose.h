@@ -70,7 +70,39 @@ void transpose_eight_rows(const std::uint8_t* source, std::int64_t stride, int c
 }
 
 // Bit r of target[k] = bit k of word r, for 32 words.
-#if defined(__AVX2__)
+#if defined(__AVX512VBMI__) && defined(__GFNI__)
+
+// Blocks of 8 x 8 bits: their bytes are brought together, each block is turned by a product with the unit matrix, and
+// its bytes go where they belong.
+[[maybe_unused]] void transpose_bits(const std::uint32_t* words, std::uint32_t* target) {
+  // Of block (i, j), byte 7 - t is byte j of word 8 * i + t: the product takes the rows of a matrix from the last on.
+  alignas(64) static constexpr auto gather = [] {
+    struct { std::uint8_t byte[2][64]; } order{};
+    for (int q = 0; q < 16; ++q) {
+      for (int t = 0; t < 8; ++t) order.byte[q / 8][q % 8 * 8 + 7 - t] = 4 * (8 * (q % 4) + t) + q / 4;
+    }
+    return order;
+  }();
+  // Byte i of word 8 * j + m is byte m of block (i, j).
+  alignas(64) static constexpr auto scatter = [] {
+    struct { std::uint8_t byte[64]; } order{};
+    for (int k = 0; k < 16; ++k) {
+      for (int i = 0; i < 4; ++i) order.byte[4 * k + i] = 8 * (k / 8 * 4 + i) + k % 8;
+    }
+    return order;
+  }();
+  const __m512i low = _mm512_loadu_si512(words), high = _mm512_loadu_si512(words + 16);
+  const __m512i unit = _mm512_set1_epi64(0x8040201008040201);
+  const __m512i places = _mm512_load_si512(scatter.byte);
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const __m512i blocks = _mm512_permutex2var_epi8(low, _mm512_load_si512(gather.byte[half]), high);
+    const __m512i turned = _mm512_gf2p8affine_epi64_epi8(unit, blocks, 0);
+    _mm512_storeu_si512(target + 16 * half, _mm512_permutexvar_epi8(places, turned));
+  }
+}
+
+#elif defined(__AVX2__)
 
 [[maybe_unused]] void transpose_bits(const std::uint32_t* words, std::uint32_t* target) {
   const __m256i bytes_together = _mm256_broadcastsi128_si256(

@@ -39,6 +39,8 @@ constexpr FeatureBit feature_bits[] = {
     {Feature::avx512dq, 7, 0, Register::ebx, 17, zmm},
     {Feature::avx512vl, 7, 0, Register::ebx, 31, zmm},
     {Feature::avx512vpopcntdq, 7, 0, Register::ecx, 14, zmm},
+    {Feature::avx512vbmi, 7, 0, Register::ecx, 1, zmm},
+    {Feature::gfni, 7, 0, Register::ecx, 8, none},
     {Feature::avx512bf16, 7, 1, Register::eax, 5, zmm},
 };
 

@@ -4,7 +4,8 @@
 // Features are named like the compiler flag that lets the compiler use them, without the -m.
 #define CAD_FAST_FOR_EACH_FEATURE(X) \
   X(popcnt) X(lzcnt) X(bmi) X(bmi2) X(f16c) X(fma) X(avx2) \
-  X(avx512f) X(avx512bw) X(avx512cd) X(avx512dq) X(avx512vl) X(avx512vpopcntdq) X(avx512bf16)
+  X(avx512f) X(avx512bw) X(avx512cd) X(avx512dq) X(avx512vl) X(avx512vpopcntdq) X(avx512vbmi) X(gfni) \
+  X(avx512bf16)
 
 namespace cad_fast {
 

@@ -61,12 +61,13 @@ def test_j_is_that_of_ablated_copies(pipeline, recording, kind: str, rows_per_pa
 def test_ablated_gradient_is_the_trapezoid_rule(pipeline, recording, kind: str, rows_per_pass: int) -> None:
     space = space_of(pipeline, kind)
     parts = 4
-    found = ablated_gradient_scores(
+    found, partitions = ablated_gradient_scores(
         pipeline.unet,
         recording,
         ConceptErasure(),
         space,
         fraction=1 / parts,
+        ablated_weight=0.5,
         seed=5,
         rows_per_pass=rows_per_pass,
         progress=False,
@@ -76,7 +77,8 @@ def test_ablated_gradient_is_the_trapezoid_rule(pipeline, recording, kind: str, 
         gradient = slow_gradient(pipeline.unet, recording, space, ablation)
         kept += torch.where(ablation.mask, 0, gradient) / (parts - 1)
         ablated += torch.where(ablation.mask, gradient, 0)
-    assert_close(found, (kept + ablated) / 2)
+    assert partitions == 1 and found.ablated_weight == 0.5
+    assert_close(found.values, (kept + ablated) / 2)
 
 
 def test_a_stopped_run_goes_on_where_it_was(pipeline, recording, tmp_path, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from cad_fast.ops import _backend, _native, backend_report, can_run, count_bits, get_backend, pack_bits, use_backend
+from cad_fast.ops import (
+    _backend,
+    _crossover,
+    _native,
+    _triton,
+    backend_report,
+    can_run,
+    count_bits,
+    get_backend,
+    masked_linear,
+    pack_bits,
+    use_backend,
+)
 from cad_fast.ops._registry import OPS
 
 MASK = torch.tensor([[True, False, True]])
@@ -32,7 +45,7 @@ def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProce
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match="unknown backend 'fast': expected auto, native or reference"):
+    with pytest.raises(ValueError, match="unknown backend 'fast': expected auto, cuda, triton, native or reference"):
         pack_bits(MASK, backend="fast")
     with pytest.raises(ValueError, match="unknown backend"), use_backend("fast"):
         pass
@@ -95,6 +108,59 @@ def test_other_devices_are_refused_by_native(native) -> None:
     elsewhere = MASK.to("meta")
     with pytest.raises(RuntimeError, match="the native kernels run on cpu, a tensor is on meta"):
         can_run("pack_bits", "native", elsewhere, raise_error=True)
+
+
+def test_native_refuses_float16_and_the_reference_runs(native, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "_warned", set())
+    x, weight, words = torch.ones(1, 2, 3).half(), torch.ones(4, 3).half(), torch.tensor([[[1]] * 4]).int()
+    with pytest.warns(RuntimeWarning, match="native kernels compute float32 and bfloat16, a tensor is torch.float16"):
+        y = masked_linear(x, weight, words)
+    assert y.dtype == torch.float16 and (y == 2).all()
+    with pytest.raises(RuntimeError, match="native backend: the native kernels compute float32 and bfloat16"):
+        masked_linear(x, weight, words, backend="native")
+
+
+def test_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "_found", lambda: True)
+    monkeypatch.setattr(_triton, "_interpreted", lambda: False)
+    with pytest.raises(RuntimeError, match="the triton kernels run on cuda, a tensor is on cpu"):
+        can_run("masked_linear", "triton", torch.zeros(1), raise_error=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    report = backend_report()["triton"]
+    assert (report["available"], report["why_not"]) == (False, "there is no CUDA device")
+    monkeypatch.setattr(_triton, "_found", lambda: False)
+    with pytest.raises(RuntimeError, match=re.escape("triton is not installed: pip install 'cad-fast[triton]'")):
+        can_run("masked_linear", "triton", torch.zeros(1), raise_error=True)
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [((7, 5), "the triton kernels need compute capability 8.0, Some GPU has 7.5"), ((8, 0), None), ((12, 0), None)],
+)
+def test_triton_needs_a_capability(monkeypatch, capability: tuple[int, int], reason: str | None) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    assert _triton._unsupported.__wrapped__(0) == reason
+
+
+def test_the_choice_on_gpus_depends_on_rows() -> None:
+    class OnCuda(torch.Tensor):
+        device = torch.device("cuda")
+
+    few, many = (_crossover.order("masked_linear", (torch.zeros(2, rows, 8).as_subclass(OnCuda),)) for rows in (1, 99))
+    assert few == ("cuda", "triton", "reference") and many == ("triton", "cuda", "reference")
+
+
+def test_triton_is_imported_only_when_wanted() -> None:
+    # torch and diffusers may import triton on their own, so that it is in sys.modules says nothing.
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch, cad_fast.ops as ops; "
+        "ops.pack_bits(torch.tensor([True])); print(ops.backend_report()['triton']['why_not']); "
+        "print('cad_fast.kernels' in sys.modules)"
+    )
+    result = in_fresh_process(code)
+    expected = ["triton is not installed: pip install 'cad-fast[triton]'", "False"]
+    assert result.stdout.splitlines() == expected, result.stderr
 
 
 def test_compiled_graphs_obey_the_choice_in_force(native) -> None:

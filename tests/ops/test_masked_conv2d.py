@@ -245,7 +245,7 @@ X, WEIGHT, WORDS = torch.zeros(2, 1, 3, 4, 4), torch.zeros(5, 3, 3, 3), torch.ze
         (
             (X.double(), WEIGHT, WORDS),
             TypeError,
-            "x must have dtype torch.float32 or torch.bfloat16, got torch.float64",
+            "x must have dtype torch.float32 or torch.bfloat16 or torch.float16, got torch.float64",
         ),
         ((X[0], WEIGHT, WORDS), ValueError, r"x must have 5 dimensions, got shape \[1, 3, 4, 4\]"),
         ((X, WEIGHT.bfloat16(), WORDS), TypeError, "weight must have dtype torch.float32, got torch.bfloat16"),

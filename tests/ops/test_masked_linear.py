@@ -192,7 +192,7 @@ X, WEIGHT, WORDS = torch.zeros(2, 3, 40), torch.zeros(5, 40), torch.zeros(2, 5, 
         (
             (X.double(), WEIGHT, WORDS),
             TypeError,
-            "x must have dtype torch.float32 or torch.bfloat16, got torch.float64",
+            "x must have dtype torch.float32 or torch.bfloat16 or torch.float16, got torch.float64",
         ),
         ((X, WEIGHT.bfloat16(), WORDS), TypeError, "weight must have dtype torch.float32, got torch.bfloat16"),
         ((X, WEIGHT, WORDS.long()), TypeError, "words must have dtype torch.int32, got torch.int64"),

@@ -201,7 +201,7 @@ def wrong(**changes: object) -> tuple:
     ("changes", "error", "message"),
     [
         ({"grad": [1.0]}, TypeError, "grad must be a tensor, got list"),
-        ({"grad": torch.zeros(2, 3, 4).half()}, TypeError, "grad must have dtype torch.float32 or torch.bfloat16"),
+        ({"grad": torch.zeros(2, 3, 4).double()}, TypeError, "grad must have dtype torch.float32 or torch.bfloat16"),
         ({"grad": torch.zeros(3, 4)}, ValueError, r"grad must have shape \[V, R, N\], got \[3, 4\]"),
         ({"x": torch.zeros(2, 3, 40).bfloat16()}, TypeError, "x must have dtype torch.float32, got torch.bfloat16"),
         ({"x": torch.zeros(2, 2, 40)}, ValueError, r"x must have shape \[2, 3, 40\], got \[2, 2, 40\]"),

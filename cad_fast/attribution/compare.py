@@ -1,0 +1,87 @@
+"""The estimators side by side: correlation with measured J against what each costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..ablation import Ablation
+from ..components import ComponentSpace
+from ..objectives import Objective
+from ..recording_data import Recording
+from .attributor import HOLDOUT_SEED, Attributor
+from .methods import parts_of
+from .scores import Scores
+from .solvers import Design, fit
+from .trust import Trust, predicted_change
+
+# The fits' ablations come from seeds that no other draw uses.
+FITTED_SEED = 1 << 43
+
+
+def compare_estimators(
+    pipeline: Any,
+    recording: Recording,
+    objective: Objective | None = None,
+    components: ComponentSpace | None = None,
+    *,
+    fraction: float = 0.05,
+    holdout: int = 120,
+    partitions: Sequence[int] = (1, 2),
+    ablations: Sequence[int] = (100, 200),
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """One point per estimator and budget, as ``evaluation.cost_plot`` takes them.
+
+    "method"; "row_evaluations" of the estimate: rows through the denoiser, those backward counted again; "seconds";
+    "r" and its "interval" over ``holdout`` random ablations of ``fraction``, the same for all; and what the method
+    knows of itself. The gradient; the ablated gradient with each of ``partitions``, and with one by the trapezoid rule;
+    ridge on the first so many of one set of ``ablations``, alone and on the residual of the ablated gradient of one
+    partition.
+    Raises ValueError as ``Attributor`` does.
+    """
+    plain = Attributor(pipeline, objective, components)
+    space = plain.space
+    held = [Ablation.random(space.n, fraction, HOLDOUT_SEED + number) for number in range(holdout)]
+    held_j = plain.measured(recording, held, progress=progress)
+    points = []
+
+    def add(method: str, values: Tensor, rows: int, seconds: float, **facts: Any) -> None:
+        trust = Trust.of(predicted_change(values, held), held_j, fraction)
+        cost = {"row_evaluations": rows, "seconds": seconds}
+        points.append({"method": method, **cost, "r": trust.pearson, "interval": list(trust.pearson_interval), **facts})
+
+    def run(name: str, method: Any, **options: Any) -> Scores:
+        attributor = Attributor(pipeline, objective, space, method=method, **options)
+        scores = attributor.run(recording, progress=progress)
+        cost, facts = scores.provenance["cost"], scores.provenance["estimate"]
+        times = facts.get("partitions", 0) * parts_of(fraction, space.n) or 1
+        add(name, scores.values, 2 * rows * times, cost["seconds"], passes=cost["backward_passes"], **facts)
+        return scores
+
+    rows = sum(call.rows for call in recording.calls if plain.objective.active(call))
+    run("gradient", "gradient")
+    prior = run("ablated gradient", "ablated_gradient", fraction=fraction)
+    before = points[-1]
+    run("ablated gradient, trapezoid", "ablated_gradient", fraction=fraction, ablated_weight=0.5)
+    for number in partitions:
+        if number > 1:
+            run("ablated gradient", "ablated_gradient", fraction=fraction, partitions=number)
+    drawn: list[Ablation] = []
+    while len(drawn) < max(ablations):
+        drawn += Ablation.balanced_partition(space.n, parts_of(fraction, space.n), FITTED_SEED + len(drawn))
+    started = time.perf_counter()
+    j = plain.measured(recording, drawn[: max(ablations)], progress=progress)
+    each = (time.perf_counter() - started) / max(ablations)
+    for m in ablations:
+        design = Design.of(drawn[:m])
+        for name, values in (("ridge", None), ("ridge on the residual of the ablated gradient", prior.values)):
+            started = time.perf_counter()
+            found = fit(design, j[:m], "ridge", prior=values)
+            extra = (0, 0.0) if values is None else (before["row_evaluations"], before["seconds"])
+            seconds = time.perf_counter() - started + m * each + extra[1]
+            add(name, found.alpha.float(), m * rows + extra[0], seconds, ablations=m)
+    return points

@@ -1,0 +1,87 @@
+"""When an attribution has done enough: what it has reached, or what it has cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+# Half the width of a 95% interval in standard errors.
+_HALF = 1.96
+
+
+@dataclass(frozen=True)
+class StopWhen:
+    """Stop an estimate at the first of these that is reached; None does not count.
+
+    ``r``: the correlation with J measured under ``ablations`` random ablations, which are drawn for this alone, so that
+    a holdout's r is not the one that was waited for. ``interval_width``: the mean width of a score's 95% interval, in
+    standard deviations of the scores. ``seconds`` of estimating, counted anew when a run is resumed.
+    ``row_evaluations``: rows through the denoiser, forward, and again backward where there is a gradient.
+
+    Looked at after every whole partition (ablated gradient) or every batch of ablations (regression), never in between:
+    what was stopped after so many is what would have been asked for with so many.
+    Raises ValueError for a value out of range, or when nothing is given.
+    """
+
+    r: float | None = None
+    interval_width: float | None = None
+    seconds: float | None = None
+    row_evaluations: int | None = None
+    ablations: int = 64
+
+    def __post_init__(self) -> None:
+        given = {key: value for key, value in asdict(self).items() if key != "ablations" and value is not None}
+        if not given:
+            raise ValueError("StopWhen needs r, interval_width, seconds or row_evaluations")
+        for key, value in given.items():
+            if not value > 0 or (key == "r" and value >= 1):
+                raise ValueError(
+                    f"StopWhen: {key} is {value}, expected {'between 0 and 1' if key == 'r' else 'above 0'}"
+                )
+        if self.ablations < 8:
+            raise ValueError(f"StopWhen: ablations is {self.ablations}, expected at least 8")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+class Watch:
+    """Looks at a running estimate; ``reason`` says in words why it stopped, None if it did not.
+
+    ``r_of`` gives r of scores [n] on the ablations that are kept for stopping.
+    """
+
+    def __init__(self, stop: StopWhen | None = None, r_of: Callable[[Tensor], float] | None = None) -> None:
+        self.stop, self.r_of = stop, r_of
+        self.started = time.perf_counter()
+        self.r: float | None = None
+        self.reason: str | None = None
+
+    def enough(self, values: Tensor, standard_error: Tensor | None, row_evaluations: int) -> bool:
+        """Whether scores [n] that have cost so much will do."""
+        stop = self.stop
+        if stop is None:
+            return False
+        if self.r_of is not None:
+            self.r = self.r_of(values)
+        seconds = time.perf_counter() - self.started
+        width = None
+        if standard_error is not None and float(values.std()) > 0:
+            width = 2 * _HALF * float(standard_error.double().square().mean().sqrt()) / float(values.double().std())
+        if stop.r is not None and self.r is not None and self.r >= stop.r:
+            self.reason = f"r reached {self.r:.3f}, asked for {stop.r:g}"
+        elif stop.interval_width is not None and width is not None and width <= stop.interval_width:
+            self.reason = f"the interval width reached {width:.3g}, asked for {stop.interval_width:g}"
+        elif stop.seconds is not None and seconds >= stop.seconds:
+            self.reason = f"{seconds:.1f} seconds were spent of {stop.seconds:g}"
+        elif stop.row_evaluations is not None and row_evaluations >= stop.row_evaluations:
+            self.reason = f"{row_evaluations} row evaluations were spent of {stop.row_evaluations}"
+        return self.reason is not None
+
+    def shown(self) -> dict[str, str]:
+        """For a progress bar."""
+        return {} if self.r is None else {"r": f"{self.r:.3f}"}

@@ -1,0 +1,108 @@
+"""What an edit will do to concepts, as their scores predict it, and which concepts share components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attribution.scores import Scores
+from .edit import Edit
+from .select import Sign, select
+
+
+@dataclass(frozen=True)
+class Damage:
+    """The predicted change of a concept's J under an edit.
+
+    ``change`` in units of J; ``relative`` to J of the intact network (-1: nothing is left of it; None where the scores
+    do not know it). ``standard_error`` of ``change`` from those of the scores taken as independent, None without them.
+    """
+
+    change: float
+    relative: float | None
+    standard_error: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def predicted_damage(
+    edit: Edit | Tensor, scores: Mapping[str, Scores], *, strength: float = 1.0, factor: float | None = None
+) -> dict[str, Damage]:
+    """Per concept, the change of J that its scores predict for an edit, most damaged first.
+
+    ``edit``: an Edit, or component numbers int64 [k] over the scores' own spaces (then with ``factor``, 0 by default).
+    First-order scores overshoot for many components at once, and predictions below -1 say no more than "all of it":
+    they rank concepts rather than measure them.
+    Raises ValueError naming the concept whose scores are of another model, another kind or lack modules of the edit.
+    """
+    if not scores:
+        raise ValueError("predicted_damage needs the scores of at least one concept")
+    found = {}
+    for concept, own in scores.items():
+        indices = edit if isinstance(edit, Tensor) else _components(edit, concept, own)
+        if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < len(own)):
+            raise ValueError(f"component {int(indices.max())} is outside 0..{len(own) - 1}, the scores of {concept!r}")
+        kept = (edit.factor if isinstance(edit, Edit) else 0.0) if factor is None else factor
+        lost = strength * (1 - kept)
+        change = -lost * float(own.values[indices].double().sum())
+        intact = own.provenance.get("intact_j")
+        error = None if own.standard_error is None else abs(lost) * float(own.standard_error[indices].double().norm())
+        found[concept] = Damage(change, change / abs(intact) if intact else None, error)
+    return dict(
+        sorted(found.items(), key=lambda item: item[1].change if item[1].relative is None else item[1].relative)
+    )
+
+
+def _components(edit: Edit, concept: str, scores: Scores) -> Tensor:
+    """The edit's components as the scores number them."""
+    scores.space.fingerprint.require_same(edit.space.fingerprint, f"the edit, for the scores of {concept!r}")
+    if edit.space.kind != scores.space.kind:
+        if scores.space.kind != "weight":
+            raise ValueError(
+                f"the edit is of kind {edit.space.kind}, the scores of {concept!r} of kind {scores.space.kind}: "
+                "score the edit's kind, or single weights"
+            )
+        edit = edit.to_weights()
+    offsets = {entry.module: entry.offset for entry in scores.space}
+    missing = [module for module in edit.components if module not in offsets]
+    if missing:
+        raise ValueError(f"the scores of {concept!r} have no module {missing[0]!r}, which the edit changes")
+    return torch.cat([offsets[module] + indices for module, indices in edit.components.items()]).sort().values
+
+
+def damage_table(damages: Mapping[str, Damage]) -> str:
+    """The predicted damage as lines of text, in percent of J where that is known."""
+    width = max(len(concept) for concept in damages)
+    lines = []
+    for concept, damage in damages.items():
+        unit = f"{damage.change:+.3g}" if damage.relative is None else f"{100 * damage.relative:+7.1f}% of J"
+        error = ""
+        if damage.standard_error is not None and damage.relative:
+            error = f"  (± {100 * abs(damage.relative / damage.change) * damage.standard_error:.1f})"
+        lines.append(f"{concept:<{width}}  {unit}{error}")
+    return "\n".join(lines)
+
+
+def overlap(scores: Sequence[Scores], ratio: float, sign: Sign = "positive") -> Tensor:
+    """Which share of the top components two concepts have in common, float64 [c, c].
+
+    Element [i, j] is |A_i and A_j| over the smaller of the two sets, where A_i are the components that
+    ``select(ratio=...)`` takes for concept i: 1 on the diagonal, ``ratio`` in the mean for unrelated concepts.
+    Raises ValueError when the scores are over other components or a concept has none of this sign.
+    """
+    if not scores:
+        raise ValueError("overlap needs the scores of at least one concept")
+    scores[0].require_same_space(scores[1:])
+    masks = torch.zeros(len(scores), len(scores[0]), dtype=torch.float32)
+    for row, own in zip(masks, scores, strict=True):
+        chosen = select(own, ratio=ratio, sign=sign)
+        if len(chosen) == 0:
+            raise ValueError(f"no component has a {sign} score for {own.concept!r}")
+        row[chosen] = 1
+    sizes = masks.sum(1).double()
+    return (masks @ masks.T).double() / torch.minimum(sizes[:, None], sizes[None, :])

@@ -1,0 +1,177 @@
+"""What ``edit_config.json`` must hold, checked entry by entry: nothing in it is trusted."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..components import KINDS, ModuleComponents
+from ..fingerprint import Fingerprint
+from .coding import MAX_BITS, MAX_COUNT, encoded_size
+from .edit import check_edit_name
+
+CONFIG_NAME = "edit_config.json"
+MODEL_NAME = "edit_model.safetensors"
+MAX_CONFIG = 4 * 2**20  # bytes; an edit of all modules of the largest models, with an evaluation, has about 1 MB
+MAX_COMPONENTS = 2**27  # of one edit: 1% of a model of 13 billion weights; 1 GiB as int64
+MAX_MODULES = 20_000
+HEADER_ALLOWANCE = 4 * 2**20  # bytes of a safetensors header: about 150 per module
+VERSIONS = (1, 2)
+_MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100}){0,30}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ModuleLayout:
+    """The components of one module, and how they are stored: ``n`` of them in Rice codes with ``rice_bits`` low bits.
+
+    Format version 1 stores them as int32, with ``rice_bits`` None and ``n`` 0, for it is not declared.
+    """
+
+    entry: ModuleComponents
+    n: int
+    rice_bits: int | None
+
+    @property
+    def max_bytes(self) -> int:
+        if self.rice_bits is None:
+            return 4 * min(self.entry.count, MAX_COMPONENTS)
+        return encoded_size(self.n, self.rice_bits, self.entry.count)[1]
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """A checked ``edit_config.json``."""
+
+    name: str
+    factor: float
+    digest: str
+    fingerprint: Fingerprint
+    modules: tuple[ModuleLayout, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def max_bytes(self) -> int:
+        """The greatest size that the file with the components can have."""
+        return HEADER_ALLOWANCE + min(4 * MAX_COMPONENTS, sum(layout.max_bytes for layout in self.modules))
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> EditConfig:
+        """Raises ValueError naming the entry that is missing, of the wrong kind, or out of range."""
+        version = value.get("format_version")
+        if isinstance(version, bool) or version not in VERSIONS:
+            raise ValueError(f"format_version {version!r}, expected {' or '.join(map(str, VERSIONS))}")
+        factor = _number(value, "factor")
+        kind = _entry(value, "kind", str)
+        if kind not in KINDS:
+            raise ValueError(f"'kind' is {_short(kind)}, expected one of {', '.join(KINDS)}")
+        described = _entry(value, "modules", dict)
+        if not 0 < len(described) <= MAX_MODULES:
+            raise ValueError(f"'modules' has {len(described)} entries, expected 1 to {MAX_MODULES}")
+        layouts, offset = [], 0
+        for module, entry in described.items():
+            layouts.append(_module(module, entry, kind, offset, version))
+            offset += layouts[-1].entry.count
+        total = sum(layout.n for layout in layouts)
+        if total > MAX_COMPONENTS:
+            raise ValueError(f"the modules declare {total} components, expected at most {MAX_COMPONENTS}")
+        if version > 1 and _integer(value, "n_components", 1, MAX_COMPONENTS) != total:
+            raise ValueError(f"'n_components' is {value['n_components']}, but the modules have {total}")
+        return cls(
+            check_edit_name(_entry(value, "name", str)[:100]),
+            factor,
+            _entry(value, "digest", str),
+            _fingerprint(_entry(value, "model", dict)),
+            tuple(layouts),
+            _entry(value, "provenance", dict) if "provenance" in value else {},
+        )
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """``folder / name``, a file inside ``folder``.
+
+    Raises FileNotFoundError when there is none, PermissionError when it is a link that leads out of the folder. The
+    snapshots of the Hub's cache, whose files are links into the ``blobs`` beside them, are the exception.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no {name}: expected a folder written by save_pretrained")
+    if path.is_symlink():
+        home, target = folder.resolve(), path.resolve()
+        blobs = home.parent.parent / "blobs"
+        if home not in target.parents and not (home.parent.name == "snapshots" and target.parent == blobs):
+            raise PermissionError(f"{path} is a link that leads out of its folder: copy the file there")
+    return path
+
+
+def _module(name: str, value: Any, kind: str, offset: int, version: int) -> ModuleLayout:
+    where = f"module {_short(name)}"
+    if not _MODULE_NAME.fullmatch(name):
+        raise ValueError(f"{where} is not the name of a module: expected letters, digits and _ between dots")
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {_short(value)}, expected an object")
+    try:
+        shape = _entry(value, "weight_shape", list)
+        if len(shape) not in (2, 4) or not all(type(side) is int and side > 0 for side in shape):
+            raise ValueError(f"'weight_shape' is {_short(shape)}, expected 2 or 4 positive integers")
+        if math.prod(shape) > MAX_COUNT:
+            raise ValueError(f"'weight_shape' {_short(shape)} has more than {MAX_COUNT} weights")
+        block = _integer(value, "block", 1, MAX_COUNT)
+        if math.prod(shape[1:]) % block:
+            raise ValueError(f"'block' is {block}, which does not divide the rows of a weight of shape {shape}")
+        entry = ModuleComponents(name, kind, tuple(shape), block, offset)  # type: ignore[arg-type]
+        if version > 1:
+            return ModuleLayout(entry, _integer(value, "n", 1, entry.count), _integer(value, "rice_bits", 0, MAX_BITS))
+        for key, wanted in (("module", name), ("kind", kind)):
+            if value.get(key) != wanted:
+                raise ValueError(f"{key!r} is {_short(value.get(key))}, expected {wanted!r}")
+        return ModuleLayout(entry, 0, None)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _fingerprint(value: Mapping[str, Any]) -> Fingerprint:
+    samples = _entry(value, "samples", list)
+    if len(samples) > 4096:
+        raise ValueError(f"'samples' has {len(samples)} entries, expected at most 4096")
+    numbers = tuple(_number({"samples": sample}, "samples") for sample in samples)
+    return Fingerprint(_entry(value, "model_class", str), _entry(value, "architecture", str), numbers)
+
+
+def _entry(value: Mapping[str, Any], key: str, kind: type) -> Any:
+    if key not in value:
+        raise ValueError(f"{key!r} is missing")
+    if not isinstance(value[key], kind):
+        raise ValueError(f"{key!r} is {_short(value[key])}, expected {_KIND_NAMES[kind]}")
+    return value[key]
+
+
+_KIND_NAMES = {str: "a text", dict: "an object", list: "a list", int: "an integer"}
+
+
+def _integer(value: Mapping[str, Any], key: str, low: int, high: int) -> int:
+    number = _entry(value, key, int)
+    if isinstance(number, bool) or not low <= number <= high:
+        raise ValueError(f"{key!r} is {_short(number)}, expected {low} to {high}")
+    return int(number)
+
+
+def _number(value: Mapping[str, Any], key: str) -> float:
+    number = value.get(key)
+    # Integers are unbounded in JSON, and 1e999 is read as infinity.
+    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < 1e300:
+        raise ValueError(f"{key!r} is {_short(number) if key in value else 'missing'}, expected a finite number")
+    return float(number)
+
+
+def _short(value: Any) -> str:
+    """``value`` for an error text: of bounded length whatever it is."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**18:
+        return "an integer of more than 18 digits"
+    if isinstance(value, list | dict):
+        value = f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}" if len(value) > 8 else value
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

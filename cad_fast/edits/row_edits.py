@@ -1,0 +1,367 @@
+"""Run the rows of a denoiser's calls under edits, each row under its own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser_calls import ForwardSignature, denoiser_of, timestep_value
+from ..fingerprint import Fingerprint
+from ..row_engine.engine import runs_under_ablations
+from ..row_engine.slots import Plan, Slot, open_slots
+from .apply import intact_fingerprint
+from .edit import Edit, check_edit_name
+from .prepared import ByteCache, Composition, PreparedEdit, composed
+from .sources import EditSource, open_source
+
+Window = tuple[float, float]
+
+
+class EditUse(NamedTuple):
+    """One edit in one row: at which strength, and in which timesteps (low, high), both inclusive; None for all."""
+
+    name: str
+    strength: float = 1.0
+    window: Window | None = None
+
+
+RowUses = tuple[EditUse, ...]
+
+
+@dataclass(frozen=True)
+class CallFacts:
+    """What is known of a denoiser call before it runs: its number of rows, the sample and the timestep given."""
+
+    rows: int
+    sample: Tensor
+    timestep: Any
+
+
+Assignment = Sequence[RowUses] | Callable[[CallFacts], Sequence[RowUses]]
+
+
+class RowEdits:
+    """Edits by name, beside one denoiser, that rows of its calls run under; its weights stay as they are.
+
+    ::
+
+        edits = RowEdits(pipeline.unet)
+        edits.add(Edit.from_pretrained("no-car"))             # named "no-car", as in its file
+        edits.add("edits/no-clock", "no-clock", lazy=True)    # its tensors are read when first used
+        rows = [(("no-car", 1.0, None),), (), (("no-car", 0.5, (500, 1000)), ("no-clock", 1.0, None))]
+        with edits.rows(rows):                                # one entry per row of the call
+            output = pipeline.unet(sample, timestep, encoder_hidden_states)
+
+    Row i runs as if the weights of its edits were multiplied by 1 - strength * (1 - factor): 0 is off, 1 the edit,
+    above 1 beyond it, below 0 the other way. Where several edits of a row name the same weight their factors multiply,
+    so a weight that one of them removes is removed; the order in which a row names its edits does not matter. An edit
+    with a window acts while the timestep that the denoiser is given for this row is in it. ``()`` is the plain model. A
+    row's result does not depend on the other rows beyond rounding: the plain layers pick their kernels by the size of
+    the batch, convolutions by that of the group of equal neighbours. With no edit in any row the call is the plain one,
+    bit for bit.
+
+    What an assignment needs is prepared when a call first has it and kept: the same assignment at the next step costs a
+    look-up, one that differs by a row the concatenation of the entries (12 bytes per edited weight and group of equal
+    neighbouring rows). Equal neighbours share a group, so sort rows by edits where their order is free.
+
+    The linears and convolutions that some edit names get a slot in place of their forward (see
+    ``cad_fast.row_engine.slots``) when the edit is added, on this denoiser's modules alone. Add edits before
+    torch.compile runs the denoiser: from then on assignments change without compiling anew. One call at a time: the
+    assignment belongs to the denoiser, not to the thread.
+
+    Args:
+        denoiser: a module, or a pipeline with a ``unet`` or a ``transformer``. Weights of float32, bfloat16 or float16.
+        cache_bytes: what may be kept, each, of lazily added edits, of compositions and of prepared assignments.
+
+    Raises:
+        TypeError: there is no denoiser.
+        ValueError: its forward has no sample and timestep.
+    """
+
+    def __init__(self, denoiser: Any, *, cache_bytes: int = 256 << 20) -> None:
+        self.denoiser: nn.Module = denoiser_of(denoiser)
+        self.inner: nn.Module = getattr(self.denoiser, "_orig_mod", self.denoiser)
+        """The denoiser itself, which torch.compile wraps."""
+        self._signature = ForwardSignature.of(self.denoiser)
+        self._fingerprint: Fingerprint | None = None
+        self._sources: dict[str, EditSource] = {}
+        self._slots: dict[str, Slot] = {}
+        self._assignment: Assignment | None = None
+        self._unhook: contextlib.ExitStack | None = None
+        self._acting: list[Slot] = []
+        self._numbers = itertools.count()
+        self._prepared = ByteCache(cache_bytes)
+        self._compositions = ByteCache(cache_bytes)
+        self._plans = ByteCache(cache_bytes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The edits that rows can name, in the order they were added."""
+        return tuple(self._sources)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The denoiser's, disregarding edits fused into it."""
+        if self._fingerprint is None:
+            self._fingerprint = intact_fingerprint(self.inner)
+        return self._fingerprint
+
+    def add(self, edit: Edit | str | Path, name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any) -> str:
+        """Make an edit, or the one in a folder or Hub repository, known under ``name`` (its own by default).
+
+        ``lazy`` keeps the path and the names of its modules only; its tensors are read and checked when a row first
+        uses it. Returns the name. Raises ValueError for a name that is taken or not one (see ``check_edit_name``) or an
+        edit of another model, FileNotFoundError, and TypeError for a module that is no plain linear or convolution.
+        Nothing is added then.
+        """
+        source, space = open_source(edit, next(self._numbers), lazy, hub_kwargs)
+        name = check_edit_name(source.name if name is None else name)
+        if name in self._sources:
+            raise ValueError(f"there is an edit {name!r} already: delete it first, or choose another name")
+        space.fingerprint.require_same(self.fingerprint, f"edit {name!r}")
+        modules = space.modules(self.inner)
+        new = {module: modules[module] for module in modules if module not in self._slots}
+        self._slots |= open_slots(self.inner, new, self) if new else {}
+        self._sources[name] = source
+        return name
+
+    def remove(self, name: str) -> None:
+        """Forget an edit. Raises ValueError if it is unknown, naming those there are, or in rows that are set."""
+        self.require(name)
+        rows = self._assignment
+        if rows is not None and not callable(rows) and any(use.name == name for row in rows for use in row):
+            raise ValueError(f"edit {name!r} is in use: set other rows first")
+        number = self._sources.pop(name).number
+        self._prepared.drop(lambda key: key == number)
+        self._compositions.clear()
+        self._plans.clear()
+        used = {module for source in self._sources.values() for module in source.modules}
+        for module in self._slots.keys() - used:
+            self._slots.pop(module).close(self)
+
+    def edit(self, name: str) -> Edit:
+        """The edit of this name, read anew if it was added lazily. Raises as ``require``, and as reading does."""
+        self.require(name)
+        return self._sources[name].read()
+
+    def require(self, name: Any) -> str:
+        """``name``. Raises ValueError, naming the edits there are, unless it is one of them."""
+        if name not in self._sources:
+            known = ", ".join(self._sources) or "none"
+            raise ValueError(f"there is no edit {name!r}; loaded are: {known}")
+        return name
+
+    def checked(self, rows: Sequence[Sequence[Any]]) -> list[RowUses]:
+        """``rows`` with every use as an EditUse, its window in ascending order.
+
+        Raises ValueError for unknown names, a row that names an edit twice, strengths that are not finite and windows
+        that are not two numbers.
+        """
+        return [self._checked_row(number, row) for number, row in enumerate(rows)]
+
+    def _checked_row(self, number: int, row: Sequence[Any]) -> RowUses:
+        uses = tuple(EditUse(*use) for use in row)
+        names = [self.require(use.name) for use in uses]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"row {number} names edit {twice!r} twice")
+        return tuple(EditUse(n, checked_strength(s, n), checked_window(w, n)) for n, s, w in uses)
+
+    def set_rows(self, rows: Assignment | None) -> None:
+        """Run the denoiser's calls from now on with these edits; None: as it is.
+
+        ``rows`` is what ``rows()`` takes, or a function that is given the CallFacts of each call and gives for it what
+        ``checked`` returns.
+        """
+        self._assignment = rows if rows is None or callable(rows) else self.checked(rows)
+        if self._assignment is None:
+            self._remove_hooks()
+        elif self._unhook is None:
+            self._unhook = self._hooked()
+
+    @contextlib.contextmanager
+    def rows(self, rows: Assignment) -> Iterator[None]:
+        """A context in which row i of each call of the denoiser runs under the edits ``rows[i]``.
+
+        Each is a sequence of (name, strength, window); strength defaults to 1, window to None. Raises as ``checked``;
+        inside, the denoiser raises ValueError when called with another number of rows.
+        """
+        before = self._assignment
+        self.set_rows(rows)
+        try:
+            yield
+        finally:
+            self.set_rows(before)
+
+    def close(self) -> None:
+        """Forget all edits and leave the denoiser as it was."""
+        self.set_rows(None)
+        for slot in self._slots.values():
+            slot.close(self)
+        self._slots, self._sources = {}, {}
+        for cache in (self._prepared, self._compositions, self._plans):
+            cache.clear()
+
+    def _hooked(self) -> contextlib.ExitStack:
+        """Have ``_before`` and ``_after`` run around the denoiser's calls, outside of what is compiled."""
+        stack = contextlib.ExitStack()
+        compiled = self.denoiser._compiled_call_impl if self.denoiser is self.inner else None
+        if compiled is None:
+            hooks = _Hooks(self)
+            stack.callback(self.denoiser.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
+            stack.callback(self.denoiser.register_forward_hook(hooks.after, always_call=True).remove)
+            return stack
+
+        # After module.compile() a module's hooks are part of what is compiled.
+        def around(*args: Any, **kwargs: Any) -> Any:
+            self._before(args, kwargs)
+            try:
+                return compiled(*args, **kwargs)
+            finally:
+                self._after()
+
+        self.denoiser._compiled_call_impl = around
+        stack.callback(setattr, self.denoiser, "_compiled_call_impl", compiled)
+        return stack
+
+    def _remove_hooks(self) -> None:
+        if self._unhook is not None:
+            self._unhook.close()
+            self._unhook = None
+
+    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assignment = self._assignment
+        if assignment is None:
+            return
+        inputs = self._signature.bind(args, kwargs)
+        facts = CallFacts(
+            len(inputs[self._signature.sample_key]),
+            inputs[self._signature.sample_key],
+            inputs[self._signature.timestep_key],
+        )
+        rows = assignment(facts) if callable(assignment) else assignment
+        if len(rows) != facts.rows:
+            raise ValueError(f"the denoiser was called with {facts.rows} rows, but edits were given for {len(rows)}")
+        plans = self._plans_of(self._keys(rows, facts.timestep))
+        if not plans:
+            return
+        if runs_under_ablations(self.inner):
+            raise RuntimeError("edits cannot act while the denoiser runs under ablations (cad_fast.rows)")
+        for slot, plan in plans:
+            slot.check()
+            if slot.plan is not None:
+                self._after()
+                raise RuntimeError(f"{slot.name} is running under other edits now: one call of the denoiser at a time")
+            slot.plan = plan
+            self._acting.append(slot)
+
+    def _after(self) -> None:
+        for slot in self._acting:
+            slot.plan = None
+        self._acting.clear()
+
+    def _keys(self, rows: Sequence[RowUses], timestep: Any) -> tuple[tuple[tuple[int, float], ...], ...]:
+        """Per row the edits that act now, as (number of the edit, strength) in the order of their names."""
+        times: list[float] | None = None
+        if any(use.window is not None for row in rows for use in row):
+            value = timestep_value(timestep)
+            times = value.tolist() if isinstance(value, Tensor) else [value] * len(rows)
+        known: dict[tuple[RowUses, float], tuple[tuple[int, float], ...]] = {}
+        keys = []
+        for number, row in enumerate(rows):
+            time = 0.0 if times is None else times[number]
+            if (row, time) not in known:
+                acting = sorted(use for use in row if use.strength and _in(use.window, time))
+                known[row, time] = tuple((self._sources[use.name].number, use.strength) for use in acting)
+            keys.append(known[row, time])
+        return tuple(keys)
+
+    def _plans_of(self, keys: tuple[tuple[tuple[int, float], ...], ...]) -> list[tuple[Slot, Plan]]:
+        if not any(keys):
+            return []
+        return self._plans.get(keys, lambda: self._assembled(keys), _size_of_plans)
+
+    def _assembled(self, keys: tuple[tuple[tuple[int, float], ...], ...]) -> list[tuple[Slot, Plan]]:
+        """The plan of every module that some row edits; equal neighbours are one group."""
+        groups = [(key, len(list(same))) for key, same in itertools.groupby(keys)]
+        bounds = [0, *itertools.accumulate(count for _, count in groups)]
+        made = {key: self._composition(key).entries if key else {} for key in dict(groups)}
+        plans = []
+        for module in dict.fromkeys(module for entries in made.values() for module in entries):
+            parts = [made[key].get(module) for key, _ in groups]
+            counts = [0 if part is None else len(part[0]) for part in parts]
+            used = [part for part in parts if part is not None]
+            indices = used[0][0] if len(used) == 1 else torch.cat([part[0] for part in used])
+            factors = used[0][1] if len(used) == 1 else torch.cat([part[1] for part in used])
+            offsets = torch.tensor([0, *itertools.accumulate(counts)])
+            slot = self._slots[module]
+            device = slot.module.weight.device
+            if device.type not in ("cpu", "meta"):
+                indices, factors = indices.to(device), factors.to(device)
+            plans.append((slot, Plan(bounds, offsets, indices, factors)))
+        return plans
+
+    def _composition(self, key: tuple[tuple[int, float], ...]) -> Composition:
+        return self._compositions.get(
+            key, lambda: composed([(self._prepared_edit(number), s) for number, s in key]), lambda made: made.nbytes
+        )
+
+    def _prepared_edit(self, number: int) -> PreparedEdit:
+        source = next(source for source in self._sources.values() if source.number == number)
+        return self._prepared.get(number, lambda: PreparedEdit.of(source.read()), lambda made: made.nbytes)
+
+
+class _Hooks:
+    """A denoiser's hooks; a deep copy of the denoiser has some that do nothing, as it has no edits."""
+
+    def __init__(self, edits: RowEdits | None) -> None:
+        self._edits = edits
+
+    @torch.compiler.disable
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._edits is not None:
+            self._edits._before(args, kwargs)
+
+    @torch.compiler.disable
+    def after(self, *_: Any) -> None:
+        if self._edits is not None:
+            self._edits._after()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hooks:
+        return _Hooks(None)
+
+
+def checked_strength(strength: Any, name: str) -> float:
+    """``strength`` as a float. Raises ValueError, naming the edit, unless it is a finite number."""
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+        raise ValueError(f"the strength of edit {name!r} is {strength!r}, expected a finite number")
+    return float(strength)
+
+
+def checked_window(window: Any, name: str) -> Window | None:
+    """``window`` as (low, high), given in either order; None is kept. Raises ValueError unless it is two numbers."""
+    if window is None:
+        return None
+    try:
+        low, high = sorted(float(bound) for bound in window)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if math.isnan(low) or math.isnan(high):
+        raise ValueError(f"the window of edit {name!r} is {window!r}, expected two timesteps, or None")
+    return low, high
+
+
+def _in(window: Window | None, time: float) -> bool:
+    return window is None or window[0] <= time <= window[1]
+
+
+def _size_of_plans(plans: list[tuple[Slot, Plan]]) -> int:
+    return sum(plan.indices.nbytes + plan.factors.nbytes for _, plan in plans)

@@ -1,0 +1,194 @@
+"""Slots: modules whose forward can run each group of rows under an edit of its own, or as ever, call by call.
+
+What a slot runs is told by its plan, which changes between calls. Under torch.compile a slot is one op that looks its
+plan up when it runs, so that no plan is part of a compiled graph and none makes it compile anew.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..components import base_name
+from ..ops import edited_conv2d, edited_linear
+from .forms import geometry, group_images
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_numbers = itertools.count()
+_slots: WeakValueDictionary[int, Slot] = WeakValueDictionary()
+_opening = threading.Lock()
+
+
+@dataclass
+class Plan:
+    """The edits of one module's rows, group by group.
+
+    bounds: [G + 1], where each group of the denoiser's rows begins and ends; offsets: [G + 1], int64, on the CPU: group
+    g has the entries offsets[g] to offsets[g + 1]; indices: [E], int64, flat into the weight, ascending in each group;
+    factors: [E], float32.
+    """
+
+    bounds: list[int]
+    offsets: Tensor
+    indices: Tensor
+    factors: Tensor
+    _scaled: dict[int, Tensor] = field(default_factory=dict)
+
+    def rows(self, per_row: int) -> Tensor:
+        """``bounds`` for a module that sees ``per_row`` rows for each of the denoiser's; int64, on the CPU."""
+        if per_row not in self._scaled:
+            self._scaled[per_row] = torch.tensor([bound * per_row for bound in self.bounds])
+        return self._scaled[per_row]
+
+    def entries_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """``indices`` and ``factors`` on the device; they stay there."""
+        if self.indices.device != device:
+            self.indices, self.factors = self.indices.to(device), self.factors.to(device)
+        return self.indices, self.factors
+
+
+class Slot:
+    """What runs in place of one module's forward; as ever while ``plan`` is None. One per module, for all users."""
+
+    def __init__(self, name: str, module: nn.Module, attention: nn.Module | None) -> None:
+        self.name, self.module, self.plan = name, module, None
+        self._attention = attention
+        self._users: WeakSet[Any] = WeakSet()
+        self.number = next(_numbers)
+        _slots[self.number] = self
+
+    @classmethod
+    def open(cls, name: str, module: nn.Module, attention: nn.Module | None, user: Any) -> Slot:
+        """The module's slot, made if there is none, until each user closes it. TypeError if it cannot have one."""
+        with _opening:
+            slot = slot_of(module)
+            if slot is None:
+                _check_layer(name, module)
+                slot = cls(name, module, attention)
+                # On this instance alone. Under accelerate's hooks, which load the weights first, not around them.
+                module.__dict__["_old_forward" if "_old_forward" in module.__dict__ else "forward"] = slot.forward
+            slot._users.add(user)
+            return slot
+
+    def close(self, user: Any) -> None:
+        """Give the module its own forward back when this was the last user."""
+        with _opening:
+            self._users.discard(user)
+            if self._users or slot_of(self.module) is not self:
+                return
+            entries = self.module.__dict__
+            if _is_slot(entries.get("forward")):
+                del entries["forward"]
+            else:
+                entries["_old_forward"] = type(self.module).forward.__get__(self.module)
+
+    def check(self) -> None:
+        """Raises TypeError for weights of a dtype that cannot be edited, ValueError if the module is not in use."""
+        if self.module.weight.dtype not in WEIGHT_DTYPES:
+            known = ", ".join(map(str, WEIGHT_DTYPES))
+            raise TypeError(f"{self.name}.weight is {self.module.weight.dtype}, expected one of {known}")
+        if self._attention is not None and getattr(self._attention, "fused_projections", False):
+            raise ValueError(f"{self.name} is not in use, its attention runs fused projections: unfuse them first")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return torch.ops.cad_fast.slot(x, self.module.weight, self.module.bias, self.number)
+        return self.run(x)
+
+    def run(self, x: Tensor) -> Tensor:
+        """The module's output for x [R * m, ...], the denoiser having R rows, each under its edit."""
+        plan, module = self.plan, self.module
+        if plan is None:
+            return type(module).forward(module, x)
+        per_row, left = divmod(len(x), plan.bounds[-1]) if x.dim() > 1 else (0, 1)
+        if left or not per_row:
+            raise ValueError(
+                f"{self.name} was called with an input of shape {list(x.shape)} while the denoiser has "
+                f"{plan.bounds[-1]} rows: expected the rows, or so many times their number, along the first dimension"
+            )
+        indices, factors = plan.entries_on(x.device)
+        if isinstance(module, nn.Linear):
+            flat = x.reshape(-1, x.shape[-1])
+            rows = plan.rows(len(flat) // plan.bounds[-1])
+            y = edited_linear(flat, module.weight, rows, plan.offsets, indices, factors, module.bias)
+            return y.view(*x.shape[:-1], y.shape[-1])
+        x = group_images(x, module, 1).flatten(0, 1)
+        rows = plan.rows(per_row)
+        return edited_conv2d(x, module.weight, rows, plan.offsets, indices, factors, module.bias, *geometry(module))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
+        # A copied module runs as ever: whoever edits the original does not know of it.
+        copied = Slot.__new__(Slot)
+        memo[id(self)] = copied
+        copied.__init__(self.name, copy.deepcopy(self.module, memo), None)
+        return copied
+
+
+def slot_of(module: nn.Module) -> Slot | None:
+    """The slot that the module has now."""
+    for name in ("forward", "_old_forward"):
+        forward = module.__dict__.get(name)
+        if _is_slot(forward):
+            return forward.__self__
+    return None
+
+
+def _is_slot(forward: Any) -> bool:
+    return isinstance(getattr(forward, "__self__", None), Slot)
+
+
+def _check_layer(name: str, module: nn.Module) -> None:
+    own = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
+    wrapped = own is not None and getattr(own, "__func__", None) not in (nn.Linear.forward, nn.Conv2d.forward)
+    other = type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward)
+    # nn.MultiheadAttention reads the weights of its output linear and never calls it.
+    if other or isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise TypeError(f"{name} is a {type(module).__name__}, which does not run as a plain linear or convolution")
+    if wrapped:
+        raise TypeError(f"{name} has a forward of its own already (is the denoiser inside cad_fast.rows?)")
+
+
+def open_slots(denoiser: nn.Module, modules: Mapping[str, nn.Module], user: Any) -> dict[str, Slot]:
+    """The slots of ``modules`` {path: module} of ``denoiser``; all of them, or none and an error."""
+    attentions = {base_name(name): module for name, module in denoiser.named_modules()}
+    opened: dict[str, Slot] = {}
+    try:
+        for name, module in modules.items():
+            parent, _, last = name.rpartition(".")
+            projection = re.fullmatch(r"(to|add)_[qkv](_proj)?", last)
+            opened[name] = Slot.open(name, module, attentions.get(parent) if projection else None, user)
+    except BaseException:
+        for slot in opened.values():
+            slot.close(user)
+        raise
+    return opened
+
+
+_TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
+
+
+@torch.library.custom_op("cad_fast::slot", mutates_args=(), tags=_TAGS)
+def _slot(x: Tensor, weight: Tensor, bias: Tensor | None, number: int) -> Tensor:
+    return _slots[number].run(x).contiguous()
+
+
+@_slot.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, number: int) -> Tensor:
+    if weight.dim() == 2:
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    module = _slots[number].module
+    images = group_images(x, module, 1).flatten(0, 1)
+    stride, padding, dilation, groups = geometry(module)
+    shape = functional.conv2d(images, weight, bias, stride, padding, dilation, groups).shape
+    return x.new_empty(shape)

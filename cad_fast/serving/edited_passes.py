@@ -1,0 +1,136 @@
+"""One pass of the denoiser in which every row runs under its own request's edits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser_calls import ForwardSignature, denoiser_of, find_row_paths, map_arguments, output_tensor
+from ..edits import Edit, RowEdits
+from .jobs import RequestedEdit
+
+Uses = tuple[RequestedEdit, ...]
+
+
+class EditedPasses(Protocol):
+    """How the rows of a pass come under their edits."""
+
+    def run(self, inputs: dict[str, Any], per_row: Sequence[Uses]) -> Any:
+        """The denoiser's output for ``inputs`` by name, row i under ``per_row[i]``."""
+        ...
+
+    def forget(self, edit: Edit) -> None:
+        """Let go of what is kept for an edit that no later pass will use."""
+        ...
+
+    def close(self) -> None:
+        """Leave the denoiser as it was; no pass follows."""
+        ...
+
+
+class SwappedWeights:
+    """Edits go into the weights and out again, one pass for every set of edits among the rows.
+
+    What serving does without row-wise edits: slow as soon as requests differ, and what those are measured against.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self._denoiser = denoiser_of(pipeline)
+        self._timestep_key = ForwardSignature.of(self._denoiser).timestep_key
+        self._modules = dict(getattr(self._denoiser, "_orig_mod", self._denoiser).named_modules())
+
+    def run(self, inputs: dict[str, Any], per_row: Sequence[Uses]) -> Any:
+        """As ``EditedPasses.run``; the output is a tuple of one tensor where rows run under different edits."""
+        timesteps = torch.as_tensor(inputs[self._timestep_key]).float().reshape(-1).expand(len(per_row)).tolist()
+        groups: dict[Any, list[int]] = {}
+        active = [_active(uses, timestep) for uses, timestep in zip(per_row, timesteps, strict=True)]
+        for row, uses in enumerate(active):
+            groups.setdefault(tuple(use.key for use in uses), []).append(row)
+        if len(groups) == 1:
+            with self._edited(active[0]):
+                return self._denoiser(**inputs)
+        row_paths = find_row_paths(inputs, len(per_row))
+        output: Tensor | None = None
+        for rows in groups.values():
+            own = _picked(inputs, row_paths, rows)
+            with self._edited(active[rows[0]]):
+                part = output_tensor(self._denoiser(**own))
+            output = part.new_empty(len(per_row), *part.shape[1:]) if output is None else output
+            output[rows] = part
+        return (output,)
+
+    def forget(self, edit: Edit) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """The weights are as they were after every pass."""
+
+    @contextmanager
+    def _edited(self, uses: Uses) -> Iterator[None]:
+        undo: list[tuple[Tensor, Tensor, Tensor]] = []
+        try:
+            for use in uses:
+                factor = 1 - use.strength * (1 - use.edit.factor)
+                for name, indices in use.edit.weight_indices().items():
+                    undo.append(_multiply(self._modules[name], indices, factor))
+            yield
+        finally:
+            for flat, indices, values in reversed(undo):
+                flat[indices] = values
+
+
+def _picked(inputs: dict[str, Any], row_paths: frozenset[str], rows: list[int]) -> dict[str, Any]:
+    return map_arguments(inputs, lambda path, leaf: leaf[rows] if path in row_paths else leaf)
+
+
+def _active(uses: Uses, timestep: float) -> Uses:
+    return tuple(use for use in uses if use.window is None or use.window[0] <= timestep <= use.window[1])
+
+
+def _multiply(module: nn.Module, indices: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
+    flat = module.weight.data.view(-1)
+    values = flat[indices]
+    flat[indices] = torch.zeros_like(values) if factor == 0 else values * factor
+    return flat, indices, values
+
+
+class RowWise:
+    """One pass for all rows, whatever their edits (see ``cad_fast.edits.RowEdits``, also for ``cache_bytes``)."""
+
+    def __init__(self, pipeline: Any, cache_bytes: int = 128 << 20) -> None:
+        self._rows = RowEdits(pipeline, cache_bytes=cache_bytes)
+        self._numbers = itertools.count()
+        self._names: dict[int, tuple[Edit, str]] = {}  # by identity: an edit may be read anew under its old name
+
+    @property
+    def known(self) -> list[str]:
+        """The names, in the making of passes, of the edits that are kept ready."""
+        return list(self._rows.names)
+
+    def run(self, inputs: dict[str, Any], per_row: Sequence[Uses]) -> Any:
+        """As ``EditedPasses.run``."""
+        rows = [tuple((self._name(use.edit), use.strength, use.window) for use in uses) for uses in per_row]
+        with self._rows.rows(rows):
+            return self._rows.denoiser(**inputs)
+
+    def forget(self, edit: Edit) -> None:
+        """Let go of what was prepared for it."""
+        _, name = self._names.pop(id(edit), (edit, None))
+        if name is not None:
+            self._rows.remove(name)
+
+    def close(self) -> None:
+        """Give the denoiser's modules their own forwards back."""
+        self._rows.close()
+        self._names.clear()
+
+    def _name(self, edit: Edit) -> str:
+        if id(edit) not in self._names:
+            name = f"{edit.name[:40]}.{next(self._numbers)}"
+            self._names[id(edit)] = (edit, self._rows.add(edit, name))
+        return self._names[id(edit)][1]

@@ -1,0 +1,42 @@
+"""How a server is set up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``None`` stands for the pipeline's own: its name, size, and the defaults of its call.
+
+    Seconds: ``batch_timeout`` (the first picture of an idle server waits so long for company), ``deadline`` (a request
+    that takes longer is ended), ``drain`` (on shutdown, what was accepted may take so long), ``keep_pictures`` (those
+    fetched by URL). ``admin_token``: None leaves the admin routes out.
+    """
+
+    model: str = "model"
+    max_batch_size: int = 8
+    batch_timeout: float = 0.005
+    max_queue: int = 64
+    deadline: float = 120.0
+    drain: float = 30.0
+    sizes: tuple[str, ...] | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    max_steps: int = 100
+    max_n: int = 8
+    max_prompt: int = 1000
+    max_edits: int = 8
+    max_strength: float = 4.0
+    body_bytes: int = 64 * 1024
+    keep_pictures: float = 600.0
+    keep_bytes: int = 64 * 2**20
+    admin_token: str | None = None
+    allowed_hosts: tuple[str, ...] | None = None
+    warm_up: bool = True
+
+    @property
+    def served_name(self) -> str:
+        """The model's name as clients see it: of a local folder the last part alone."""
+        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model

@@ -1,0 +1,77 @@
+// The functions of the library, for any language: raw device pointers, sizes and a stream, all tensors contiguous.
+//
+// Each returns 0, or a code that cad_fast_cuda_message explains: CUDA's own, or one of Error. Kernels are started in the
+// stream on the current device, and not waited for.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <type_traits>
+
+#include "device.h"
+
+extern "C" {
+// 0 float32, 1 float16, 2 bfloat16: the type of x, weight, bias and y. bias and factors may be null.
+__attribute__((visibility("default"))) int cad_fast_cuda_masked_linear(
+    const void* x, const void* weight, const std::uint32_t* words, const void* bias, const float* factors, void* y,
+    std::int64_t variants, std::int64_t rows, std::int64_t n, std::int64_t k, int transposed, int dtype, void* stream);
+
+// The work of an edited_linear, as rows and offsets [groups + 1] divide it; these, plan and sizes are on the host. Sets
+// sizes [3]: tiles of rows, edits, and whether all groups have few rows. plan may be null, or has 3 * tiles + 2 * edits
+// elements.
+__attribute__((visibility("default"))) int cad_fast_cuda_plan_edits(const std::int64_t* rows,
+                                                                    const std::int64_t* offsets, std::int64_t groups,
+                                                                    int dtype, std::int32_t* plan, std::int64_t* sizes);
+
+// How many elements the scratch memory `positions` has.
+__attribute__((visibility("default"))) std::int64_t cad_fast_cuda_edit_positions(std::int64_t edits, std::int64_t n,
+                                                                                 std::int64_t k, int transposed);
+
+// Only sizes is on the host.
+__attribute__((visibility("default"))) int cad_fast_cuda_edited_linear(
+    const void* x, const void* weight, const std::int32_t* plan, const std::int64_t* sizes, const std::int64_t* indices,
+    const float* factors, std::int32_t* positions, const void* bias, void* y, std::int64_t n, std::int64_t k,
+    int transposed, int dtype, void* stream);
+
+// How many devices there are, or minus the code of what prevents using any.
+__attribute__((visibility("default"))) int cad_fast_cuda_device_count();
+
+// Makes a device the current one of the calling thread, for the library's own copy of CUDA's runtime.
+__attribute__((visibility("default"))) int cad_fast_cuda_use_device(int device);
+
+__attribute__((visibility("default"))) const char* cad_fast_cuda_message(int code);
+
+// What the library was built for and with, as JSON.
+__attribute__((visibility("default"))) const char* cad_fast_cuda_build_info();
+}
+
+namespace cad_fast::cuda {
+
+enum Error : int { too_large = -1, unknown_type = -2 };
+
+// Shared memory of a block on the smallest device since sm_80 (sm_86, sm_89, sm_120).
+constexpr int most_shared_bytes = 99 * 1024;
+
+// Tiles may reach beyond the sizes, so that these must stay some way below the end of int.
+inline bool sizes_fit(std::initializer_list<std::int64_t> sizes) {
+  for (const std::int64_t size : sizes) {
+    if (size > (1 << 30)) return false;
+  }
+  return true;
+}
+
+inline bool grid_fits(std::int64_t x, std::int64_t y) { return x <= 0x7fffffff && y <= 65535; }
+
+// Calls run(T{}, std::bool_constant<transposed>{}).
+template <class Run>
+int for_type(int dtype, int transposed, Run run) {
+  const auto with = [&](auto type) { return transposed ? run(type, std::true_type{}) : run(type, std::false_type{}); };
+  switch (dtype) {
+    case 0: return with(float{});
+    case 1: return with(Half{});
+    case 2: return with(BFloat16{});
+  }
+  return unknown_type;
+}
+
+}  // namespace cad_fast::cuda

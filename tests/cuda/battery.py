@@ -1,0 +1,50 @@
+"""Some of everything on one build of the kernels: what a planted bug must fail, also under AddressSanitizer.
+
+Run as a program: python -m tests.cuda.battery LIBRARY OPERATOR; tensors are then no larger than they must be.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from cad_fast.ops import reference
+from tests.cuda import simt
+from tests.ops.linear_cases import assert_as_good_as_torch
+
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# (variants, rows, n, k): one for each shape of tile, with rests everywhere and with rows of 16 bytes.
+MASKED = ((9, 3, 67, 129), (5, 13, 72, 200), (2, 40, 136, 72), (1, 131, 130, 69), (3, 1, 40, 264))
+
+# Rows of each group, n, k.
+EDITED = (([3, 16, 1], 133, 201), ([0, 150, 2], 72, 136))
+
+
+def run(library: Path, op: str, guards: bool = True, orders: dict[str, int] = simt.ORDERS) -> None:
+    """Raise AssertionError or RuntimeError if anything is not as it should be."""
+    loaded = simt.load(library)
+    for order in orders.values():
+        torch.manual_seed(order)
+        runner = simt.Runner(loaded, order, guards=guards)
+        for dtype in TYPES:
+            for transposed in (False, True):
+                if op == "masked_linear":
+                    for shape in MASKED:
+                        case = simt.masked_case(*shape, dtype, transposed)
+                        case[4] = torch.tensor([0.0, 1.0, -1.5, 0.25])[torch.arange(shape[0]) % 4]
+                        compare(runner, op, case)
+                else:
+                    for sizes, n, k in EDITED:
+                        compare(runner, op, simt.edited_case(sizes, n, k, dtype, transposed))
+
+
+def compare(runner: simt.Runner, op: str, case: list) -> torch.Tensor:
+    """The result, which must be about as near the float64 one as that of plain torch is."""
+    actual = runner(op, *case)
+    assert_as_good_as_torch(actual, getattr(reference, op)(*case), simt.exact(op, *case))
+    return actual
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2], guards=False, orders={"shuffled": 7})

@@ -1,0 +1,341 @@
+#include "simt.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#if !defined(__x86_64__)
+#error "the fibers are written for x86-64"
+#endif
+
+// Saves the registers that a function must keep, and goes on where the other stack stopped.
+extern "C" void simt_switch(void** save_to, void* go_to);
+asm(R"(
+.text
+.globl simt_switch
+simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+
+namespace simt {
+namespace {
+
+constexpr std::size_t stack_bytes = 128 * 1024;
+
+enum class State { ready, at_block_barrier, at_warp, done };
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+  bool inside;
+};
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  std::unique_ptr<unsigned char[]> stack{new unsigned char[stack_bytes]};
+  State state = State::done;
+  Position position;
+  std::vector<std::vector<Copy>> copies;  // by group, the last one open
+  const char* instruction = nullptr;
+  unsigned exchanges = 0;
+};
+
+struct Warp {
+  Given given[2][warp_size];  // alternating: a lane may give anew while others still read
+};
+
+struct Grid {
+  std::function<void()> kernel;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::unique_ptr<unsigned char, decltype(&std::free)> shared{nullptr, &std::free};
+  std::ptrdiff_t shared_bytes = 0;
+  void* scheduler = nullptr;
+  const void* scheduler_stack = nullptr;
+  std::size_t scheduler_stack_bytes = 0;
+  int running = -1;
+  std::string error;
+};
+
+Grid grid;
+std::string last_error;
+int order_kind = 0;  // 0 forward, 1 reverse, else the seed of random orders
+
+Fiber& own() { return grid.fibers[grid.running]; }
+
+void to_scheduler(bool for_good) {
+  Fiber& fiber = own();
+#ifdef __SANITIZE_ADDRESS__
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &fake, grid.scheduler_stack, grid.scheduler_stack_bytes);
+#endif
+  (void)for_good;
+  simt_switch(&fiber.stack_pointer, grid.scheduler);
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+}
+
+extern "C" void simt_fiber_main() {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(nullptr, &grid.scheduler_stack, &grid.scheduler_stack_bytes);
+#endif
+  grid.kernel();
+  for (const auto& group : own().copies) {
+    if (!group.empty()) fail("a thread ended with copies under way");
+  }
+  own().state = State::done;
+  to_scheduler(true);
+}
+
+void wait_in(State state) {
+  own().state = state;
+  to_scheduler(false);
+}
+
+void start(Fiber& fiber, Position position) {
+  fiber.position = position;
+  fiber.state = State::ready;
+  fiber.copies.assign(1, {});
+  fiber.exchanges = 0;
+  auto top = reinterpret_cast<std::uintptr_t>(fiber.stack.get() + stack_bytes) / 16 * 16;
+  auto** stack = reinterpret_cast<void**>(top);
+  *--stack = nullptr;  // simt_fiber_main never returns, and finds the stack as a call would leave it
+  *--stack = reinterpret_cast<void*>(&simt_fiber_main);
+  for (int i = 0; i < 6; ++i) *--stack = nullptr;
+  fiber.stack_pointer = stack;
+}
+
+void resume(int index) {
+  grid.running = index;
+#ifdef __SANITIZE_ADDRESS__
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(&fake, grid.fibers[index].stack.get(), stack_bytes);
+#endif
+  simt_switch(&grid.scheduler, grid.fibers[index].stack_pointer);
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+  grid.running = -1;
+}
+
+template <class Test>
+bool all_of_warp(int warp, Test test) {
+  const auto first = grid.fibers.begin() + warp * warp_size;
+  return std::all_of(first, first + warp_size, test);
+}
+
+// Lets the lanes that wait for one another go on, once all have come.
+void release_warp(int warp) {
+  if (!all_of_warp(warp, [](const Fiber& f) { return f.state == State::at_warp; })) return;
+  const Fiber& first = grid.fibers[warp * warp_size];
+  if (!all_of_warp(warp, [&](const Fiber& f) { return std::strcmp(f.instruction, first.instruction) == 0; })) {
+    grid.error = "the lanes of a warp came to different instructions";
+    return;
+  }
+  for (int lane = 0; lane < warp_size; ++lane) grid.fibers[warp * warp_size + lane].state = State::ready;
+}
+
+// Runs the threads of a block, always one warp as far as it goes before the next.
+void run_block(std::mt19937& random) {
+  const int warps = static_cast<int>(grid.warps.size());
+  std::vector<int> warp_order(warps), lane_order(warp_size);
+  std::iota(warp_order.begin(), warp_order.end(), 0);
+  std::iota(lane_order.begin(), lane_order.end(), 0);
+  if (order_kind == 1) {
+    std::reverse(warp_order.begin(), warp_order.end());
+    std::reverse(lane_order.begin(), lane_order.end());
+  }
+  const auto is_ready = [](const Fiber& fiber) { return fiber.state == State::ready; };
+  while (grid.error.empty()) {
+    if (order_kind > 1) {
+      std::shuffle(warp_order.begin(), warp_order.end(), random);
+      std::shuffle(lane_order.begin(), lane_order.end(), random);
+    }
+    const auto next = std::find_if(warp_order.begin(), warp_order.end(),
+                                   [&](int warp) { return !all_of_warp(warp, [&](const Fiber& f) { return !is_ready(f); }); });
+    if (next != warp_order.end()) {
+      for (const int lane : lane_order) {
+        const int index = *next * warp_size + lane;
+        if (is_ready(grid.fibers[index]) && grid.error.empty()) resume(index);
+      }
+      release_warp(*next);
+      continue;
+    }
+    const auto count = [&](State state) {
+      return std::count_if(grid.fibers.begin(), grid.fibers.end(), [=](const Fiber& f) { return f.state == state; });
+    };
+    const auto threads = static_cast<std::ptrdiff_t>(grid.fibers.size());
+    if (count(State::done) == threads) return;
+    if (count(State::at_block_barrier) != threads) {
+      grid.error = "some threads wait where the others do not come";
+      return;
+    }
+    for (Fiber& fiber : grid.fibers) fiber.state = State::ready;
+  }
+}
+
+}  // namespace
+
+const Position& position() { return own().position; }
+
+unsigned char* shared_memory() { return grid.shared.get(); }
+
+void fail(const char* message) {
+  grid.error = message;
+  own().state = State::done;
+  to_scheduler(true);
+  std::abort();
+}
+
+void block_barrier() { wait_in(State::at_block_barrier); }
+
+const Given* exchange(const Given& given, const char* instruction) {
+  Fiber& fiber = own();
+  const int index = grid.running;
+  Given* all = grid.warps[index / warp_size].given[fiber.exchanges++ % 2];
+  all[index % warp_size] = given;
+  fiber.instruction = instruction;
+  wait_in(State::at_warp);
+  return all;
+}
+
+void copy_async(void* to, const void* from, int bytes, bool inside) {
+  const std::ptrdiff_t place = static_cast<unsigned char*>(to) - grid.shared.get();
+  if (place % bytes != 0) fail("cp.async: the destination is not aligned");
+  if (inside && reinterpret_cast<std::uintptr_t>(from) % bytes != 0) fail("cp.async: the source is not aligned");
+  if (place < 0 || place + bytes > grid.shared_bytes) {
+    fail("cp.async: the destination is not in shared memory");
+  }
+  std::memset(to, 0xff, bytes);
+  own().copies.back().push_back({to, from, bytes, inside});
+}
+
+void close_copies() { own().copies.emplace_back(); }
+
+void wait_copies(int groups) {
+  auto& copies = own().copies;  // the open group is not waited for
+  const std::ptrdiff_t closed = static_cast<std::ptrdiff_t>(copies.size()) - 1;
+  const std::ptrdiff_t finished = std::max<std::ptrdiff_t>(0, closed - groups);
+  for (std::ptrdiff_t i = 0; i < finished; ++i) {
+    for (const Copy& copy : copies[i]) {
+      if (copy.inside) {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      } else {
+        std::memset(copy.to, 0, copy.bytes);
+      }
+    }
+  }
+  copies.erase(copies.begin(), copies.begin() + finished);
+}
+
+int run(std::function<void()> kernel, dim3 size, int threads, int shared_bytes) {
+  grid.kernel = std::move(kernel);
+  grid.fibers.resize(threads);
+  grid.warps.resize(threads / warp_size);
+  grid.error.clear();
+  std::mt19937 random(order_kind);
+  for (unsigned y = 0; y < size.y; ++y) {
+    for (unsigned x = 0; x < size.x && grid.error.empty(); ++x) {
+      // Of exactly this size, so that the sanitizer sees a step beyond its end.
+      void* memory = nullptr;
+      if (posix_memalign(&memory, 128, shared_bytes) != 0) std::abort();
+      grid.shared.reset(static_cast<unsigned char*>(memory));
+      grid.shared_bytes = shared_bytes;
+      std::memset(memory, 0xff, shared_bytes);
+      for (int i = 0; i < threads; ++i) start(grid.fibers[i], {dim3(i), dim3(x, y)});
+      run_block(random);
+    }
+  }
+  last_error = grid.error;
+  return last_error.empty() ? 0 : 9000;
+}
+
+// The functions of one translation unit only: the compiler may not use those of the host for the device's formats.
+std::uint16_t bfloat16_of(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if (std::isnan(value)) return 0x7fff;
+  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+float float_of_bfloat16(std::uint16_t bits) {
+  const std::uint32_t wide = std::uint32_t{bits} << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+float float_of_half(std::uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  float size;
+  if (exponent == 31) {
+    size = fraction == 0 ? INFINITY : NAN;
+  } else {
+    size = std::ldexp(static_cast<float>(exponent == 0 ? fraction : fraction + 1024), std::max(exponent, 1) - 25);
+  }
+  return bits >> 15 ? -size : size;
+}
+
+std::uint16_t half_of(float value) {
+  const std::uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  if (std::isnan(value)) return 0x7fff;
+  const float size = std::fabs(value);
+  if (size >= 65520.0f) return sign | 0x7c00;
+  if (size == 0.0f) return sign;
+  int exponent = 0;
+  std::frexp(size, &exponent);
+  exponent = std::max(exponent - 11, -24);  // of the last bit
+  const long steps = std::lrint(std::ldexp(size, -exponent));  // to the nearest, ties to even
+  return sign | static_cast<std::uint16_t>(steps + (exponent + 24L) * 1024);
+}
+
+}  // namespace simt
+
+extern "C" {
+
+// 0 runs threads and warps forward, 1 in reverse, anything else in random orders from that seed.
+void simt_order(int order) { simt::order_kind = order; }
+
+// Bytes of shared memory of the last grid.
+std::int64_t simt_shared_bytes() { return simt::grid.shared_bytes; }
+
+// The formats that the kernels compute in, to be compared with someone else's.
+void simt_convert(const float* from, std::uint16_t* half, std::uint16_t* bfloat16, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    half[i] = simt::half_of(from[i]);
+    bfloat16[i] = simt::bfloat16_of(from[i]);
+  }
+}
+
+int cad_fast_cuda_device_count() { return 1; }
+
+int cad_fast_cuda_use_device(int) { return 0; }
+
+const char* cad_fast_cuda_message(int code) { return code == 9000 ? simt::last_error.c_str() : "an error code"; }
+
+const char* cad_fast_cuda_build_info() { return "{}"; }
+}

@@ -1,0 +1,179 @@
+// A grid on the CPU, one fiber per thread: what csrc/cuda/device.h offers, with the meaning that PTX gives it.
+//
+// A fiber runs until it waits at a barrier or at an instruction of the whole warp, so that everything between two
+// barriers happens in an order that the scheduler chooses (simt_order): a missing barrier shows as a read of what is not
+// there yet. Shared memory starts as NaNs; a copy under way leaves NaNs, and its data come when it is waited for.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <tuple>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+namespace simt {
+
+constexpr int warp_size = 32;
+
+struct Position {
+  dim3 thread, block;
+};
+const Position& position();
+
+unsigned char* shared_memory();
+
+// Ends the grid with this message, which cad_fast_cuda_message then gives. Does not return.
+[[noreturn]] void fail(const char* message);
+
+void block_barrier();
+
+// All lanes of the warp give 32 bytes and get those of all; `instruction` must be the same for all.
+struct Given {
+  std::uint32_t words[8];
+};
+const Given* exchange(const Given& own, const char* instruction);
+
+void copy_async(void* to, const void* from, int bytes, bool inside);
+void close_copies();
+void wait_copies(int groups);
+
+int run(std::function<void()> kernel, dim3 grid, int threads, int shared_bytes);
+
+std::uint16_t half_of(float value);
+float float_of_half(std::uint16_t bits);
+std::uint16_t bfloat16_of(float value);
+float float_of_bfloat16(std::uint16_t bits);
+
+}  // namespace simt
+
+#define threadIdx (simt::position().thread)
+#define blockIdx (simt::position().block)
+
+inline void __syncthreads() { simt::block_barrier(); }
+
+namespace cad_fast::cuda {
+
+using std::fmaf;
+
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+
+inline unsigned char* shared_memory() { return simt::shared_memory(); }
+
+template <int bytes>
+void copy_async(void* to, const void* from, bool inside) {
+  simt::copy_async(to, from, bytes, inside);
+}
+inline void close_copies() { simt::close_copies(); }
+template <int groups>
+void wait_copies() {
+  simt::wait_copies(groups);
+}
+
+struct Half {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+inline float to_float(float value) { return value; }
+inline float to_float(Half value) { return simt::float_of_half(value.bits); }
+inline float to_float(BFloat16 value) { return simt::float_of_bfloat16(value.bits); }
+
+template <class T>
+T from_float(float value) {
+  return value;
+}
+template <>
+inline Half from_float<Half>(float value) {
+  return {simt::half_of(value)};
+}
+template <>
+inline BFloat16 from_float<BFloat16>(float value) {
+  return {simt::bfloat16_of(value)};
+}
+
+// ldmatrix.m8n8.x4: lane l gets elements 2 * (l % 4) and the next of row l / 4 of each matrix, or, transposed, of its
+// column l / 4. Lane l's own address is that of row l % 8 of matrix l / 8.
+template <bool transposed>
+void load_matrices(std::uint32_t (&to)[4], const void* row) {
+  if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) simt::fail("ldmatrix: a row is not aligned to 16 bytes");
+  simt::Given own = {};
+  std::memcpy(own.words, row, 16);
+  const simt::Given* rows = simt::exchange(own, transposed ? "ldmatrix.trans" : "ldmatrix");
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const auto element = [&](int matrix, int r, int c) {
+    return std::uint32_t{reinterpret_cast<const std::uint16_t*>(rows[8 * matrix + r].words)[c]};
+  };
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const std::uint32_t low = transposed ? element(matrix, 2 * t, g) : element(matrix, g, 2 * t);
+    const std::uint32_t high = transposed ? element(matrix, 2 * t + 1, g) : element(matrix, g, 2 * t + 1);
+    to[matrix] = low | high << 16;
+  }
+}
+
+// mma.m16n8k16.row.col. With g = lane / 4 and t = lane % 4, register i of a holds row g + 8 * (i % 2), columns 2t and
+// 2t + 1 from 8 * (i / 2) on; register i of b holds column g, rows 2t and 2t + 1 from 8 * i on; sum i is that of row
+// g + 8 * (i / 2) and column 2t + i % 2.
+template <class T>
+void multiply(T, float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  const simt::Given* given = simt::exchange({{a[0], a[1], a[2], a[3], b0, b1}}, "mma");
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const auto half_of_word = [](std::uint32_t word, int k) {
+    return to_float(T{static_cast<std::uint16_t>(word >> (k % 2 * 16))});
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const std::uint32_t a_word = given[row % 8 * 4 + k % 8 / 2].words[row / 8 + k / 8 * 2];
+      const std::uint32_t b_word = given[column * 4 + k % 8 / 2].words[4 + k / 8];
+      sums[i] += half_of_word(a_word, k) * half_of_word(b_word, k);
+    }
+  }
+}
+
+// prmt.b32 in its default mode.
+inline std::uint32_t permute(std::uint32_t a, std::uint32_t b, std::uint32_t choice) {
+  const std::uint64_t bytes = a | std::uint64_t{b} << 32;
+  std::uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t nibble = choice >> (4 * i) & 15u;
+    const std::uint32_t byte = bytes >> (8 * (nibble & 7u)) & 255u;
+    result |= (nibble & 8u ? (byte & 128u ? 255u : 0u) : byte) << (8 * i);
+  }
+  return result;
+}
+
+template <class T>
+std::uint32_t multiply_pairs(T, std::uint32_t a, std::uint32_t b) {
+  const auto product = [&](int shift) {
+    const T x{static_cast<std::uint16_t>(a >> shift)}, y{static_cast<std::uint16_t>(b >> shift)};
+    return std::uint32_t{from_float<T>(to_float(x) * to_float(y)).bits} << shift;
+  };
+  return product(0) | product(16);
+}
+
+template <class... Parameters>
+int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, void*, Parameters... parameters) {
+  return simt::run([&] { kernel(parameters...); }, grid, threads, shared_bytes);
+}
+
+}  // namespace cad_fast::cuda

@@ -1,0 +1,485 @@
+"""Files of edits from outside: whatever is in them, they load as what was saved or raise what the loader documents."""
+
+import copy
+import json
+import os
+import random
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cad_fast.components import KINDS, ComponentSpace, ModuleComponents
+from cad_fast.edits import Edit, active_edits
+from cad_fast.edits.coding import MAX_COUNT, decode_sorted, encode_sorted, encoded_size
+from cad_fast.edits.layout import MAX_COMPONENTS, MAX_CONFIG, MAX_MODULES
+from cad_fast.fingerprint import Fingerprint
+
+DOCUMENTED = (ValueError, FileNotFoundError, PermissionError)
+CONFIG, MODEL = "edit_config.json", "edit_model.safetensors"
+
+
+class Tiny(nn.Module):
+    """Enough of a denoiser to be edited: two linears and a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.conv = nn.Linear(12, 20), nn.Linear(20, 7), nn.Conv2d(3, 5, 3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Tiny()
+
+
+@pytest.fixture
+def edit(model):
+    space = ComponentSpace.of(model, "weight", "all")
+    chosen = torch.arange(space.n)[torch.rand(space.n) < 0.2]
+    return Edit.from_indices("small", space, chosen, 0.5, {"concept": "a cat", "trust": []})
+
+
+def state(model):
+    return [tensor.clone() for tensor in model.state_dict().values()]
+
+
+def change_config(folder, change):
+    path = folder / CONFIG
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+# The coding
+
+
+@st.composite
+def sorted_numbers(draw):
+    count = draw(st.integers(1, MAX_COUNT) | st.integers(1, 200))
+    numbers = draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=60, unique=True))
+    return sorted(numbers), count
+
+
+@settings(deadline=None, database=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(sorted_numbers())
+def test_coding_round_trip(case):
+    numbers, count = case
+    payload, bits = encode_sorted(torch.tensor(numbers))
+    least, most = encoded_size(len(numbers), bits, count)
+    assert payload.dtype == torch.uint8 and least <= len(payload) <= most
+    decoded = decode_sorted(payload, len(numbers), bits, count)
+    assert decoded.dtype == torch.int64 and decoded.tolist() == numbers
+    assert slow_decode(payload.tolist(), len(numbers), bits) == numbers
+
+
+def slow_decode(payload, k, bits):
+    """Bit by bit, as ``encode_sorted`` says."""
+    flags = "".join(f"{byte:08b}" for byte in payload)
+    unary = flags[8 * ((k * bits + 7) // 8) :]
+    numbers, last = [], -1
+    for i in range(k):
+        rest, unary = unary.index("1"), unary[unary.index("1") + 1 :]
+        low = int(flags[i * bits : (i + 1) * bits] or "0", 2)
+        last += (rest << bits) + low + 1
+        numbers.append(last)
+    assert len(unary) < 8 and "1" not in unary
+    return numbers
+
+
+@settings(deadline=None, database=None, max_examples=300)
+@given(st.binary(min_size=0, max_size=40), st.integers(-1, 60), st.integers(-1, 40), st.integers(-1, 2**40))
+def test_any_bytes_decode_to_sorted_numbers_in_range_or_are_refused(data, k, bits, count):
+    try:
+        numbers = decode_sorted(torch.from_numpy(np.frombuffer(data, np.uint8).copy()), k, bits, count)
+    except ValueError:
+        return
+    assert len(numbers) == k and 0 <= numbers[0] and numbers[-1] < count and bool((numbers.diff() > 0).all())
+
+
+def test_what_a_payload_cannot_be_is_said():
+    payload, bits = encode_sorted(torch.tensor([3, 90, 500]))
+    for k, count, message in [
+        (3, 500, "component 500 is outside 0..499"),
+        (2, 501, "encode 3 components, expected 2|bytes, expected"),
+        (200, 501, r"bytes, expected \d+ to \d+ for 200 of 501"),
+        (0, 501, "impossible"),
+        (502, 501, "impossible"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            decode_sorted(payload, k, bits, count)
+
+
+@st.composite
+def edits(draw):
+    kind = draw(st.sampled_from(KINDS))
+    entries, components, offset = [], {}, 0
+    for i in range(draw(st.integers(1, 4))):
+        rank = 4 if kind == "filter" else draw(st.sampled_from((2, 4)))
+        shape = tuple(draw(st.lists(st.integers(1, 9), min_size=rank, max_size=rank)))
+        columns = int(np.prod(shape[1:]))
+        divisors = [b for b in range(1, columns + 1) if columns % b == 0]
+        block = draw(st.sampled_from(divisors)) if kind == "head" else 1
+        entries.append(ModuleComponents(f"blocks.{i}.to_k", kind, shape, block, offset))
+        count = entries[-1].count
+        offset += count
+        chosen = draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=count))
+        components[entries[-1].module] = torch.tensor(sorted(chosen))
+    fingerprint = Fingerprint("Net", "0" * 64, tuple(draw(st.lists(st.floats(-1, 1), max_size=4))))
+    name = draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True))
+    provenance = draw(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=9), max_size=3))
+    return Edit(name, ComponentSpace(entries, fingerprint), components, draw(st.floats(-9, 9)), provenance)
+
+
+@settings(deadline=None, database=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@given(edits())
+def test_any_edit_survives_the_round_trip(tmp_path_factory, edit):
+    folder = tmp_path_factory.getbasetemp() / "round_trip"
+    edit.save_pretrained(folder)
+    again = Edit.from_pretrained(folder)
+    assert (again.name, again.factor, again.provenance) == (edit.name, edit.factor, edit.provenance)
+    assert again.digest() == edit.digest() and again.space == edit.space
+    assert again.space.fingerprint == edit.space.fingerprint
+    assert again.n_weights == sum(len(indices) for indices in again.weight_indices().values())
+
+
+# Format version 1
+
+
+def save_as_version_1(edit, folder):
+    """As cad_fast 0.1 wrote it."""
+    from dataclasses import asdict
+
+    folder.mkdir(exist_ok=True)
+    config = {
+        "format_version": 1,
+        "cad_fast_version": "0.1.0",
+        "name": edit.name,
+        "kind": edit.space.kind,
+        "factor": edit.factor,
+        "n_components": edit.n_components,
+        "digest": edit.digest(),
+        "model": edit.space.fingerprint.to_dict(),
+        "modules": {entry.module: {**asdict(entry), "weight_shape": list(entry.weight_shape)} for entry in edit.space},
+        "provenance": edit.provenance,
+    }
+    (folder / CONFIG).write_text(json.dumps(config))
+    tensors = {module: indices.to(torch.int32) for module, indices in edit.components.items()}
+    header = {"cad_fast": json.dumps({"format": "edit", "digest": edit.digest()})}
+    save_file(tensors, folder / MODEL, metadata=header)
+
+
+def test_format_version_1_is_read(model, edit, tmp_path):
+    save_as_version_1(edit, tmp_path)
+    again = Edit.from_pretrained(tmp_path, model)
+    assert again.digest() == edit.digest() and again.space == edit.space and again.provenance == edit.provenance
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [([3, 3], "repetitions"), ([-1, 2], "outside"), ([0, 10**6], "outside"), ([2, 1], "not sorted")],
+)
+def test_bad_indices_in_version_1(edit, tmp_path, indices, message):
+    save_as_version_1(edit, tmp_path)
+    tensors = load_file(tmp_path / MODEL)
+    tensors["first"] = torch.tensor(indices, dtype=torch.int32)
+    save_file(tensors, tmp_path / MODEL, metadata={"cad_fast": json.dumps({"digest": edit.digest()})})
+    with pytest.raises(ValueError, match=rf"edit_model\.safetensors is damaged.*first.*{message}"):
+        Edit.from_pretrained(tmp_path)
+
+
+# One kind of damage at a time
+
+
+def set_entry(*keys, to):
+    def change(config):
+        for key in keys[:-1]:
+            config = config[key]
+        config[keys[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_entry("name", to="a/../b"), "edit name"),
+        (set_entry("name", to=7), "'name' is 7, expected a text"),
+        (lambda c: c.pop("name"), "'name' is missing"),
+        (lambda c: c.pop("digest"), "'digest' is missing"),
+        (set_entry("factor", to=float("nan")), "NaN is not a JSON number"),
+        (set_entry("factor", to=float("inf")), "Infinity is not a JSON number"),
+        (set_entry("factor", to=10**400), "more than 18 digits, expected a finite number"),
+        (set_entry("factor", to=True), "'factor' is True"),
+        (set_entry("kind", to="soul"), "'kind' is 'soul'"),
+        (set_entry("n_components", to=3), "'n_components' is 3, but the modules have"),
+        (set_entry("modules", to=[]), "expected an object"),
+        (lambda c: c["modules"].update({"../../etc": c["modules"]["first"]}), "not the name of a module"),
+        (set_entry("modules", "first", to=1), "module 'first' is 1, expected an object"),
+        (set_entry("modules", "first", "n", to=-1), "module 'first': 'n' is -1"),
+        (set_entry("modules", "first", "n", to=241), "module 'first': 'n' is 241, expected 1 to 240"),
+        (set_entry("modules", "first", "rice_bits", to=31), "'rice_bits' is 31, expected 0 to 30"),
+        (set_entry("modules", "first", "weight_shape", to=[20, 12, 1]), "2 or 4 positive integers"),
+        (set_entry("modules", "first", "weight_shape", to=[20.0, 12]), "2 or 4 positive integers"),
+        (set_entry("modules", "first", "weight_shape", to=[0, 12]), "2 or 4 positive integers"),
+        (set_entry("modules", "first", "weight_shape", to=[2**40, 2**40]), "has more than 2147483647 weights"),
+        (set_entry("modules", "first", "block", to=5), "'block' is 5, which does not divide"),
+        (set_entry("model", "samples", to=["x"]), "'samples' is 'x', expected a finite number"),
+        (set_entry("model", "samples", to=[0.0] * 5000), "'samples' has 5000 entries"),
+        (set_entry("provenance", to=[]), "'provenance' is \\[\\], expected an object"),
+        (set_entry("format_version", to=True), "format_version True"),
+    ],
+)
+def test_a_damaged_config_is_named(edit, tmp_path, change, message):
+    edit.save_pretrained(tmp_path)
+    change_config(tmp_path, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        Edit.from_pretrained(tmp_path)
+    assert CONFIG in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("first"), "the module 'first' is in only one of them"),
+        (lambda t: t.update(stranger=t["first"].clone()), "the module 'stranger' is in only one"),
+        (lambda t: t.update(first=t["first"].float()), "'first' is F32 of shape"),
+        (lambda t: t.update(first=t["first"][None]), "'first' is U8 of shape \\[1, "),
+        (lambda t: t.update(first=t["first"].repeat(99)), "'first' has .* entries, expected"),
+        (lambda t: t.update(first=torch.zeros_like(t["first"])), "encode 0 components"),
+        (lambda t: t.update(first=torch.full_like(t["first"], 255)), "encode"),
+    ],
+)
+def test_damaged_tensors_are_named(edit, tmp_path, change, message):
+    edit.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / MODEL)
+    change(tensors)
+    save_file(tensors, tmp_path / MODEL, metadata={"cad_fast": json.dumps({"digest": edit.digest()})})
+    with pytest.raises(ValueError, match=message) as caught:
+        Edit.from_pretrained(tmp_path)
+    assert MODEL in str(caught.value)
+
+
+def test_deep_nesting_and_huge_files(edit, tmp_path):
+    edit.save_pretrained(tmp_path)
+    whole = (tmp_path / CONFIG).read_text()
+    for text, message in [
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
+        (whole.replace('"concept"', f'"x": "{"y" * MAX_CONFIG}", "concept"'), "larger than"),
+        (whole.replace('"small"', '"\\ud800"'), "edit name"),
+        (whole.replace('"factor": 0.5', f'"factor": {"9" * 5000}'), "not valid JSON"),
+        (
+            json.dumps({**json.loads(whole), "modules": dict.fromkeys(map(str, range(MAX_MODULES + 1)))}),
+            "'modules' has",
+        ),
+    ]:
+        (tmp_path / CONFIG).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Edit.from_pretrained(tmp_path)
+
+
+def test_absurd_sizes_are_refused_before_memory_is_taken(edit, tmp_path):
+    edit.save_pretrained(tmp_path)
+    config, data = (tmp_path / CONFIG).read_bytes(), (tmp_path / MODEL).read_bytes()
+
+    def huge(n):
+        side = 2**15
+
+        def change(c):
+            c["modules"] = {
+                f"m{i}": {"weight_shape": [side, side], "block": 1, "n": n, "rice_bits": 0} for i in range(4)
+            }
+            c["n_components"] = 4 * n
+
+        return change
+
+    def whole(change):
+        change_config(tmp_path, change)
+
+    def sparse_file():
+        os.truncate(tmp_path / MODEL, 2**40)  # a hole: it takes no room
+
+    damages = [
+        (lambda: whole(huge(2**30 - 1)), f"expected at most {MAX_COMPONENTS}"),
+        (lambda: whole(huge(2**24)), "in only one"),
+        (sparse_file, "bytes, expected at most"),
+        (lambda: (tmp_path / MODEL).write_bytes(struct.pack("<Q", 2**62) + data[8:]), "truncated"),
+        (lambda: (tmp_path / MODEL).write_bytes(struct.pack("<Q", len(data) * 3) + data[8:]), "truncated"),
+    ]
+    for damage, message in damages:
+        (tmp_path / CONFIG).write_bytes(config)
+        (tmp_path / MODEL).write_bytes(data)
+        damage()
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError, match=message):
+                Edit.from_pretrained(tmp_path)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 2**20, (message, peak)
+
+
+def test_a_bomb_of_ones_takes_what_its_size_allows():
+    """A megabyte of one bits is the densest payload there is: 8 million components, 64 MB as int64."""
+    payload = torch.full((2**20,), 255, dtype=torch.uint8)
+    tracemalloc.start()
+    try:
+        numbers = decode_sorted(payload, 2**23, 0, 2**23)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(numbers, torch.arange(2**23)) and peak < 100 * 2**23
+
+
+def test_links_out_of_the_folder_are_refused(edit, tmp_path):
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    edit.save_pretrained(outside)
+    for name in (CONFIG, MODEL):
+        edit.save_pretrained(inside)
+        (inside / name).unlink()
+        (inside / name).symlink_to(outside / name)
+        with pytest.raises(PermissionError, match=f"{name} is a link that leads out"):
+            Edit.from_pretrained(inside)
+        (inside / name).unlink()
+        (inside / "renamed").write_bytes((outside / name).read_bytes())
+        (inside / name).symlink_to("renamed")
+        assert Edit.from_pretrained(inside).digest() == edit.digest()
+        (inside / name).unlink()
+        (inside / name).symlink_to(name)
+        with pytest.raises(FileNotFoundError, match=name):
+            Edit.from_pretrained(inside)
+
+
+def test_the_cache_of_the_hub_is_read_through_its_links(edit, tmp_path):
+    snapshot, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    edit.save_pretrained(blobs)
+    for name in (CONFIG, MODEL):
+        (snapshot / name).symlink_to(blobs / name)
+    assert Edit.from_pretrained(snapshot).digest() == edit.digest()
+
+
+def test_pipes_are_not_waited_for(edit, tmp_path):
+    edit.save_pretrained(tmp_path)
+    (tmp_path / CONFIG).unlink()
+    os.mkfifo(tmp_path / CONFIG)
+    with pytest.raises(FileNotFoundError, match="holds no edit_config"):
+        Edit.from_pretrained(tmp_path)
+
+
+# Anything at all
+
+STRANGE = [None, True, -1, 0, 1, 2**31, 2**63, 10**30, 1e308, -0.5, "", "x" * 300, "../x", "\x00", "\ud800", [], {}]
+STRANGE += [[1, 2], {"a": []}, "NaN", [[[[]]]], "0", 1.0, [2**40, 2**40], [3, 3, 3, 3]]
+
+
+def strange_json(rng, data):
+    """A config with one or two of its values (or keys) replaced, removed, doubled or swapped."""
+    config = json.loads(data)
+    for _ in range(rng.choice((1, 1, 2))):
+        places = []
+
+        def walk(value, places=places):
+            for key in value if isinstance(value, dict) else range(len(value)):
+                places.append((value, key))
+                if isinstance(value[key], dict | list):
+                    walk(value[key])
+
+        walk(config)
+        parent, key = rng.choice(places)
+        action = rng.randrange(4)
+        if action == 0:
+            del parent[key]
+        elif action == 1 and isinstance(parent, dict):
+            parent[rng.choice(["..", "first.x", "conv", "", "a/b", "n"])] = parent.pop(key)
+        elif action == 2:
+            other, place = rng.choice(places)
+            if place in (other if isinstance(other, dict) else range(len(other))):
+                parent[key] = copy.deepcopy(other[place])
+        else:
+            parent[key] = copy.deepcopy(rng.choice(STRANGE))
+        if not config:
+            break
+    return json.dumps(config).encode()
+
+
+def strange_bytes(rng, data):
+    """Bytes changed, cut out, doubled, or the file cut short."""
+    data = bytearray(data)
+    action = rng.randrange(5)
+    at = rng.randrange(len(data))
+    if action == 0:
+        for _ in range(rng.randrange(1, 6)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    elif action == 1:
+        del data[at:]
+    elif action == 2:
+        del data[at : at + rng.randrange(1, 30)]
+    elif action == 3:
+        data[at:at] = data[rng.randrange(len(data)) :][: rng.randrange(1, 60)]
+    else:
+        data[at] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+def strange_tensors(rng, data):
+    """The header of the safetensors file with values replaced, its length made right again."""
+    length = int.from_bytes(data[:8], "little")
+    header = strange_json(rng, data[8 : 8 + length])
+    return struct.pack("<Q", len(header)) + header + data[8 + length :]
+
+
+def fuzz(model, edit, folder, n, seed):
+    rng = random.Random(seed)
+    sources = []
+    for version, save in ((1, save_as_version_1), (2, lambda e, f: e.save_pretrained(f))):
+        save(edit, folder / f"v{version}")
+        sources.append([(folder / f"v{version}" / name).read_bytes() for name in (CONFIG, MODEL)])
+    target = folder / "fuzzed"
+    target.mkdir()
+    before, loaded, outcomes = state(model), 0, {}
+    for _ in range(n):
+        config, tensors = rng.choice(sources)
+        what = rng.randrange(5)
+        config = (strange_json, strange_bytes)[what](rng, config) if what < 2 else config
+        tensors = (strange_tensors, strange_bytes, strange_bytes)[what - 2](rng, tensors) if what >= 2 else tensors
+        (target / CONFIG).write_bytes(config)
+        (target / MODEL).write_bytes(tensors)
+        try:
+            found = Edit.from_pretrained(target)
+        except DOCUMENTED as error:
+            text = str(error)
+            assert CONFIG in text or MODEL in text, text
+            assert len(text) < 3000, text
+            outcomes[type(error).__name__] = outcomes.get(type(error).__name__, 0) + 1
+            continue
+        loaded += 1
+        # What loads is the edit that was saved, or one whose model it says is another.
+        assert found.digest() == edit.digest()
+        try:
+            found.fuse(model).undo()
+        except ValueError:
+            pass
+        assert active_edits(model) == []
+    assert {path.name for path in target.iterdir()} == {CONFIG, MODEL}
+    for mine, theirs in zip(before, state(model), strict=True):
+        assert torch.equal(mine, theirs)
+    assert 0 < loaded < n / 2 and outcomes["ValueError"] > n / 2, (loaded, outcomes)
+    return loaded, outcomes
+
+
+def test_mutated_files(model, edit, tmp_path):
+    fuzz(model, edit, tmp_path, 2_000, seed=0)
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutated_files(model, edit, tmp_path):
+    print(fuzz(model, edit, tmp_path, 10_000, seed=1))

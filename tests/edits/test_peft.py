@@ -1,0 +1,172 @@
+"""Edits as PEFT adapters: PEFT's own loader gives the outputs and the exact zeros of ours."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import cad_fast
+from cad_fast.attribution import Scores
+from cad_fast.components import ComponentSpace
+from cad_fast.denoiser_calls import denoiser_of
+from cad_fast.edits import Edit, erase
+from cad_fast.edits.peft import export_peft, load_peft
+from tests.pipelines import stable_diffusion
+
+peft = pytest.importorskip("peft")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def zoo_unet():
+    return cad_fast.load_pipeline("zoo:emoji").unet
+
+
+def tiny_unet():
+    return stable_diffusion().unet
+
+
+def edit_of(unet, kind="weight", target="cross-attention-kv", ratio=0.03, factor=0.0):
+    space = ComponentSpace.of(unet, kind, target)
+    scores = Scores(torch.randn(space.n, generator=torch.Generator().manual_seed(1)), space, {"concept": "car"})
+    return erase(scores, ratio=ratio, factor=factor, name="no-car")
+
+
+def output(unet, dtype):
+    generator = torch.Generator().manual_seed(2)
+    config = unet.config
+    sample = torch.randn(2, config.in_channels, 16, 16, generator=generator).to(dtype)
+    text = torch.randn(2, 5, config.cross_attention_dim, generator=generator).to(dtype)
+    with torch.no_grad():
+        return unet(sample, 500, text).sample
+
+
+def base_of(unet, name):
+    return denoiser_of(unet).get_submodule(name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("build", [zoo_unet, tiny_unet])
+def test_peft_gives_the_same_outputs(build, dtype, tmp_path):
+    unet = copy.deepcopy(build()).to(dtype)
+    edit = edit_of(unet)
+    plain = output(unet, dtype)
+    with edit.applied(unet):
+        expected = output(unet, dtype)
+        zeroed = {name: base_of(unet, name).weight.detach().clone() for name in edit.components}
+    assert not torch.equal(plain, expected)
+    export_peft(edit, unet, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+    wrapped = peft.PeftModel.from_pretrained(copy.deepcopy(unet), tmp_path)
+    assert torch.equal(output(wrapped, dtype), expected)
+    with wrapped.disable_adapter():
+        assert torch.equal(output(wrapped, dtype), plain)
+    merged = wrapped.merge_and_unload()
+    for name, weight in zeroed.items():
+        found = base_of(merged, name).weight
+        assert torch.equal(found, weight)
+        assert (found.flatten()[edit.weight_indices()[name]] == 0).all()
+
+    beside = copy.deepcopy(unet)
+    load_peft(beside, tmp_path, "no-car")
+    assert torch.equal(output(beside, dtype), expected)
+    beside.disable_adapters()
+    assert torch.equal(output(beside, dtype), plain)
+    beside.enable_adapters()
+    assert torch.equal(output(beside, dtype), expected)
+    beside.delete_adapters("no-car")
+    assert torch.equal(output(beside, dtype), plain)
+
+
+@pytest.mark.parametrize("kind", ["neuron", "head"])
+def test_other_kinds_and_factors(kind, tmp_path):
+    unet = tiny_unet()
+    edit = edit_of(unet, kind, None, ratio=0.3, factor=0.25)
+    export_peft(edit, unet, tmp_path, strength=0.5)
+    wrapped = peft.PeftModel.from_pretrained(copy.deepcopy(unet), tmp_path)
+    with edit.applied(unet, 0.5):
+        expected = output(unet, torch.float32)
+    assert (output(wrapped, torch.float32) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_padding_is_zero_and_every_place_differs(tmp_path):
+    unet = tiny_unet()
+    edit = edit_of(unet, ratio=0.2)
+    export_peft(edit, unet, tmp_path)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    rank = peft.PeftConfig.from_pretrained(tmp_path).r
+    for name, indices in edit.weight_indices().items():
+        weight = base_of(unet, name).weight.detach()
+        values = stored[f"base_model.model.{name}.shira_weight"]
+        places = stored[f"base_model.model.{name}.shira_indices"].long()
+        assert len(values) == rank * sum(weight.shape)
+        flat = places[0] * weight.shape[1] + places[1]
+        assert len(flat.unique()) == len(flat)
+        edited = torch.isin(flat, indices)
+        assert edited.sum() == len(indices) and torch.equal(values[edited], -weight.flatten()[flat[edited]])
+        assert (values[~edited] == 0).all()
+
+
+def test_what_peft_cannot_hold_is_named(tmp_path):
+    unet = tiny_unet()
+    with pytest.raises(ValueError, match=r"linear layers only, these are none: .*conv"):
+        export_peft(edit_of(unet, target="all"), unet, tmp_path / "conv")
+    with pytest.raises(ValueError, match=r"needs SHiRA's r = \d+, for which the weights of .* have no room"):
+        space = ComponentSpace.of(unet, "weight", "feed-forward")
+        whole = Edit.from_indices("whole", space, torch.arange(space.entries[0].count))
+        export_peft(whole, unet, tmp_path / "full")
+    other = copy.deepcopy(unet)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    with pytest.raises(ValueError, match="made for another model"):
+        export_peft(edit_of(unet), other, tmp_path / "other")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError, match="holds no adapter_config"):
+        load_peft(unet, tmp_path)
+
+
+def test_an_edit_is_refused_beside_its_own_adapter(tmp_path):
+    """Both would take each weight away twice."""
+    unet = copy.deepcopy(tiny_unet())
+    edit = edit_of(unet)
+    export_peft(edit, unet, tmp_path)
+    load_peft(unet, tmp_path)
+    with pytest.raises(ValueError, match="another model"):
+        edit.fuse(unet)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, n: t[f"{n}.shira_indices"].fill_(10**6), "places outside its weight of shape"),
+        (lambda t, n: t[f"{n}.shira_indices"].fill_(-1), "places outside its weight of shape"),
+        (lambda t, n: t.update({f"{n}.shira_indices": t[f"{n}.shira_indices"][:, 1:].clone()}), "belong together"),
+        (lambda t, n: t.pop(f"{n}.shira_weight"), "belong together"),
+        (lambda t, n: t.update({"base_model.model.conv_in.shira_weight": torch.zeros(3)}), "names other modules"),
+        (lambda t, n: t.update({f"{n}.shira_bias": torch.zeros(3)}), "fits no linear"),
+        (lambda t, n: t.update({k: v[..., 1:].clone() for k, v in t.items()}), "which r = 1 is not the number for"),
+    ],
+)
+def test_hostile_adapters_change_nothing(tmp_path, change, message):
+    unet = copy.deepcopy(tiny_unet())
+    edit = edit_of(unet)
+    export_peft(edit, unet, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    change(tensors, f"base_model.model.{next(iter(edit.components))}")
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_peft(unet, tmp_path)
+    assert not any(isinstance(module, peft.tuners.shira.Linear) for module in unet.modules())
+
+
+def test_scores_of_many_modules_have_one_r(tmp_path):
+    """The module with the most edited weights per row and column decides."""
+    unet = tiny_unet()
+    space = ComponentSpace.of(unet, "weight", "cross-attention-kv")
+    first = space.entries[0]
+    chosen = torch.cat([torch.arange(sum(first.weight_shape) + 1), torch.tensor([first.count])])
+    edit = Edit.from_indices("e", space, chosen)
+    export_peft(edit, unet, tmp_path)
+    assert peft.PeftConfig.from_pretrained(tmp_path).r == 2

@@ -1,0 +1,405 @@
+"""The HTTP interface: what OpenAI's own client makes of it, and what is turned away, with which words."""
+
+import asyncio
+import json
+import threading
+
+import httpx2
+import openai
+import pytest
+
+from cad_fast.serving.edit_library import EditLibrary, UnknownEdit
+from cad_fast.serving.edited_passes import RowWise
+from cad_fast.serving.jobs import Job, RequestedEdit
+from cad_fast.serving.server import Server, native_size
+from cad_fast.serving.settings import Settings
+from tests.pipelines import PIPELINES, stable_diffusion
+from tests.serving.common import ROUNDING, Alone, client_of, decoded, distance, make_server, random_edit, run
+
+PATH = "/v1/images/generations"
+TOKEN = "a-token-of-some-length"
+
+
+def served(**settings) -> Server:
+    pipeline = stable_diffusion()
+    return make_server(pipeline, [random_edit(pipeline, "first", 1), random_edit(pipeline, "second", 2)], **settings)
+
+
+def ask(body, path=PATH, method="POST", server=None, **more):
+    """(status, JSON, headers) of one request."""
+
+    async def go():
+        async with client_of(server or served()) as client:
+            answer = await client.request(method, path, **({"json": body} if body is not None else {}), **more)
+            return answer.status_code, answer.json(), answer.headers
+
+    return run(go())
+
+
+def test_openai_client() -> None:
+    server = served(model="tiny")
+    first = server.library.get("first")
+    extra = {"seed": 7, "num_inference_steps": 3, "guidance_scale": 4.0, "negative_prompt": "dog"}
+
+    async def go():
+        async with client_of(server, httpx2) as http:
+            client = openai.AsyncOpenAI(base_url="http://testserver/v1", api_key="any", http_client=http, max_retries=0)
+            models = [model.id async for model in client.models.list()]
+            assert (await client.models.retrieve("tiny")).id == "tiny"
+            edited = await client.images.generate(
+                prompt="a cat",
+                model="tiny",
+                n=2,
+                size="16x16",
+                response_format="b64_json",
+                user="someone",
+                extra_body={**extra, "edits": [{"name": "first", "strength": 1.5, "window": [1000, 300]}]},
+            )
+            plain = await client.images.generate(prompt="a cat", response_format="url", extra_body=extra)
+            file = await http.get(plain.data[0].url)
+            with pytest.raises(openai.BadRequestError) as error:
+                await client.images.generate(prompt="a cat", n=99)
+            return models, edited, file, error.value
+
+    models, edited, file, error = run(go())
+    assert models == ["tiny"] and [picture.seed for picture in edited.data] == [7, 8]
+    arguments = {name: value for name, value in extra.items() if name != "seed"}
+    alone = Alone(stable_diffusion())
+    job = Job("", "a cat", seed=7, arguments=arguments, edits=(RequestedEdit(first, 1.5, (300, 1000)),))
+    for number, picture in enumerate(edited.data):
+        assert distance(decoded(picture.b64_json), alone.draw(job, number)) <= ROUNDING
+    assert file.headers["content-type"] == "image/png" and file.content.startswith(b"\x89PNG")
+    assert error.param == "n" and error.type == "invalid_request_error" and "less than or equal to 8" in error.message
+
+
+def test_random_seed_is_told_and_draws_the_picture_again() -> None:
+    server = served()
+
+    async def go():
+        async with client_of(server) as client:
+            one, other = [(await client.post(PATH, json={"prompt": "a cat"})).json() for _ in range(2)]
+            again = (await client.post(PATH, json={"prompt": "a cat", "seed": one["data"][0]["seed"]})).json()
+            return one, other, again
+
+    one, other, again = run(go())
+    assert one["data"] == again["data"] and one["data"] != other["data"] and one["size"] == "16x16"
+
+
+REFUSED = [
+    ({}, "prompt", "Field required"),
+    ({"prompt": ""}, "prompt", "at least 1 character"),
+    ({"prompt": "x" * 1001}, "prompt", "at most 1000"),
+    ({"prompt": 5}, "prompt", "string"),
+    ({"n": 0}, "n", "greater than or equal to 1"),
+    ({"n": 9}, "n", "less than or equal to 8"),
+    ({"n": 1.5}, "n", "integer"),
+    ({"size": "64x64"}, "size", "'auto' or '16x16'"),
+    ({"response_format": "jpg"}, "response_format", "'b64_json' or 'url'"),
+    ({"seed": -1}, "seed", "greater than or equal to 0"),
+    ({"seed": 2**63}, "seed", "less than or equal to"),
+    ({"num_inference_steps": 101}, "num_inference_steps", "less than or equal to 100"),
+    ({"num_inference_steps": 0}, "num_inference_steps", "greater than or equal to 1"),
+    ({"guidance_scale": float("nan")}, "guidance_scale", "finite"),
+    ({"guidance_scale": 31}, "guidance_scale", "less than or equal to 30"),
+    ({"deadline": 61}, "deadline", "less than or equal to 60"),
+    ({"deadline": 0}, "deadline", "greater than 0"),
+    ({"user": "x" * 257}, "user", "at most 256"),
+    ({"stream": True}, "stream", "False"),
+    ({"output_format": "jpeg"}, "output_format", "'png'"),
+    ({"extra": 1}, "extra", "no such field"),
+    ({"edits": "first"}, "edits", "list"),
+    ({"edits": [{"name": "first"}] * 9}, "edits", "at most 8"),
+    ({"edits": [{"name": "first"}] * 2}, "edits[1].name", "named twice"),
+    ({"edits": [{"strength": 1}]}, "edits[0].name", "Field required"),
+    ({"edits": [{"name": "first", "strength": 4.5}]}, "edits[0].strength", "less than or equal to 4"),
+    ({"edits": [{"name": "first", "strength": float("inf")}]}, "edits[0].strength", "finite"),
+    ({"edits": [{"name": "first", "path": "/etc"}]}, "edits[0].path", "no such field"),
+    ({"edits": [{"name": "first", "window": [1, 2]}]}, "edits[0].window", "[highest, lowest]"),
+    ({"edits": [{"name": "first", "window": [1001, 2]}]}, "edits[0].window[0]", "less than or equal to 1000"),
+    ({"edits": [{"name": "first", "window": [5]}]}, "edits[0].window[1]", "Field required"),
+    ({"edits": [{"name": "../first"}]}, "edits[0].name", "pattern"),
+    ({"edits": [{"name": "/etc/passwd"}]}, "edits[0].name", "pattern"),
+]
+
+
+def test_requests_that_are_refused() -> None:
+    server = served()
+
+    async def go():
+        async with client_of(server) as client:
+            for body, param, words in REFUSED:
+                body = body if not body or "prompt" in body else {"prompt": "a cat", **body}
+                content = json.dumps(body)
+                answer = await client.post(PATH, content=content, headers={"content-type": "application/json"})
+                error = answer.json()["error"]
+                assert answer.status_code == 400, (body, error)
+                assert error["param"] == param and words in error["message"] and param in error["message"], error
+                assert error["type"] == "invalid_request_error"
+            broken = await client.post(PATH, content='{"prompt":', headers={"content-type": "application/json"})
+            assert broken.status_code == 400 and "not valid JSON" in broken.json()["error"]["message"]
+            text = (await client.get("/metrics")).text
+            assert f'cad_fast_rejections_total{{reason="invalid"}} {len(REFUSED) + 1}.0' in text
+            assert "cad_fast_pictures_total 0.0" in text
+
+    run(go())
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        ({"edits": [{"name": "third"}]}, "edits[0].name", "edit_not_found"),
+        ({"model": "dall-e-3"}, "model", "model_not_found"),
+    ],
+)
+def test_what_is_not_there(body, param, code) -> None:
+    status, answer, _ = ask({"prompt": "a cat", **body})
+    assert status == 404 and answer["error"]["param"] == param and answer["error"]["code"] == code
+
+
+def test_options_that_the_pipeline_does_not_take() -> None:
+    server = make_server(PIPELINES["flux"][0](), sizes=("16x16",))
+    server.parameters = {name: value for name, value in server.parameters.items() if name != "negative_prompt"}
+    status, answer, _ = ask({"prompt": "a cat", "negative_prompt": "a dog"}, server=server)
+    assert status == 400 and answer["error"]["param"] == "negative_prompt"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_large_bodies(chunked) -> None:
+    async def chunks():
+        for _ in range(200):
+            yield b" " * 1000
+
+    status, answer, _ = ask(
+        None, content=chunks() if chunked else b" " * 200_000, headers={"content-type": "application/json"}
+    )
+    assert status == 413 and "larger than 65536 bytes" in answer["error"]["message"]
+
+
+def test_other_content_types_are_not_read() -> None:
+    status, answer, _ = ask(None, content=b'{"prompt": "a cat"}', headers={"content-type": "text/plain"})
+    assert status == 400 and answer["error"]["type"] == "invalid_request_error"
+
+
+def test_full_queue_is_429_and_clients_that_leave_free_their_place() -> None:
+    entered, may_go = threading.Event(), threading.Event()
+
+    class Slow(RowWise):
+        def run(self, inputs, per_row):
+            entered.set()
+            assert may_go.wait(60)
+            return super().run(inputs, per_row)
+
+    server = served(max_batch_size=1, max_queue=1, max_n=1, batch_timeout=0.0, passes=Slow(stable_diffusion()))
+
+    async def go():
+        async with client_of(server) as client:
+            body = {"prompt": "a cat", "num_inference_steps": 1}
+            running = asyncio.create_task(client.post(PATH, json=body))
+            await asyncio.to_thread(entered.wait, 60)
+            waiting = asyncio.create_task(client.post(PATH, json=body))
+            while server.batcher.load != (1, 1):
+                await asyncio.sleep(0.01)
+            full = await client.post(PATH, json=body)
+            assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
+            assert full.json()["error"]["code"] == "queue_full" and full.json()["error"]["type"] == "rate_limit_error"
+            waiting.cancel()
+            while server.batcher.load[0]:
+                await asyncio.sleep(0.01)
+            late = await client.post(PATH, json={**body, "deadline": 0.05})
+            assert late.status_code == 504 and "in the queue" in late.json()["error"]["message"]
+            may_go.set()
+            assert (await running).status_code == 200
+            return (await client.get("/metrics")).text
+
+    text = run(go())
+    assert 'rejections_total{reason="queue_full"} 1.0' in text and 'requests_total{outcome="deadline"} 1.0' in text
+
+
+def test_a_disconnect_ends_the_run() -> None:
+    """Through the raw ASGI interface, as a server would report it."""
+    server = served(batch_timeout=0.0)
+    body = json.dumps({"prompt": "a cat", "num_inference_steps": 100}).encode()
+
+    async def go():
+        async with client_of(server) as client:
+            app, messages = client._transport.app, asyncio.Queue()
+            scope = {
+                "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": PATH,
+                "raw_path": PATH.encode(), "query_string": b"", "scheme": "http", "server": ("testserver", 80),
+                "headers": [(b"content-type", b"application/json"), (b"host", b"testserver")], "root_path": "",
+                "client": ("somewhere", 1),
+            }  # fmt: skip
+            await messages.put({"type": "http.request", "body": body, "more_body": False})
+            sent = []
+
+            async def send(message):
+                sent.append(message)
+
+            task = asyncio.create_task(app(scope, messages.get, send))
+            while server.batcher.load[1] == 0:
+                await asyncio.sleep(0.005)
+            await messages.put({"type": "http.disconnect"})
+            await task
+            while server.batcher.load != (0, 0):
+                await asyncio.sleep(0.005)
+            return sent, (await client.get("/metrics")).text
+
+    sent, text = run(go())
+    assert sent[0]["status"] == 499 and 'requests_total{outcome="disconnected"} 1.0' in text
+    steps = next(line for line in text.splitlines() if line.startswith("cad_fast_batch_pictures_count"))
+    assert float(steps.split()[1]) < 100
+
+
+def test_failures_tell_nothing_of_the_inside() -> None:
+    class Failing(RowWise):
+        def run(self, inputs, per_row):
+            raise RuntimeError("secret path /home/someone")
+
+    status, answer, _ = ask({"prompt": "a cat"}, server=served(passes=Failing(stable_diffusion())))
+    assert status == 500 and "secret" not in json.dumps(answer) and "req-" in answer["error"]["message"]
+
+
+def test_pictures_by_url_are_bounded() -> None:
+    server = served(keep_bytes=2000)
+
+    async def go():
+        async with client_of(server) as client:
+            body = {"prompt": "a cat", "response_format": "url", "n": 4}
+            urls = [entry["url"] for entry in (await client.post(PATH, json=body)).json()["data"]]
+            codes = [(await client.get(url)).status_code for url in urls]
+            assert len({url.rsplit("/", 1)[1] for url in urls}) == 4 and all(len(url) > 60 for url in urls)
+            return codes
+
+    codes = run(go())
+    assert codes == sorted(codes, reverse=True) and set(codes) == {200, 404}
+    assert sum(len(data) for _, data in server.pictures._files.values()) == server.pictures._bytes <= 2000
+
+
+def test_edits_and_admin(tmp_path) -> None:
+    pipeline = stable_diffusion()
+    edit = random_edit(pipeline, "no-cat", 1)
+    edit.provenance.update(concept="cat", selection={"sign": "positive"})
+    edit.save_pretrained(tmp_path / "anything")
+    random_edit(pipeline, "more-cat", 2).save_pretrained(tmp_path / "other")
+    (tmp_path / "not-an-edit").mkdir()
+    settings = Settings(warm_up=False, steps=1, admin_token=TOKEN)
+    server = Server(pipeline, EditLibrary(tmp_path, pipeline), settings)
+    good = {"authorization": f"Bearer {TOKEN}"}
+    body = {"prompt": "a cat", "edits": [{"name": "no-cat"}]}
+
+    async def go():
+        async with client_of(server) as client:
+            listed = (await client.get("/v1/edits")).json()["data"]
+            assert [entry["id"] for entry in listed] == ["more-cat", "no-cat"]
+            one = (await client.get("/v1/edits/no-cat")).json()
+            assert one["effect"] == "erase" and one["concept"] == "cat" and one["digest"] == edit.digest()
+            assert str(tmp_path) not in json.dumps(listed)
+            for headers in ({}, {"authorization": f"Bearer {TOKEN}x"}, {"authorization": TOKEN}):
+                assert (await client.post("/v1/edits/no-cat/unload", headers=headers)).status_code == 403
+            assert (await client.post(PATH, json=body)).status_code == 200
+            assert (await client.post("/v1/edits/no-cat/unload", headers=good)).json()["loaded"] is False
+            gone = await client.post(PATH, json=body)
+            assert gone.status_code == 404 and gone.json()["error"]["code"] == "edit_not_loaded"
+            for path in ("/v1/edits/none/load", "/v1/edits/..%2Fother/load"):
+                assert (await client.post(path, headers=good)).status_code in (404, 405)
+            assert (await client.post("/v1/edits/no-cat/load", headers=good)).json()["loaded"] is True
+            assert (await client.post(PATH, json=body)).status_code == 200
+            (tmp_path / "anything" / "edit_config.json").write_text("{}")
+            damaged = await client.post("/v1/edits/no-cat/load", headers=good)
+            assert damaged.status_code == 500 and str(tmp_path) not in damaged.text
+            assert (await client.post(PATH, json=body)).status_code == 200  # what was loaded stays
+
+    run(go())
+
+
+def test_no_admin_without_a_token() -> None:
+    status, _, _ = ask(None, path="/v1/edits/first/unload", server=served())
+    assert status in (404, 405)
+
+
+@pytest.mark.parametrize("damage", ["twice", "config", "model"])
+def test_folders_that_are_refused(tmp_path, damage) -> None:
+    pipeline = stable_diffusion()
+    random_edit(pipeline, "edit", 1).save_pretrained(tmp_path / "one")
+    if damage == "twice":
+        random_edit(pipeline, "edit", 2).save_pretrained(tmp_path / "two")
+    elif damage == "config":
+        (tmp_path / "one" / "edit_config.json").write_text("{}")
+    else:
+        pipeline = stable_diffusion("v_prediction", "euler")
+        pipeline = PIPELINES["sd3"][0]()
+    message = {"twice": "two edits have the name 'edit'", "config": "format_version", "model": "another model"}[damage]
+    with pytest.raises(ValueError, match=message):
+        EditLibrary(tmp_path, pipeline)
+
+
+def test_edit_folder_that_is_none(tmp_path) -> None:
+    with pytest.raises(NotADirectoryError, match="is no folder"):
+        EditLibrary(tmp_path / "none", stable_diffusion())
+    library = EditLibrary(None, stable_diffusion())
+    with pytest.raises(UnknownEdit, match="there are: none"):
+        library.get("edit")
+
+
+def test_state_and_documents() -> None:
+    server = served(warm_up=True)
+    assert not server.ready and not server.alive
+
+    async def go():
+        async with client_of(server) as client:
+            assert (await client.get("/health")).json() == {"status": "ok"}
+            assert (await client.get("/ready")).json() == {"ready": True, "queued": 0, "running": 0}
+            assert (await client.get("/v1/limits")).json()["sizes"] == ["16x16"]
+            document = (await client.get("/openapi.json")).json()
+            request = document["components"]["schemas"]["ImageRequest"]["properties"]
+            assert {"prompt", "n", "size", "edits", "seed"} <= request.keys()
+            assert request["prompt"]["maxLength"] == 1000
+            page = await client.get("/")
+            assert "text/html" in page.headers["content-type"] and "page.js" in page.text
+            assert page.headers["content-security-policy"].startswith("default-src 'self'")
+            assert (await client.get("/page.js")).status_code == 200
+            for path in ("/nothing", "/../app.py", "/%2e%2e/app.py", "/v1/nothing"):
+                assert (await client.get(path)).status_code == 404
+            server.batcher.close()
+            assert (await client.get("/ready")).status_code == 503
+            assert (await client.get("/health")).status_code == 503
+            assert (await client.post(PATH, json={"prompt": "a cat"})).status_code == 503
+
+    run(go())
+
+
+def test_host_headers() -> None:
+    server = served(allowed_hosts=("localhost", "127.0.0.1"))
+    assert ask(None, "/health", "GET", server, headers={"host": "localhost:80"})[0] == 200
+
+    async def go():
+        async with client_of(served(allowed_hosts=("localhost",))) as client:
+            return (await client.get("/health", headers={"host": "evil.example"})).status_code
+
+    assert run(go()) == 400
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sizes": ("16",)}, "size '16' is not WIDTHxHEIGHT"),
+        ({"steps": 101}, "default of 101 steps"),
+        ({"max_queue": 2, "max_n": 3}, "would never fit in a queue of 2"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        served(**settings)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_native_size(name) -> None:
+    factory, arguments = PIPELINES[name]
+    if "height" not in arguments:
+        image = factory()("a cat", num_inference_steps=2, **arguments)[0][0]
+        assert native_size(factory()) == f"{image.width}x{image.height}"
+
+
+def test_served_name(tmp_path) -> None:
+    assert Settings(model=str(tmp_path)).served_name == tmp_path.name
+    assert Settings(model="zoo:emoji").served_name == "zoo:emoji"

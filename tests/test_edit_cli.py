@@ -1,0 +1,138 @@
+"""``cad-fast edit inspect | diff | verify | export`` and ``evaluate --card`` on the embedded model."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cad_fast
+from cad_fast.attribution import Scores
+from cad_fast.cli import main
+from cad_fast.components import ComponentSpace
+from cad_fast.edits import Edit, erase
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two edits and the scores of one, with random values: nothing here depends on what they do."""
+    folder = tmp_path_factory.mktemp("edits")
+    space = ComponentSpace.of(cad_fast.load_pipeline("zoo:emoji"), "weight", "cross-attention-kv")
+    for seed, name in enumerate(("one", "two")):
+        values = torch.randn(space.n, generator=torch.Generator().manual_seed(seed))
+        scores = Scores(values, space, {"concept": "car", "method": "random"})
+        scores.save(folder / "scores")
+        erase(scores, ratio=0.02, name=name, factor=seed / 2).save_pretrained(folder / name)
+    return folder
+
+
+def test_inspect(folder, capsys):
+    code, out, _ = run(capsys, "edit", "inspect", folder / "one", folder / "two")
+    edit = Edit.from_pretrained(folder / "one")
+    assert code == 0 and f"one: {edit.n_components} components of kind weight" in out and edit.digest() in out
+    assert "trust: the scores were not checked on held-out ablations" in out and "evaluation: none" in out
+    module, indices = next(iter(edit.components.items()))
+    assert any(line.split()[0] == module and f"{len(indices)} of " in line for line in out.splitlines() if line.strip())
+    code, out, _ = run(capsys, "edit", "inspect", folder / "two", "--json")
+    found = json.loads(out)["edits"][str(folder / "two")]
+    assert code == 0 and found["factor"] == 0.5 and found["concept"] == "car" and found["trust"] == []
+
+
+def test_diff(folder, capsys):
+    one, two = (Edit.from_pretrained(folder / name) for name in ("one", "two"))
+    mine, theirs = (
+        {(module, i) for module, indices in edit.components.items() for i in indices.tolist()} for edit in (one, two)
+    )
+    code, out, _ = run(capsys, "edit", "diff", folder / "one", folder / "two", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["shared"] == len(mine & theirs) and found["only_first"] == len(mine - theirs)
+    assert found["jaccard"] == pytest.approx(len(mine & theirs) / len(mine | theirs)) and found["factors"] == [0, 0.5]
+    assert sum(entry["only_second"] for entry in found["modules"].values()) == len(theirs - mine)
+    code, out, _ = run(capsys, "edit", "diff", folder / "one", folder / "one")
+    assert code == 0 and "0 and 0 of one only, Jaccard 1.000" in out and "factors" not in out
+    code, out, _ = run(capsys, "edit", "diff", folder / "one", folder / "two")
+    assert "factors: 0 and 0.5" in out
+
+
+def test_edits_of_different_kinds_are_compared_by_weights(folder, tmp_path, capsys):
+    space = ComponentSpace.of(cad_fast.load_pipeline("zoo:emoji"), "head", "attention")
+    heads = Edit.from_indices("heads", space, torch.tensor([0, 5]))
+    heads.save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "edit", "diff", tmp_path, folder / "one", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["compared_as"] == "weight" and found["kinds"] == ["head", "weight"]
+    assert found["shared"] + found["only_first"] == heads.n_weights
+
+
+def test_verify(folder, tmp_path, capsys):
+    code, out, err = run(capsys, "edit", "verify", folder / "one", folder / "two", "--model", "zoo:emoji", "--quiet")
+    assert code == 0 and out.count("whole and unchanged, fits the model") == 2, err
+    Edit.from_pretrained(folder / "one").save_pretrained(tmp_path)
+    data = (tmp_path / "edit_model.safetensors").read_bytes()
+    (tmp_path / "edit_model.safetensors").write_bytes(data[:-2] + bytes([data[-2] ^ 8]) + data[-1:])
+    code, out, _ = run(capsys, "edit", "verify", folder / "one", tmp_path, folder / "none", "--json")
+    found = json.loads(out)
+    assert code == 1 and found["failed"] == 2 and found["edits"][str(folder / "one")]["ok"]
+    assert "edit_model.safetensors" in found["edits"][str(tmp_path)]["error"]
+    code, _, err = run(capsys, "edit", "verify", folder / "one", "--evaluate")
+    assert code == 2 and "--evaluate needs --model" in err
+
+
+def test_a_recorded_evaluation_can_be_repeated(folder, tmp_path, capsys):
+    Edit.from_pretrained(folder / "one").save_pretrained(tmp_path)
+    arguments = ["--target", "car", "--per-concept", 1, "--steps", 2, "--quiet", "--card"]
+    code, _, err = run(capsys, "evaluate", "zoo:emoji", "--edit", tmp_path, *arguments)
+    assert code == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md", "sheet.png", "edit_config.json", "edit_model.safetensors",
+    }  # fmt: skip
+    verify = ["edit", "verify", tmp_path, "--model", "zoo:emoji", "--evaluate", "--quiet"]
+    code, out, _ = run(capsys, *verify)
+    assert code == 0 and "every figure as recorded" in out
+    config = json.loads((tmp_path / "edit_config.json").read_text())
+    config["provenance"]["evaluation"]["target"]["after_interval"] = [0.999, 1.0]
+    config["provenance"]["evaluation"]["settings"]["num_inference_steps"] = 1
+    (tmp_path / "edit_config.json").write_text(json.dumps(config))
+    code, out, _ = run(capsys, *verify)
+    assert code == 1 and "recorded is 100% to 100%" in out
+    config["provenance"]["evaluation"]["settings"]["per_concept"] = 10**9
+    (tmp_path / "edit_config.json").write_text(json.dumps(config))
+    code, out, _ = run(capsys, *verify)
+    assert code == 1 and "per_concept 1000000000, expected 1 to 4096" in out
+    code, _, err = run(capsys, "evaluate", "zoo:emoji", "--target", "car", "--card")
+    assert code == 2 and "--card needs --edit" in err
+
+
+def test_export(folder, tmp_path, capsys):
+    pytest.importorskip("peft")
+    common = ["edit", "export", folder / "one", "--model", "zoo:emoji", "--quiet"]
+    code, out, err = run(capsys, *common, "--to", "peft", "-o", tmp_path / "peft", "--json")
+    assert code == 0, err
+    assert set(json.loads(out)["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    code, _, err = run(capsys, *common, "--to", "checkpoint", "-o", tmp_path / "unet")
+    assert code == 0, err
+    edit = Edit.from_pretrained(folder / "one")
+    weights = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, indices in edit.weight_indices().items():
+        assert (weights[f"{name}.weight"].flatten()[indices] == 0).all()
+    code, _, _ = run(capsys, *common, "--to", "checkpoint", "--whole-pipeline", "-o", tmp_path / "pipeline")
+    assert code == 0 and (tmp_path / "pipeline" / "model_index.json").is_file()
+    code, _, err = run(capsys, *common, "--to", "checkpoint", "-o", tmp_path / "unet")
+    assert code == 2 and "new or empty folder" in err
+
+
+def test_making_edits_is_as_it_was(folder, tmp_path, capsys, monkeypatch):
+    """Also from a folder that is called like one of the actions."""
+    code, _, err = run(capsys, "edit", folder / "scores", "--erase", "--count", 3, "-o", tmp_path / "a")
+    assert code == 0, err
+    (tmp_path / "inspect").symlink_to(folder / "scores")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "edit", "./inspect", "--erase", "--count", 3, "-o", tmp_path / "b")
+    assert code == 0, err
+    assert Edit.from_pretrained(tmp_path / "a").digest() == Edit.from_pretrained(tmp_path / "b").digest()
