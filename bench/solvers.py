@@ -39,7 +39,13 @@ def solver_markdown(lines: list[dict[str, Any]]) -> str:
     """A table."""
     rows = ["| ablations x components | contender | seconds | peak GB | r with the truth |", "|---|---|---|---|---|"]
     for line in lines:
-        cells = (line["case"], line["contender"], f"{line['seconds']:.1f}", f"{line['peak_gb']:.2f}", f"{line['r']:.3f}")
+        cells = (
+            line["case"],
+            line["contender"],
+            f"{line['seconds']:.1f}",
+            f"{line['peak_gb']:.2f}",
+            f"{line['r']:.3f}",
+        )
         rows.append(f"| {' | '.join(cells)} |")
     return "### Solvers\n\n" + "\n".join(rows) + "\n"
 

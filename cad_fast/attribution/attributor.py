@@ -101,9 +101,7 @@ class Attributor:
         target = Target(self.objective, recording)
         started = time.perf_counter()
         with resumable(output_dir, {**settings, "model": self.space.fingerprint.to_dict()}, resume=resume) as state:
-            job = Job(
-                self.denoiser, (target,), self.space, rows_per_pass, state, progress, watch, executor, workers
-            )
+            job = Job(self.denoiser, (target,), self.space, rows_per_pass, state, progress, watch, executor, workers)
             estimate = self.estimator.run(job)
             passes = estimate.passes or self.estimator.cost(job)
             cost = {

@@ -43,7 +43,9 @@ def lsmr(design: Design, y: Tensor) -> LsmrFit:
         rmatvec=lambda u: design.transposed_times(torch.from_numpy(u).flatten()).numpy(),
         dtype="float64",
     )
-    found = sparse.lsmr(operator, y.numpy(), damp=math.sqrt(penalty), atol=1e-8, btol=1e-8, conlim=0, maxiter=MOST_STEPS)
+    found = sparse.lsmr(
+        operator, y.numpy(), damp=math.sqrt(penalty), atol=1e-8, btol=1e-8, conlim=0, maxiter=MOST_STEPS
+    )
     return LsmrFit(torch.from_numpy(found[0]), penalty, steps + found[2])
 
 
@@ -88,7 +90,7 @@ def _best_held_out(design: Design, y: Tensor, penalties: Tensor) -> tuple[float,
 
 
 def _small_solutions(diagonal: list[float], below: list[float], first: float, penalties: Tensor) -> Tensor:
-    """z float64 [k, p], minimising ||B z - first e_1||^2 + penalty ||z||^2 for the lower bidiagonal B [k + 1, k]."""
+    """Z float64 [k, p], minimising ||B z - first e_1||^2 + penalty ||z||^2 for the lower bidiagonal B [k + 1, k]."""
     k = len(below)
     b = torch.zeros(k + 1, k, dtype=torch.float64)
     b[:k].diagonal().copy_(torch.tensor(diagonal[:k], dtype=torch.float64))

@@ -89,7 +89,7 @@ def _pieces(places: list[tuple[int, int, int]]) -> list[Piece]:
     rows_of: dict[tuple[int, int], list[int]] = {}
     for number, call, row in places:
         rows_of.setdefault((number, call), []).append(row)
-    return [(number, call, rows) for (number, call), rows in rows_of.items()]
+    return [(number, call, numbers) for (number, call), numbers in rows_of.items()]
 
 
 class Measurer:
@@ -129,7 +129,7 @@ class Measurer:
         return sums / torch.tensor(self.plan.n_rows)[:, None]
 
     def _add_pass(self, pieces: list[Piece], variants: int, sums: Tensor) -> None:
-        parts = [self.plan.recordings[number].calls[place].select_rows(rows) for number, place, rows in pieces]
+        parts = [self.plan.recordings[number].calls[place].select_rows(numbers) for number, place, numbers in pieces]
         call = repeated(merge_calls(parts), variants)
         output = call.run(self.denoiser)
         live: DenoiserCall | None = None  # with the unconditional output of this pass, for objectives of both branches
@@ -147,11 +147,11 @@ class Measurer:
     def _rows_of(self, target: Target, pieces: list[Piece]) -> list[int]:
         """Which rows of a pass the target looks at."""
         own, at = [], 0
-        for number, place, rows in pieces:
+        for number, place, numbers in pieces:
             recording = self.plan.recordings[number]
             if recording is target.recording and target.objective.active(recording.calls[place]):
-                own += range(at, at + len(rows))
-            at += len(rows)
+                own += range(at, at + len(numbers))
+            at += len(numbers)
         return own
 
     def _with_unconditional(self, call: DenoiserCall, parts: list[DenoiserCall], variants: int) -> DenoiserCall:

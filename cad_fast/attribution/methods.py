@@ -18,7 +18,7 @@ from .ablated import Plan, ablated_gradient_scores
 from .averages import more_passes
 from .draws import DRAWS, Draw, Drawn, parts_of
 from .gradient import Via, gradient_scores
-from .measure import Executor, Measurer, MeasurePlan, Target, measure_all
+from .measure import Executor, MeasurePlan, Measurer, Target, measure_all
 from .scores import Scores
 from .solvers import SOLVERS, Fit, Solver, fit, fit_all
 from .stop import Watch

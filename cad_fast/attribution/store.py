@@ -105,7 +105,8 @@ class RunState:
             raise ValueError(f"{self.path} has format {version}, this version of cad_fast reads {SCHEMA_VERSION}")
         (verdict,) = run("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise ValueError(f"{self.path} is damaged ({verdict}): delete it to start anew")
+            reason = " ".join(verdict.split())
+            raise ValueError(f"{self.path} is damaged ({reason}): delete it to start anew")
         self._read()
 
     def _read(self) -> None:
@@ -124,7 +125,8 @@ class RunState:
             pieces.setdefault(name, (dtype, shape, []))[2].append(data)
         for name, (dtype, shape, parts) in pieces.items():
             try:
-                flat = torch.frombuffer(bytearray(b"".join(parts)), dtype=_DTYPES[dtype])
+                data = bytearray(b"".join(parts))
+                flat = torch.frombuffer(data, dtype=_DTYPES[dtype]) if data else torch.zeros(0, dtype=_DTYPES[dtype])
                 self.sums[name] = flat.reshape(json.loads(shape))
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(f"{self.path} is damaged (sums of {name!r}): delete it to start anew") from error

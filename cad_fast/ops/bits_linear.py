@@ -10,10 +10,8 @@ from cad_fast.ops import _backend, _bits, _check, _native, reference
 from cad_fast.ops._registry import Op, register
 
 
-def bits_linear(
-    x: Tensor, words: Tensor, n: int, transposed: bool = False, *, backend: str | None = None
-) -> Tensor:
-    """x B^T, or x B if transposed, for the matrix B [m, n] whose row r has ones where bits of `words[r]` are set.
+def bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool = False, *, backend: str | None = None) -> Tensor:
+    """X B^T, or x B if transposed, for the matrix B [m, n] whose row r has ones where bits of `words[r]` are set.
 
     What is not selected is not read as a number: NaN and infinity count only where their bit is set.
 

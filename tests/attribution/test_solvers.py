@@ -228,7 +228,9 @@ def test_lsmr_is_ridge() -> None:
     found = fit(design, j[0], "lsmr")
     x = torch.cat([part for _, part in design.columns()], 1)
     normal = x.T @ x + found.penalty * torch.eye(150)
-    torch.testing.assert_close(found.alpha, torch.linalg.solve(normal, x.T @ (j[0] - j[0].mean())), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.alpha, torch.linalg.solve(normal, x.T @ (j[0] - j[0].mean())), rtol=1e-4, atol=1e-5
+    )
     by_ridge = fit(design, j[0], "ridge")
     assert 1 / 5 < found.penalty / by_ridge.penalty < 5
     assert found.intercept == pytest.approx(by_ridge.intercept, rel=0.05)
