@@ -267,8 +267,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         result = run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
     except (
         ValueError,

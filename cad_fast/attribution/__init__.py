@@ -2,9 +2,20 @@
 
 from .attributor import Attributor, attribute
 from .gradient import gradient_scores
+from .many import load_many, save_many
 from .methods import METHODS
 from .scores import Scores
 from .stop import StopWhen
 from .trust import Trust
 
-__all__ = ["METHODS", "Attributor", "Scores", "StopWhen", "Trust", "attribute", "gradient_scores"]
+__all__ = [
+    "METHODS",
+    "Attributor",
+    "Scores",
+    "StopWhen",
+    "Trust",
+    "attribute",
+    "gradient_scores",
+    "load_many",
+    "save_many",
+]

@@ -6,7 +6,7 @@ passes give the mean gradient of every component where it is kept and where it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,11 @@ from ..ablation import Ablation
 from ..components import ComponentSpace
 from ..objectives import Objective
 from ..recording_data import Recording
-from ..row_engine import Gradients, RowEngine, rows
+from ..row_engine import Gradients, rows
 from .averages import Averaged, Averages
+from .draws import parts_of
 from .gradient import only_gradients_of
+from .measure import Measurer, Target, measure_all
 from .passes import Pass, gather, objective_of, plan_passes, repeated
 from .stop import Watch
 from .store import RunState
@@ -49,12 +51,6 @@ class Plan:
         return len(self.passes) * -(-ablations // self.variants)
 
 
-def _jobs(plan: Plan, groups: Sequence[tuple[int, Sequence[Ablation]]], done: int) -> Iterator[tuple[int, int, int]]:
-    """(number of the job, of the group, of the pass) for every job that is not done."""
-    for job in range(done, len(groups) * len(plan.passes)):
-        yield job, *divmod(job, len(plan.passes))
-
-
 def objective_under_ablations(
     denoiser: nn.Module,
     recording: Recording,
@@ -72,45 +68,9 @@ def objective_under_ablations(
     ``until`` is shown J of the ablations so far whenever some are done, and ends the run by True, with those.
     Cost: ``Plan.cost`` forward passes. Raises ValueError as ``rows`` and the objective do.
     """
-    plan = Plan.of(recording, objective, rows_per_pass)
-    groups = plan.groups(ablations)
-    state = state or RunState(None, {}, resume=False)
-    sums = state.sums.get("j", torch.zeros(len(ablations), dtype=torch.float64))
-    entered = -1
-    engine: RowEngine | None = None
-    bar = tqdm(
-        total=len(groups) * len(plan.passes), initial=state.done, desc="ablations", unit="pass", disable=not progress
-    )
-    try:
-        with bar, torch.no_grad(), only_gradients_of(denoiser, []):
-            for job, number, place in _jobs(plan, groups, state.done):
-                first, group = groups[number]
-                if number != entered:
-                    engine, entered = _switch(engine, denoiser, group, space), number
-                call = repeated(gather(recording, plan.passes[place]), len(group))
-                _, values = objective_of(denoiser, recording, objective, plan.passes[place], call)
-                sums[first : first + len(group)] += values.double().view(len(group), -1).sum(1).cpu()
-                state.update(job + 1, {"j": sums})
-                bar.update()
-                done = first + len(group)
-                if until is not None and place == len(plan.passes) - 1 and until(sums[:done] / plan.n_rows):
-                    return sums[:done] / plan.n_rows
-    finally:
-        if engine is not None:
-            engine.__exit__(None, None, None)
-    return sums / plan.n_rows
-
-
-def _switch(
-    engine: RowEngine | None, denoiser: nn.Module, group: Sequence[Ablation], space: ComponentSpace
-) -> RowEngine:
-    """An entered engine for the group: the same one where it has as many variants."""
-    if engine is not None:
-        if engine.variants == len(group):
-            engine.set(group)
-            return engine
-        engine.__exit__(None, None, None)
-    return rows(denoiser, group, space).__enter__()
+    measurer = Measurer(denoiser, [Target(objective, recording)], space, rows_per_pass)
+    one = None if until is None else lambda j: until(j[0])
+    return measure_all(measurer, ablations, state=state, until=one, progress=progress)[0]
 
 
 def ablated_gradient_scores(
@@ -200,15 +160,3 @@ def gradient_at_ablations(
                 share = torch.tensor(list(weights), device=values.device, dtype=values.dtype) / sum(weights)
                 sums.add(engine, (values.sum(1) * share).sum(), ablations)
     return ((sums.tensors["kept"] + sums.tensors["ablated"]) / plan.n_rows).cpu()
-
-
-def parts_of(fraction: float, n: int) -> int:
-    """How many disjoint ablations of this fraction cover n components. Raises ValueError where that makes no sense."""
-    if not 0 < fraction <= 0.5:
-        raise ValueError(f"fraction is {fraction}, expected more than 0 and at most 0.5")
-    parts = round(1 / fraction)
-    if parts > n:
-        raise ValueError(
-            f"fraction {fraction} would cut {n} components into {parts} ablations; take at least {1 / n:.2g}"
-        )
-    return parts

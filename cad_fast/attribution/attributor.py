@@ -20,11 +20,12 @@ from ..recording import record
 from ..recording_data import Recording
 from ..version import __version__
 from .ablated import objective_under_ablations
+from .measure import Executor, Target
 from .methods import Job, Method, make_estimator
 from .passes import recorded_j
 from .scores import Scores
 from .stop import StopWhen, Watch
-from .store import RunState
+from .store import resumable
 from .trust import Trust, correlation, predicted_change
 
 # Held-out ablations come from seeds of their own, so that no estimate has seen them.
@@ -80,58 +81,71 @@ class Attributor:
         output_dir: str | Path | None = None,
         resume: bool = False,
         progress: bool = True,
+        executor: Executor = "local",
+        workers: int | None = None,
     ) -> Scores:
         """Scores of every component from ``recording``; with ``output_dir`` saved there, and resumable if stopped.
 
         ``holdout``: so many random ablations of each of ``holdout_fractions`` are measured besides, and the scores
         carry how well they predict them (``scores.trust``). ``stop_when`` ends an ablated gradient or a regression
-        before its last partition or ablation; the reason is kept with the scores.
+        before its last partition or ablation; the reason is kept with the scores. ``executor="ray"``: the ablations of
+        a regression or of exact scores are measured by so many ``workers`` of a Ray cluster (extra ``ray``).
         Raises ValueError for a recording of another model or without what the objective needs, FileExistsError when
         an unfinished run lies in ``output_dir`` and ``resume`` is False.
         """
         self.space.fingerprint.require_same(recording.fingerprint, "the component space")
         rows_per_pass = rows_per_pass or self.estimator.rows_per_pass
         settings = self._settings(recording, rows_per_pass)
-        state = RunState(output_dir, settings, resume=resume)
+        self._require_executor(executor)
         watch = self._watch(stop_when, recording, progress)
-        job = Job(self.denoiser, recording, self.objective, self.space, rows_per_pass, state, progress, watch)
+        target = Target(self.objective, recording)
         started = time.perf_counter()
-        try:
+        with resumable(output_dir, {**settings, "model": self.space.fingerprint.to_dict()}, resume=resume) as state:
+            job = Job(self.denoiser, (target,), self.space, rows_per_pass, state, progress, watch, executor, workers)
             estimate = self.estimator.run(job)
-        except KeyboardInterrupt:
-            state.save()
-            raise
-        passes = estimate.passes or self.estimator.cost(job)
-        cost = {
-            "recorded_denoiser_calls": recording.denoiser_calls,
-            "recorded_rows": recording.n_rows,
-            "forward_passes": passes["forward"],
-            "backward_passes": passes["backward"],
-            "rows_per_pass": rows_per_pass,
-            "seconds": round(time.perf_counter() - started, 2),
-        }
-        provenance = {
-            "concept": concept or recording.prompts[0],
-            **settings,
-            "intact_j": recorded_j(recording, self.objective),
-            "estimate": estimate.facts,
-            "cost": cost,
-            "versions": versions(),
-        }
-        if stop_when is not None:
-            provenance["stop_when"] = {
-                **stop_when.to_dict(),
-                "reason": watch.reason or "none was reached",
-                "r": watch.r,
+            passes = estimate.passes or self.estimator.cost(job)
+            cost = {
+                "recorded_denoiser_calls": recording.denoiser_calls,
+                "recorded_rows": recording.n_rows,
+                "forward_passes": passes["forward"],
+                "backward_passes": passes["backward"],
+                "rows_per_pass": rows_per_pass,
+                "seconds": round(time.perf_counter() - started, 2),
             }
-        scores = Scores(estimate.values, self.space, provenance, estimate.standard_error)
-        if holdout:
-            checks = self.check(scores, recording, holdout, holdout_fractions, progress=progress)
-            provenance["trust"] = [check.to_dict() for check in checks]
-        if output_dir is not None:
-            scores.save(output_dir)
-        state.finish()
+            provenance = {
+                "concept": concept or recording.prompts[0],
+                **settings,
+                "intact_j": recorded_j(recording, self.objective),
+                "estimate": estimate.facts,
+                "cost": cost,
+                "versions": versions(),
+            }
+            if stop_when is not None:
+                provenance["stop_when"] = {
+                    **stop_when.to_dict(),
+                    "reason": watch.reason or "none was reached",
+                    "r": watch.r,
+                }
+            scores = Scores(estimate.values, self.space, provenance, estimate.standard_error)
+            if holdout:
+                checks = self.check(scores, recording, holdout, holdout_fractions, progress=progress)
+                provenance["trust"] = [check.to_dict() for check in checks]
+            if output_dir is not None:
+                scores.save(output_dir)
+            state.finish()
         return scores
+
+    def run_many(
+        self, concepts: Mapping[str, Recording | tuple[Objective, Recording]], **settings: Any
+    ) -> dict[str, Scores]:
+        """Scores for many concepts from the same ablated passes: see ``many.run_many``."""
+        from .many import run_many
+
+        return run_many(self, concepts, **settings)
+
+    def _require_executor(self, executor: Executor) -> None:
+        if executor != "local" and self.method not in ("regression", "exact"):
+            raise ValueError(f"executor={executor!r} goes with methods 'regression' and 'exact', not {self.method!r}")
 
     def check(
         self,
@@ -183,13 +197,24 @@ class Attributor:
         return Watch(stop, lambda values: float(correlation(predicted_change(values, drawn), measured)))
 
     def _settings(self, recording: Recording, rows_per_pass: int) -> dict[str, Any]:
+        return {**self.common_settings(rows_per_pass), **self.target_settings(Target(self.objective, recording))}
+
+    def common_settings(self, rows_per_pass: int) -> dict[str, Any]:
+        """What a result depends on, whatever the concept, as JSON."""
         return {
             "method": self.method,
             "options": self.estimator.config(),
-            "objective": self.objective.config(),
             "kind": self.space.kind,
             "modules": [entry.module for entry in self.space],
             "rows_per_pass": rows_per_pass,
+        }
+
+    @staticmethod
+    def target_settings(target: Target) -> dict[str, Any]:
+        """What a result depends on of the objective and the recording, as JSON."""
+        recording = target.recording
+        return {
+            "objective": target.objective.config(),
             "prompts": recording.prompts,
             "seeds": recording.seeds,
             "num_inference_steps": recording.num_inference_steps,

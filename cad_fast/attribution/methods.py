@@ -14,16 +14,17 @@ from ..ablation import Ablation
 from ..components import ComponentSpace
 from ..objectives import Objective
 from ..recording_data import Recording
-from .ablated import Plan, ablated_gradient_scores, objective_under_ablations, parts_of
+from .ablated import Plan, ablated_gradient_scores
 from .averages import more_passes
+from .draws import DRAWS, Draw, Drawn, parts_of
 from .gradient import Via, gradient_scores
+from .measure import Executor, MeasurePlan, Measurer, Target, measure_all
 from .scores import Scores
-from .solvers import SOLVERS, Design, Solver, fit
+from .solvers import SOLVERS, Fit, Solver, fit, fit_all
 from .stop import Watch
 from .store import RunState
 
 Method = Literal["gradient", "ablated_gradient", "regression", "exact"]
-Draw = Literal["partitions", "bernoulli"]
 MOST_EXACT = 20_000
 # A regression looks up whether to stop after every so many ablations.
 STOP_BATCH = 100
@@ -31,16 +32,25 @@ STOP_BATCH = 100
 
 @dataclass(frozen=True)
 class Job:
-    """One attribution: the denoiser, what it is attributed on, and how it is run."""
+    """One attribution: the denoiser, what it is attributed on (one target, or several at once), and how it is run."""
 
     denoiser: nn.Module
-    recording: Recording
-    objective: Objective
+    targets: tuple[Target, ...]
     space: ComponentSpace
     rows_per_pass: int
     state: RunState
     progress: bool
     watch: Watch
+    executor: Executor = "local"
+    workers: int | None = None
+
+    @property
+    def recording(self) -> Recording:
+        return self.targets[0].recording
+
+    @property
+    def objective(self) -> Objective:
+        return self.targets[0].objective
 
     def settings(self) -> dict[str, Any]:
         """How every estimate is run, as keyword arguments."""
@@ -54,9 +64,15 @@ class Job:
         """How the recording's rows are divided into passes."""
         return Plan.of(self.recording, self.objective, self.rows_per_pass)
 
-    def objective_under(self, ablations: Sequence[Ablation], until: Callable[[Tensor], bool] | None = None) -> Tensor:
-        """J float64 [len(ablations)] under each ablation, or under those until ``until`` is content."""
-        return objective_under_ablations(*self.what(), ablations, until=until, **self.settings())
+    def measure_plan(self) -> MeasurePlan:
+        """How the rows of all targets are divided into passes."""
+        return MeasurePlan.of(self.targets, self.rows_per_pass)
+
+    def objectives_under(self, ablations: Sequence[Ablation], until: Callable[[Tensor], bool] | None = None) -> Tensor:
+        """J float64 [targets, len(ablations)] under each ablation, or under those until ``until`` is content."""
+        measurer = Measurer(self.denoiser, self.targets, self.space, self.rows_per_pass)
+        how = {"executor": self.executor, "workers": self.workers, "progress": self.progress}
+        return measure_all(measurer, ablations, state=self.state, until=until, **how)
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,12 @@ class Estimator(ABC):
     @abstractmethod
     def cost(self, job: Job) -> dict[str, int]:
         """Passes of the denoiser over ``job.rows_per_pass`` rows at most: {"forward": ..., "backward": ...}."""
+
+    def run_all(self, job: Job) -> list[Estimate]:
+        """An estimate per target, from the same passes. Raises ValueError for a method of one target at a time."""
+        raise ValueError(
+            f"method {self.name!r} takes one concept at a time; 'regression' and 'exact' take many from the same passes"
+        )
 
     def config(self) -> dict[str, Any]:
         """The options as JSON."""
@@ -164,49 +186,57 @@ class Regression(Estimator):
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"unknown solver {self.solver!r}: expected one of {', '.join(SOLVERS)}")
-        if self.draw not in ("partitions", "bernoulli"):
+        if self.draw not in DRAWS:
             raise ValueError(f"unknown draw {self.draw!r}: expected 'partitions' or 'bernoulli'")
         if self.ablations < 3:
             raise ValueError(f"ablations is {self.ablations}, expected at least 3")
 
-    def drawn(self, n: int) -> list[Ablation]:
-        """The ablations of n components."""
-        if self.draw == "bernoulli":
-            return [Ablation.random(n, self.fraction, self.seed + number) for number in range(self.ablations)]
-        parts = parts_of(self.fraction, n)
-        whole: list[Ablation] = []
-        for number in range(-(-self.ablations // parts)):
-            whole += Ablation.balanced_partition(n, parts, self.seed + number)
-        return whole[: self.ablations]
+    def drawn(self, n: int) -> Drawn:
+        """The ablations of n components. Raises ValueError for a fraction that does not suit them."""
+        if self.draw == "partitions":
+            parts_of(self.fraction, n)
+        return Drawn(self.draw, n, self.fraction, self.seed, self.ablations)
 
     def run(self, job: Job) -> Estimate:
+        return self.run_all(job)[0]
+
+    def run_all(self, job: Job) -> list[Estimate]:
         if self.prior is not None and self.prior.space != job.space:
             raise ValueError(f"prior has scores over {self.prior.space}, expected {job.space}")
-        ablations = self.drawn(job.space.n)
-        prior = None if self.prior is None else self.prior.values
-        plan = job.plan()
+        if self.prior is not None and len(job.targets) > 1:
+            raise ValueError("prior: scores of one concept cannot be what is known of many")
+        drawn = self.drawn(job.space.n)
+        priors = [None if self.prior is None else self.prior.values] * len(job.targets)
+        plan = job.measure_plan()
 
         def until(j: Tensor) -> bool:
             # Groups of ablations may step over a multiple of the batch.
-            if len(j) // STOP_BATCH == max(0, len(j) - plan.variants) // STOP_BATCH:
+            count = j.shape[1]
+            if count // STOP_BATCH == max(0, count - plan.variants) // STOP_BATCH:
                 return False
-            found = fit(Design.of(ablations[: len(j)]), j, self.solver, prior=prior)
-            return job.watch.enough(found.alpha, None, len(j) * plan.n_rows)
+            found = fit(drawn.design(count), j[0], self.solver, prior=priors[0])
+            return job.watch.enough(found.alpha, None, count * plan.n_rows[0])
 
-        j = job.objective_under(ablations, None if job.watch.stop is None else until)
-        ablations = ablations[: len(j)]
+        j = job.objectives_under(drawn, None if job.watch.stop is None else until)
+        count = j.shape[1]
         # Errors of each component take the square of the ablations per component: not for millions of weights.
-        small = self.solver != "lasso" and job.space.n * len(ablations) ** 2 < 2e12
-        found = fit(Design.of(ablations), j, self.solver, prior=prior, standard_errors=small)
+        small = self.solver in ("ridge", "ols") and job.space.n * count**2 < 2e12
+        design = drawn.design(count, in_memory=self.solver != "lsmr")
+        fits = fit_all(design, j, self.solver, priors=priors, standard_errors=small)
+        passes = {"forward": plan.cost(count), "backward": 0}
+        return [
+            Estimate(found.alpha, found.standard_error, self._facts(found, one), passes)
+            for found, one in zip(fits, j, strict=True)
+        ]
+
+    def _facts(self, found: Fit, j: Tensor) -> dict[str, Any]:
         facts: dict[str, Any] = {"penalty": found.penalty, "prior_scale": found.prior_scale}
         if found.loo is not None:
             facts["leave_one_out_r"] = float(torch.corrcoef(torch.stack([found.loo, j]))[0, 1])
-        facts["ablations"] = len(ablations)
-        passes = {"forward": plan.cost(len(ablations)), "backward": 0}
-        return Estimate(found.alpha, found.standard_error, facts, passes)
+        return {**facts, "ablations": len(j)}
 
     def cost(self, job: Job) -> dict[str, int]:
-        return {"forward": job.plan().cost(self.ablations), "backward": 0}
+        return {"forward": job.measure_plan().cost(self.ablations), "backward": 0}
 
 
 @dataclass(frozen=True)
@@ -217,6 +247,9 @@ class Exact(Estimator):
     rows_per_pass = 64
 
     def run(self, job: Job) -> Estimate:
+        return self.run_all(job)[0]
+
+    def run_all(self, job: Job) -> list[Estimate]:
         n = job.space.n
         if n > MOST_EXACT:
             raise ValueError(
@@ -224,11 +257,11 @@ class Exact(Estimator):
                 "target_modules, choose a coarser kind, or use method='ablated_gradient'"
             )
         alone = [Ablation.from_indices(n, [number]) for number in range(n)]
-        j = job.objective_under([*alone, Ablation.from_indices(n, [])])
-        return Estimate(j[-1] - j[:-1], None, {"intact_j": float(j[-1])})
+        every = job.objectives_under([*alone, Ablation.from_indices(n, [])])
+        return [Estimate(j[-1] - j[:-1], None, {"intact_j": float(j[-1])}) for j in every]
 
     def cost(self, job: Job) -> dict[str, int]:
-        return {"forward": job.plan().cost(job.space.n + 1), "backward": 0}
+        return {"forward": job.measure_plan().cost(job.space.n + 1), "backward": 0}
 
 
 ESTIMATORS: dict[str, type[Estimator]] = {cls.name: cls for cls in (Gradient, AblatedGradient, Regression, Exact)}

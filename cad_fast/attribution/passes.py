@@ -59,14 +59,14 @@ def objective_of(
     """
     output = call.run(denoiser)
     if objective.both_branches:
-        parts = [_unconditional(recording.calls[number].select_rows(rows)) for number, rows in pieces]
+        parts = [unconditional_call(recording.calls[number].select_rows(rows)) for number, rows in pieces]
         other = merge_calls(parts)
         other = repeated(other, call.rows // other.rows)
         call = replace(call, unconditional_output=other.run(denoiser))
     return output, objective(output, call)
 
 
-def _unconditional(call: DenoiserCall) -> DenoiserCall:
+def unconditional_call(call: DenoiserCall) -> DenoiserCall:
     """The unconditional call of the same rows."""
     if call.unconditional_inputs is None:
         raise ValueError(f"the recording lacks the unconditional inputs at step {call.step}: it has no guidance")

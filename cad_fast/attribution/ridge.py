@@ -182,8 +182,7 @@ class _Factored:
         raise ValueError(f"ridge: K + {penalty:.3g} cannot be solved with, its condition is too bad")
 
     def _generalised_losses(self) -> Tensor:
-        """Per target and penalty, m ||G y||^2 / trace(G)^2, float64 [t, p]: leave-one-out with the mean
-        of G_ii for each.
+        """Per target and penalty, m ||G y||^2 / trace(G)^2, [t, p]: leave-one-out with the mean of G_ii for each.
 
         From the same paper. Quadratic forms of G are those of the small matrices that some Lanczos steps leave.
         """

@@ -1,44 +1,135 @@
-"""The state of unfinished attribution runs, so that a stopped run goes on where it was."""
+"""The state of unfinished attribution runs in one SQLite file, so that a run stopped anywhere goes on where it was.
+
+Methods of ablations write a row per ablation and concept as soon as it is measured; gradient methods write their sums,
+in pieces, every so often. Each write is one transaction of a write-ahead log: whatever ends the process, the file holds
+the state before or after it, never between. SQLite's REAL is the double that was put in, bit for bit.
+"""
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..files import read_tensors, require_writable_folder, write_tensors
+from ..files import require_writable_folder
 
-STATE_NAME = "attribution_state.safetensors"
+STATE_NAME = "attribution_state.sqlite"
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE ablations (
+    number INTEGER, concept INTEGER, j REAL NOT NULL, PRIMARY KEY (number, concept)
+) WITHOUT ROWID;
+CREATE TABLE sums (
+    name TEXT, piece INTEGER, dtype TEXT NOT NULL, shape TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (name, piece)
+);
+"""
+# SQLite takes blobs of up to a gigabyte.
+_PIECE_BYTES = 2**26
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.int64)}
 
 
 class RunState:
-    """Partial sums of a run in ``folder``, saved at most every ``interval`` seconds, and thrown away at the end.
+    """The state of a run in ``folder`` (None: in memory, gone with the process); thrown away at the end by ``finish``.
 
-    Raises FileExistsError when an unfinished run lies there and ``resume`` is False, and ValueError naming the settings
-    that differ when it was made with others.
+    ``done`` passes are in ``sums``; ``measured`` has J per ablation. Sums are written at most every ``interval``
+    seconds, ablations at once.
+    Raises FileExistsError when an unfinished run lies there and ``resume`` is False, ValueError naming the settings
+    that differ when it was made with others or saying that the file is damaged, RuntimeError when another process is
+    running it.
     """
 
     def __init__(
         self, folder: str | Path | None, settings: Mapping[str, Any], *, resume: bool, interval: float = 60.0
     ) -> None:
-        self.settings = dict(settings)
+        self.settings = json.loads(json.dumps(dict(settings)))
         self.interval = interval
         self.path = require_writable_folder(folder) / STATE_NAME if folder is not None else None
         self.done = 0
         self.sums: dict[str, Tensor] = {}
+        self.measured: dict[int, list[float]] = {}
         self._saved_at = time.monotonic()
-        if self.path is None or not self.path.exists():
+        self._database: sqlite3.Connection | None = None
+        if self.path is None:
             return
-        if not resume:
+        if self.path.exists() and not resume:
             raise FileExistsError(
                 f"{self.path} holds an unfinished run: pass resume=True to go on with it, or delete it"
             )
-        sums, metadata = read_tensors(self.path)
-        self._require_same_settings(metadata.get("settings", {}))
-        self.done, self.sums = int(metadata["done"]), sums
+        try:
+            with self._errors():
+                self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's errors as what they mean here."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise RuntimeError(f"{self.path} is in use: another process is running this attribution") from error
+            if "disk" in str(error) and "full" in str(error):
+                raise OSError(f"{self.path} cannot be written: {error}") from error
+            raise ValueError(f"{self.path} is damaged ({error}): delete it to start anew") from error
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.path} is damaged ({error}): delete it to start anew") from error
+
+    def _open(self) -> None:
+        assert self.path is not None
+        self._database = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+        run = self._database.execute
+        # Held until the end, so that two processes cannot run the same attribution.
+        run("PRAGMA locking_mode = EXCLUSIVE")
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = NORMAL")
+        with self._transaction():
+            version = run("PRAGMA user_version").fetchone()[0]
+            tables = {name for (name,) in run("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if version == 0 and not tables:  # new, or ended before its first transaction
+                for statement in _SCHEMA.split(";\n"):
+                    run(statement)
+                run("INSERT INTO run VALUES ('settings', ?)", (json.dumps(self.settings),))
+                run(f"PRAGMA user_version = {SCHEMA_VERSION:d}")
+                return
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"{self.path} has format {version}, this version of cad_fast reads {SCHEMA_VERSION}")
+        (verdict,) = run("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            reason = " ".join(verdict.split())
+            raise ValueError(f"{self.path} is damaged ({reason}): delete it to start anew")
+        self._read()
+
+    def _read(self) -> None:
+        assert self._database is not None
+        run = self._database.execute
+        values = dict(run("SELECT key, value FROM run"))
+        try:
+            theirs, self.done = json.loads(values["settings"]), int(values.get("done", 0))
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged ({error!r}): delete it to start anew") from error
+        self._require_same_settings(theirs)
+        for number, _, j in run("SELECT number, concept, j FROM ablations ORDER BY number, concept"):
+            self.measured.setdefault(number, []).append(j)
+        pieces: dict[str, tuple[str, str, list[bytes]]] = {}
+        for name, dtype, shape, data in run("SELECT name, dtype, shape, data FROM sums ORDER BY name, piece"):
+            pieces.setdefault(name, (dtype, shape, []))[2].append(data)
+        for name, (dtype, shape, parts) in pieces.items():
+            try:
+                data = bytearray(b"".join(parts))
+                flat = torch.frombuffer(data, dtype=_DTYPES[dtype]) if data else torch.zeros(0, dtype=_DTYPES[dtype])
+                self.sums[name] = flat.reshape(json.loads(shape))
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(f"{self.path} is damaged (sums of {name!r}): delete it to start anew") from error
 
     def _require_same_settings(self, theirs: Mapping[str, Any]) -> None:
         different = [key for key in self.settings.keys() | theirs.keys() if self.settings.get(key) != theirs.get(key)]
@@ -48,6 +139,30 @@ class RunState:
             )
             raise ValueError(f"{self.path} was started with other settings ({changes})")
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        assert self._database is not None
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    def add(self, first: int, values: Tensor) -> None:
+        """Remember J, float64 [concepts, k], of the ablations from number ``first`` on; written at once."""
+        rows = [
+            (first + place, concept, j)
+            for place, of_all in enumerate(values.T.tolist())
+            for concept, j in enumerate(of_all)
+        ]
+        if self._database is not None:
+            with self._errors(), self._transaction():
+                self._database.executemany("INSERT INTO ablations VALUES (?, ?, ?)", rows)
+        for number, _, j in rows:
+            self.measured.setdefault(number, []).append(j)
+
     def update(self, done: int, sums: Mapping[str, Tensor]) -> None:
         """Remember that ``done`` passes are in ``sums``; written when the last save is long enough ago."""
         self.done, self.sums = done, dict(sums)
@@ -55,12 +170,50 @@ class RunState:
             self.save()
 
     def save(self) -> None:
-        """Write the state now."""
-        if self.path is not None:
-            write_tensors(self.path, self.sums, {"done": self.done, "settings": self.settings})
-            self._saved_at = time.monotonic()
+        """Write the sums now."""
+        if self._database is None:
+            return
+        with self._errors(), self._transaction():
+            self._database.execute("INSERT OR REPLACE INTO run VALUES ('done', ?)", (str(self.done),))
+            self._database.execute("DELETE FROM sums")
+            for name, tensor in self.sums.items():
+                flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                about = (str(tensor.dtype), json.dumps(list(tensor.shape)))
+                for piece, start in enumerate(range(0, max(1, len(flat)), _PIECE_BYTES)):
+                    data = flat[start : start + _PIECE_BYTES].data
+                    self._database.execute("INSERT INTO sums VALUES (?, ?, ?, ?, ?)", (name, piece, *about, data))
+        self._saved_at = time.monotonic()
+
+    def how_to_resume(self) -> str:
+        """What to tell who stopped the run."""
+        if self.path is None:
+            return "stopped; without output_dir nothing was kept"
+        return f"stopped; {self.path} keeps what was done: run the same again with resume=True (--resume) to go on"
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
     def finish(self) -> None:
         """Remove the state: the run's result has been saved."""
+        self.close()
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            for ending in ("", "-wal", "-shm"):
+                self.path.with_name(STATE_NAME + ending).unlink(missing_ok=True)
+
+
+@contextmanager
+def resumable(folder: str | Path | None, settings: Mapping[str, Any], *, resume: bool) -> Iterator[RunState]:
+    """A run's state, saved when Ctrl-C ends the run inside, which then says how to go on; let go of on any error."""
+    state = RunState(folder, settings, resume=resume)
+    try:
+        yield state
+    except KeyboardInterrupt:
+        state.save()
+        state.close()
+        raise KeyboardInterrupt(state.how_to_resume()) from None
+    except BaseException:
+        state.close()
+        raise

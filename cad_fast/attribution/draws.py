@@ -1,0 +1,73 @@
+"""Random ablations as what they are drawn from: a few numbers, however many there are and wherever they are needed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..ablation import Ablation
+from .design import Design, SeededDesign
+
+Draw = Literal["partitions", "bernoulli"]
+DRAWS: tuple[Draw, ...] = ("partitions", "bernoulli")
+
+
+@dataclass(frozen=True)
+class Drawn(Sequence[Ablation]):
+    """``count`` random ablations of n components, made when they are asked for.
+
+    "partitions": disjoint ablations that cover all components, 1 / fraction of them, again and again with the seeds
+    that follow; "bernoulli": every component with probability ``fraction`` (``Ablation.seeded``, variant by variant).
+    """
+
+    draw: Draw
+    n: int
+    fraction: float
+    seed: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(self.count))]
+        number = place if place >= 0 else self.count + place
+        if not 0 <= number < self.count:
+            raise IndexError(f"ablation {place} of {self.count}")
+        if self.draw == "bernoulli":
+            return Ablation.seeded(self.n, self.fraction, self.seed, number)
+        partition, part = divmod(number, self.parts)
+        return _partition(self.n, self.parts, self.seed + partition)[part]
+
+    @property
+    def parts(self) -> int:
+        """How many ablations a partition has."""
+        return parts_of(self.fraction, self.n)
+
+    def design(self, count: int | None = None, *, in_memory: bool = True) -> Design:
+        """The design of the first ``count`` (all): as packed bits, or as a seed where it is one."""
+        count = self.count if count is None else count
+        if self.draw == "bernoulli" and not in_memory:
+            return SeededDesign(self.n, self.fraction, self.seed, count)
+        return Design.of(Drawn(self.draw, self.n, self.fraction, self.seed, count))
+
+
+# The last one: ablations are asked for in their order, and one partition of a million components takes 8 MB.
+@functools.lru_cache(maxsize=1)
+def _partition(n: int, parts: int, seed: int) -> list[Ablation]:
+    return Ablation.balanced_partition(n, parts, seed)
+
+
+def parts_of(fraction: float, n: int) -> int:
+    """How many disjoint ablations of this fraction cover n components. Raises ValueError where that makes no sense."""
+    if not 0 < fraction <= 0.5:
+        raise ValueError(f"fraction is {fraction}, expected more than 0 and at most 0.5")
+    parts = round(1 / fraction)
+    if parts > n:
+        raise ValueError(
+            f"fraction {fraction} would cut {n} components into {parts} ablations; take at least {1 / n:.2g}"
+        )
+    return parts
