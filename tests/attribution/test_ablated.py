@@ -8,27 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import cad_fast
 from cad_fast import Ablation, ComponentSpace, ConceptErasure
 from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.ablated import ablated_gradient_scores, objective_under_ablations, parts_of
 from cad_fast.attribution.passes import merge_calls
 from cad_fast.attribution.store import STATE_NAME
 from cad_fast.attribution.trust import Trust, predicted_change
-from tests.pipelines import stable_diffusion
 from tests.row_truth import ablated_copy, slow_gradient
 
 KINDS = ["weight", "neuron", "filter", "head"]
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return stable_diffusion()
-
-
-@pytest.fixture(scope="module")
-def recording(pipeline):
-    return cad_fast.record(pipeline, ["a cat", "a dog"], num_inference_steps=3, guidance_scale=3.0, progress=False)
 
 
 def space_of(pipeline, kind: str) -> ComponentSpace:

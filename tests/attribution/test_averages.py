@@ -8,23 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import cad_fast
 from cad_fast import Ablation, ComponentSpace, ConceptErasure
 from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.averages import Averages, more_passes
 from cad_fast.attribution.trust import Trust, correlation, trust_lines
-from tests.pipelines import stable_diffusion
 from tests.row_truth import slow_gradient
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return stable_diffusion()
-
-
-@pytest.fixture(scope="module")
-def recording(pipeline):
-    return cad_fast.record(pipeline, ["a cat", "a dog"], num_inference_steps=3, guidance_scale=3.0, progress=False)
 
 
 @pytest.mark.parametrize("rows_per_pass", [4, 6, 12])

@@ -5,26 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-import cad_fast
 from cad_fast import Ablation, ComponentSpace, ConceptErasure
 from cad_fast.attribution.ablated import ablated_gradient_scores, objective_under_ablations
 from cad_fast.attribution.gradient import gradient_scores
 from cad_fast.denoiser_calls import output_tensor
 from cad_fast.objectives import objective_from_config
-from tests.pipelines import stable_diffusion
 from tests.row_truth import ablated_copy
 
 BOTH = ConceptErasure(both_branches=True)
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return stable_diffusion()
-
-
-@pytest.fixture(scope="module")
-def recording(pipeline):
-    return cad_fast.record(pipeline, ["a cat", "a dog"], num_inference_steps=3, guidance_scale=3.0, progress=False)
 
 
 def j_of(denoiser, recording) -> torch.Tensor:

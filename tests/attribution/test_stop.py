@@ -5,22 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-import cad_fast
 from cad_fast.attribution import Attributor, StopWhen, stop
-from tests.pipelines import stable_diffusion
 
 PARTS = {"fraction": 0.25}
 ROWS = 6  # two pictures, three steps
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return stable_diffusion()
-
-
-@pytest.fixture(scope="module")
-def recording(pipeline):
-    return cad_fast.record(pipeline, ["a cat", "a dog"], num_inference_steps=3, guidance_scale=3.0, progress=False)
 
 
 def attributor_of(pipeline, method: str, **options) -> Attributor:
