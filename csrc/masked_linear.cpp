@@ -25,10 +25,11 @@ CAD_FAST_BIND(masked_linear, m) {
         task.factors = pointer<const float>(factors);
         task.variant_rows = variant_rows;
         run_linear(task, masked_scratch_bytes, CAD_FAST_DISPATCH(masked_linear));
+        return CAD_FAST_DISPATCH(masked_linear_path)(task);
       },
       py::arg("x"), py::arg("weight"), py::arg("words"), py::arg("bias"), py::arg("factors"), py::arg("y"),
       py::arg("variants"), py::arg("variant_rows"), py::arg("n"), py::arg("k"), py::arg("transposed"), py::arg("bf16"),
       py::call_guard<py::gil_scoped_release>(),
       "x [variants, variant_rows, k] times weights [n, k] without the bits of words [variants, n, ceil(k / 32)]; with "
-      "transposed x [variants, variant_rows, n] to y [variants, variant_rows, k].");
+      "transposed x [variants, variant_rows, n] to y [variants, variant_rows, k]. Returns the way taken, in words.");
 }

@@ -21,4 +21,9 @@ using MaskedLinearKernel = void(const MaskedLinear& task, std::int64_t begin, st
 
 CAD_FAST_DECLARE_KERNEL(masked_linear, MaskedLinearKernel)
 
+// In words, the way in which masked_linear multiplies.
+using MaskedLinearPath = const char*(const MaskedLinear& task) noexcept;
+
+CAD_FAST_DECLARE_KERNEL(masked_linear_path, MaskedLinearPath)
+
 }  // namespace cad_fast

@@ -1,4 +1,4 @@
-"""Many ablations as the matrix of a regression: packed bits, or the seed from which they are drawn block by block."""
+"""Many ablations as the matrix of a regression: packed bits, or seeds from which they are drawn block by block."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Design:
         return torch.cat(parts)
 
     def transposed_times(self, values: Tensor) -> Tensor:
-        """Values X of the centred design, float64 [n] or [t, n], for [m] or [t, m]."""
+        """The product values X of the centred design, float64 [n] or [t, n], for [m] or [t, m]."""
         if values.dim() == 1:
             return self.transposed_times(values[None])[0]
         values = values.double()

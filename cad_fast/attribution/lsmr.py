@@ -90,7 +90,7 @@ def _best_held_out(design: Design, y: Tensor, penalties: Tensor) -> tuple[float,
 
 
 def _small_solutions(diagonal: list[float], below: list[float], first: float, penalties: Tensor) -> Tensor:
-    """Z float64 [k, p], minimising ||B z - first e_1||^2 + penalty ||z||^2 for the lower bidiagonal B [k + 1, k]."""
+    """The z [k, p], float64, of least ||B z - first e_1||^2 + penalty ||z||^2 for the lower bidiagonal B [k + 1, k]."""
     k = len(below)
     b = torch.zeros(k + 1, k, dtype=torch.float64)
     b[:k].diagonal().copy_(torch.tensor(diagonal[:k], dtype=torch.float64))

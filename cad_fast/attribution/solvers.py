@@ -28,8 +28,8 @@ SOLVERS: tuple[Solver, ...] = ("ols", "ridge", "lasso", "lsmr")
 class Fit:
     """alpha float64 [n] and what is known about it.
 
-    ``loo`` float64 [m]: each ablation's J as predicted by a fit without it (None for lasso and lsmr).
-    ``standard_error`` float64 [n], None unless asked for. ``penalty`` is lambda of ridge and lsmr, or lasso's alpha.
+    ``loo`` float64 [m]: J of each ablation by a fit without it (None for lasso and lsmr). ``standard_error``
+    float64 [n], None unless asked for. ``penalty`` is lambda of ridge and lsmr, or lasso's alpha.
     """
 
     alpha: Tensor

@@ -56,7 +56,7 @@ def fractions_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], *, title: 
             errors = _errors(values, [check[f"{key}_interval"] for check in checks])
             axes.errorbar([100 * check["fraction"] for check in checks], values, yerr=errors, label=name, **look)
     right.axhline(1, color=GREY, linestyle=":", linewidth=1.4)
-    for axes, text in ((left, "r"), (right, "slope of measured on predicted change (1: calibrated)")):
+    for axes, text in ((left, "r"), (right, "slope (1: calibrated)")):
         _style(axes, "both")
         axes.set_xscale("log")
         axes.set_xticks([1, 5, 10, 20, 50], ["1", "5", "10", "20", "50"])

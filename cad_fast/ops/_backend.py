@@ -170,7 +170,12 @@ def backend_report() -> dict[str, Any]:
             "torch": torch.get_num_threads(),
         },
         "ops": {
-            name: {"backends": list(op.implementations), "ran": dict(op.runs), "passed_over": dict(op.reasons)}
+            name: {
+                "backends": list(op.implementations),
+                "ran": dict(op.runs),
+                "ways": dict(op.ways),
+                "passed_over": dict(op.reasons),
+            }
             for name, op in sorted(OPS.items())
         },
     }

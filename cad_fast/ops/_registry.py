@@ -19,6 +19,8 @@ class Op:
     """Argument tuples for the custom op without its last argument, the backend; small, and odd in every way allowed."""
     runs: Counter[str] = field(default_factory=Counter)
     """How often each backend ran in this process."""
+    ways: Counter[str] = field(default_factory=Counter)
+    """How often the native backend multiplied in which way, where it has several."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Why a backend was passed over when that happened last."""
 

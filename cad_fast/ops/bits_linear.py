@@ -11,7 +11,7 @@ from cad_fast.ops._registry import Op, register
 
 
 def bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool = False, *, backend: str | None = None) -> Tensor:
-    """X B^T, or x B if transposed, for the matrix B [m, n] whose row r has ones where bits of `words[r]` are set.
+    """Multiply: x B^T, or x B if transposed, for B [m, n] whose row r has ones where bits of `words[r]` are set.
 
     What is not selected is not read as a number: NaN and infinity count only where their bit is set.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cad_fast.ops import _backend, _check, _cuda, _edits, _linear, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops._registry import OPS, Op, register
 
 
 def edited_linear(
@@ -174,6 +174,7 @@ def _native_edited_linear(
         transposed,
         x.dtype == torch.bfloat16,
     )
+    OPS["edited_linear"].ways["packed panels, patched for each group" if len(indices) else "packed panels, dense"] += 1
     return y
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from cad_fast.ops import _backend, _bits, _check, _conv, _native, _triton, reference
 from cad_fast.ops._conv import Geometry
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops._registry import OPS, Op, register
 from cad_fast.ops.unpack_bits import unpack_bits
 
 SMALL = {torch.float32: (64, 1 << 17), torch.bfloat16: (16, 1 << 15)}
@@ -162,7 +162,9 @@ def _native_masked_conv2d(
     if out.numel() == 0:
         return out
     rounded = None if factors is None else factors.to(x.dtype).float()
-    if _product_pays(x, weight, how):
+    product = _product_pays(x, weight, how)
+    OPS["masked_conv2d"].ways["own product" if product else "torch's convolution, one variant at a time"] += 1
+    if product:
         _by_product(x, weight.contiguous(), words.contiguous(), bias, rounded, how, out)
     else:
         _by_variant(x, weight.contiguous(), words.contiguous(), bias, rounded, how, out)

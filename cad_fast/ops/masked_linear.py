@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cad_fast.ops import _backend, _bits, _check, _cuda, _linear, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops._registry import OPS, Op, register
 
 
 def masked_linear(
@@ -137,7 +137,7 @@ def _native_masked_linear(
     n, k = weight.shape
     variants, rows, _ = x.shape
     y = torch.empty((variants, rows, k if transposed else n), dtype=x.dtype)
-    _native.load().masked_linear(
+    way = _native.load().masked_linear(
         x.data_ptr(),
         weight.data_ptr(),
         words.data_ptr(),
@@ -151,6 +151,7 @@ def _native_masked_linear(
         transposed,
         x.dtype == torch.bfloat16,
     )
+    OPS["masked_linear"].ways[way] += 1
     return y
 
 

@@ -103,7 +103,7 @@ class Slot:
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            return torch.ops.cad_fast.slot(x, self.module.weight, self.module.bias, self.number)
+            return torch.ops.cad_fast_rows.slot(x, self.module.weight, self.module.bias, self.number)
         return self.run(x)
 
     def run(self, x: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def open_slots(denoiser: nn.Module, modules: Mapping[str, nn.Module], user: Any)
 _TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
 
 
-@torch.library.custom_op("cad_fast::slot", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op("cad_fast_rows::slot", mutates_args=(), tags=_TAGS)
 def _slot(x: Tensor, weight: Tensor, bias: Tensor | None, number: int) -> Tensor:
     return _slots[number].run(x).contiguous()
 

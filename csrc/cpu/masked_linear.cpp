@@ -97,16 +97,28 @@ class MaskedWeights {
   std::uint32_t* words_;
 };
 
+enum class Path { dots, gemv, masked_panels, written_panels };
+
 template <class Input>
-void run(const MaskedLinear& task, std::int64_t begin, std::int64_t end, std::uint8_t* memory) {
+Path path_of(const MaskedLinear& task) {
 #if defined(__AVX512F__)
   if constexpr (Along<Input>::exists) {
-    if (MaskedDot<Input>::suits(task)) {
-      return MaskedDot<Input>(task).run(begin, end);
-    }
+    if (MaskedDot<Input>::suits(task)) return Path::dots;
   }
 #endif
-  if (task.variant_rows == 1 && !task.transposed) return masked_gemv<Input>(task, begin, end);
+  if (task.variant_rows == 1 && !task.transposed) return Path::gemv;
+  return task.factors == nullptr && task.variant_rows <= most_masked_rows ? Path::masked_panels : Path::written_panels;
+}
+
+template <class Input>
+void run(const MaskedLinear& task, std::int64_t begin, std::int64_t end, std::uint8_t* memory) {
+  const Path path = path_of<Input>(task);
+#if defined(__AVX512F__)
+  if constexpr (Along<Input>::exists) {
+    if (path == Path::dots) return MaskedDot<Input>(task).run(begin, end);
+  }
+#endif
+  if (path == Path::gemv) return masked_gemv<Input>(task, begin, end);
   Scratch scratch(memory);
   MaskedWeights<Input> weights(task, scratch);
   Product<Input, MaskedWeights<Input>>(task, weights, scratch).run(begin, end);
@@ -116,6 +128,20 @@ void run(const MaskedLinear& task, std::int64_t begin, std::int64_t end, std::ui
 
 void masked_linear(const MaskedLinear& task, std::int64_t begin, std::int64_t end, std::uint8_t* scratch) noexcept {
   task.bf16 ? run<bfloat16>(task, begin, end, scratch) : run<float>(task, begin, end, scratch);
+}
+
+const char* masked_linear_path(const MaskedLinear& task) noexcept {
+  switch (task.bf16 ? path_of<bfloat16>(task) : path_of<float>(task)) {
+    case Path::dots:
+      return "masked dot products";
+    case Path::gemv:
+      return "one row per variant";
+    case Path::masked_panels:
+      return "packed panels, masked as they are read";
+    case Path::written_panels:
+      return "packed panels, written anew for each variant";
+  }
+  return "";
 }
 
 }  // namespace cad_fast::CAD_FAST_TARGET

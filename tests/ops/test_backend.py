@@ -18,6 +18,7 @@ from cad_fast.ops import (
     backend_report,
     can_run,
     count_bits,
+    edited_linear,
     get_backend,
     masked_linear,
     pack_bits,
@@ -299,3 +300,17 @@ def test_environment_is_read_in_one_module() -> None:
         if "CAD_FAST_" in (text := path.read_text()) and ("os.environ" in text or "getenv" in text)
     ]
     assert readers == ["envs.py"]
+
+
+def test_the_report_says_which_way_was_taken(native) -> None:
+    before = dict(OPS["masked_linear"].ways)
+    x, weight = torch.randn(2, 300, 40), torch.randn(33, 40)
+    words = pack_bits(torch.rand(2, 33, 40) < 0.5)
+    masked_linear(x, weight, words, backend="native")
+    masked_linear(x[:, :1], weight, words, backend="native", factors=torch.ones(2))
+    nothing, ends = torch.empty(0, dtype=torch.int64), torch.tensor([0, 300])
+    edited_linear(x[0], weight, ends, torch.zeros(2, dtype=torch.int64), nothing, torch.empty(0), backend="native")
+    ways = backend_report()["ops"]
+    for way in ("packed panels, written anew for each variant", "one row per variant"):
+        assert ways["masked_linear"]["ways"][way] == before.get(way, 0) + 1
+    assert ways["edited_linear"]["ways"]["packed panels, dense"] >= 1
