@@ -35,7 +35,7 @@ def scores(trust=(), concept="a cat"):
 
 
 def check(r, fraction=0.05):
-    return Trust(fraction, 50, r, (r - 0.1, r + 0.1), r, (r - 0.1, r + 0.1)).to_dict()
+    return Trust(fraction, 50, r, (r - 0.1, r + 0.1), r, (r - 0.1, r + 0.1), 1.0, (0.9, 1.1)).to_dict()
 
 
 def evaluations(edit) -> tuple[Evaluation, Evaluation, Comparison]:

@@ -8,8 +8,14 @@ from torch.utils._pytree import tree_leaves
 
 from cad_fast.ops._registry import OPS
 
+OF_THE_SOLVERS = {"bits_linear", "gram_bits"}
+"""On the CPU alone: a regression is solved there, wherever its ablations ran."""
+
 CASES = [
-    pytest.param(op, number, id=f"{op.name}-{number}") for op in OPS.values() for number in range(len(op.samples()))
+    pytest.param(op, number, id=f"{op.name}-{number}")
+    for op in OPS.values()
+    if op.name not in OF_THE_SOLVERS
+    for number in range(len(op.samples()))
 ]
 
 
