@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 _active: WeakKeyDictionary[nn.Module, list[AppliedEdit]] = WeakKeyDictionary()
 
 
+def _inner(denoiser: nn.Module) -> nn.Module:
+    """What torch.compile wraps, whose modules have the names that edits know; else the denoiser itself."""
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
 def active_edits(pipeline: Any) -> list[AppliedEdit]:
     """The edits now in the weights of the pipeline's denoiser, oldest first."""
-    return list(_active.get(denoiser_of(pipeline), ()))
+    return list(_active.get(_inner(denoiser_of(pipeline)), ()))
 
 
 def intact_fingerprint(denoiser: nn.Module) -> Fingerprint:
     """The denoiser's fingerprint, disregarding the edits now in its weights."""
+    denoiser = _inner(denoiser)
     active = _active.get(denoiser)
     return active[0].fingerprint if active else Fingerprint.of(denoiser)
 
@@ -92,7 +98,7 @@ def apply_edit(edit: Edit, pipeline: Any, strength: float) -> AppliedEdit:
     """Multiply the edit's weights in place; returns the handle that undoes it. Errors as for ``Edit.fuse``."""
     if not math.isfinite(strength):
         raise ValueError(f"strength is {strength}, expected a finite number")
-    denoiser = denoiser_of(pipeline)
+    denoiser = _inner(denoiser_of(pipeline))
     fingerprint = intact_fingerprint(denoiser)
     edit.space.fingerprint.require_same(fingerprint, f"edit {edit.name!r}")
     applied = AppliedEdit(edit, denoiser, strength, fingerprint)

@@ -256,6 +256,20 @@ def test_lora_may_lie_beside(pipeline):
         assert (unet.get_submodule(name).base_layer.weight == 0).sum() >= len(edit.components[name])
 
 
+def test_a_compiled_denoiser_is_edited_as_what_it_wraps(pipeline, tmp_path):
+    edit = erase(random_scores(pipeline), ratio=0.1)
+    compiled = torch.compile(pipeline.unet)  # compiles nothing until it is called
+    before = snapshot(pipeline)
+    name, indices = next(iter(edit.weight_indices().items()))
+    with edit.applied(compiled):
+        assert [applied.edit for applied in active_edits(compiled)] == [edit]
+        assert [applied.edit for applied in active_edits(pipeline)] == [edit]
+        assert bool((pipeline.unet.get_submodule(name).weight.flatten()[indices] == 0).all())
+    assert_same(pipeline, before)
+    edit.save_pretrained(tmp_path)
+    assert Edit.from_pretrained(tmp_path, compiled).digest() == edit.digest()
+
+
 def test_public_names():
     for name in cad_fast.__all__:
         assert getattr(cad_fast, name) is not None
