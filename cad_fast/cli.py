@@ -1,4 +1,4 @@
-"""The command line: ``cad-fast attribute | edit | generate | dial | evaluate | serve | demo | env``."""
+"""The command line: ``cad-fast attribute | edit | generate | dial | budget | evaluate | serve | demo | env``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .version import __version__
 EXIT_CODES = "exit codes: 0 done, 1 a run failed, 2 wrong input or arguments, 130 interrupted"
 # Imported here, since the commands' modules import torch: `cad-fast --help` should answer at once.
 KINDS = ("weight", "neuron", "filter", "head")
-METHODS = ("gradient", "ablated_gradient", "regression", "exact")
+METHODS = ("gradient", "ablated_gradient", "regression", "exact", "sensitivity")
 MODEL_HELP = "zoo:emoji, a local diffusers folder, or a Hub repository"
 
 
@@ -93,6 +93,14 @@ def _add_edit(commands: Any) -> None:
     parser.add_argument("--scope", choices=("global", "tensor", "row"), default="global", help="default global")
     parser.add_argument("--keep", nargs="+", default=[], metavar="SCORES", help="scores of concepts to keep")
     parser.add_argument("--keep-weight", type=float, default=1.0, help="how much they count (default 1)")
+    parser.add_argument(
+        "--sensitivity",
+        nargs="+",
+        default=[],
+        metavar="SCORES",
+        help="of concepts to keep (attribute --method sensitivity): rank by gain against damage",
+    )
+    parser.add_argument("--exponent", type=float, default=0.5, help="how much the damage counts (default 0.5)")
     parser.add_argument("--refine", metavar="MODEL", help="refine the scores for this edit on the model they are of")
     parser.add_argument("--samples", type=int, default=12, help="refining: images to sample (default 12)")
     parser.add_argument("--rounds", type=int, default=12, help="refining: rounds (default 12)")
@@ -182,6 +190,37 @@ def _add_dial(commands: Any) -> None:
     _add_sampling(parser, steps=20)
 
 
+def _add_budget(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "budget",
+        "search for the edit that erases a concept and leaves so much of the others",
+        "cad-fast budget zoo:emoji --erase car --keep face=95 style=90 --timesteps 850 1000 -o edits/no-car",
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--erase", required=True, metavar="CONCEPT", help="the concept to erase")
+    parser.add_argument("--at-most", type=float, default=5.0, help="percent of its pictures still recognised (5)")
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        required=True,
+        metavar="NAME=PERCENT",
+        help="percent of the accuracy before, of a concept, of `others` or of another axis such as `style`",
+    )
+    parser.add_argument("--target-modules", default="cross-attention-kv", help="default cross-attention-kv")
+    parser.add_argument("--timesteps", type=float, nargs=2, metavar=("LOW", "HIGH"), help="score these timesteps only")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.01, 0.02, 0.03, 0.06], help="1, 2, 3 and 6%%")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[1.0], help="default 1")
+    parser.add_argument("--samples", type=int, default=6, help="trajectories per concept to score (default 6)")
+    parser.add_argument("--per-concept", type=int, default=8, help="pictures per concept for choosing (default 8)")
+    parser.add_argument("--confirming", type=int, default=16, help="pictures per concept afterwards (default 16)")
+    parser.add_argument("--concepts", help="JSON file with concepts and their prompts (default: the zoo model's)")
+    parser.add_argument("--scorer", help="clip:MODEL (default: the zoo's classifier)")
+    parser.add_argument("--predict-only", action="store_true", help="say what each edit would do, and stop there")
+    parser.add_argument("-o", "--output", required=True, help="folder for the edit, its card and sheet")
+    _add_sampling(parser, steps=20)
+
+
 def _add_evaluate(commands: Any) -> None:
     parser = _add_command(
         commands,
@@ -245,6 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_edit_actions,
         _add_generate,
         _add_dial,
+        _add_budget,
         _add_evaluate,
         _add_serve,
         _add_demo,

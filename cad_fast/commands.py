@@ -43,7 +43,7 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
         pipeline,
         objective,
         kind=arguments.kind,
-        target_modules=_target_modules(arguments.target_modules),
+        target_modules=target_modules(arguments.target_modules),
         method=arguments.method,
         **_estimator_options(arguments),
     )
@@ -83,7 +83,7 @@ def _compare_estimators(
 ) -> dict[str, Any]:
     """Every estimator on the same recording: a table, ``compare.json`` and ``compare.png``."""
     require("matplotlib", "report")
-    space = ComponentSpace.of(pipeline, arguments.kind, _target_modules(arguments.target_modules))
+    space = ComponentSpace.of(pipeline, arguments.kind, target_modules(arguments.target_modules))
     points = compare_estimators(
         pipeline,
         _record(arguments, pipeline, prompts),
@@ -137,7 +137,8 @@ def _objective(arguments: argparse.Namespace) -> Objective:
     return ConceptErasure(base="unconditional" if arguments.base_prompt is None else "base", timesteps=window)
 
 
-def _target_modules(value: str | None) -> str | list[str] | None:
+def target_modules(value: str | None) -> str | list[str] | None:
+    """What ``--target-modules`` names: a preset or pattern, or a list where there are commas."""
     return value.split(",") if value is not None and "," in value else value
 
 
@@ -214,6 +215,8 @@ def run_edit(arguments: argparse.Namespace) -> dict[str, Any]:
         "scope": arguments.scope,
         "keep": [Scores.load(path) for path in arguments.keep],
         "keep_weight": arguments.keep_weight,
+        "sensitivity": [Scores.load(path) for path in arguments.sensitivity],
+        "exponent": arguments.exponent,
     }
     if arguments.refine is not None:
         scores = _refine(arguments, scores, selection)
@@ -287,6 +290,13 @@ def write_png(path: Path, image: Image.Image) -> Path:
 def run_dial(arguments: argparse.Namespace) -> dict[str, Any]:
     """A strip over strengths."""
     from .dial import run_dial as run
+
+    return run(arguments)
+
+
+def run_budget(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The least damaging edit within a budget."""
+    from .edit_search import run_budget as run
 
     return run(arguments)
 

@@ -102,7 +102,7 @@ def check_finite(values: Tensor, objective: Objective, call: DenoiserCall) -> Te
     return values
 
 
-def _squared_distance(output: Tensor, reference: Tensor, call: DenoiserCall) -> Tensor:
+def squared_distance(output: Tensor, reference: Tensor, call: DenoiserCall) -> Tensor:
     """Squared differences float32 [R, elements] of the predictions, without learned variances."""
     reference = reference.to(output.device)
     output, reference = call.prediction(output).float(), call.prediction(reference).float()
@@ -156,7 +156,7 @@ class ConceptErasure(Objective):
         if self.negative_guidance:
             assert call.output is not None
             reference = torch.lerp(reference.float(), call.output.float(), -self.negative_guidance)
-        return _squared_distance(output, reference if self.both_branches else reference.detach(), call).sum(1)
+        return squared_distance(output, reference if self.both_branches else reference.detach(), call).sum(1)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -180,7 +180,7 @@ class DenoisingLoss(Objective):
 
     def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
         assert call.target is not None
-        return -_squared_distance(output, call.target.detach(), call).mean(1)
+        return -squared_distance(output, call.target.detach(), call).mean(1)
 
 
 class CallableObjective(Objective):

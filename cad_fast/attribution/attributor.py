@@ -43,7 +43,9 @@ class Attributor:
     - "ablated_gradient": gradients at randomly ablated networks; 1 / ``fraction`` times that cost, several ablations
       per pass, and far closer to what ablations do;
     - "regression": a linear fit of J on ``ablations`` random ablations (COAR), forward passes only;
-    - "exact": each component ablated alone, for small component spaces.
+    - "exact": each component ablated alone, for small component spaces;
+    - "sensitivity": not an effect on J but how far a component's removal moves the output, for ``sensitivity`` of
+      ``erase``: what concepts to keep would lose. It looks at the objective's timesteps and nothing else of it.
 
     ``options`` are the method's: see ``attribution.methods``.
     Raises ValueError for an unknown method, kind or module pattern, TypeError for an option the method does not have.
@@ -128,6 +130,8 @@ class Attributor:
                 }
             scores = Scores(estimate.values, self.space, provenance, estimate.standard_error)
             if holdout:
+                if self.method == "sensitivity":
+                    raise ValueError("holdout: a sensitivity predicts no change of J, there is nothing to hold out")
                 checks = self.check(scores, recording, holdout, holdout_fractions, progress=progress)
                 provenance["trust"] = [check.to_dict() for check in checks]
             if output_dir is not None:

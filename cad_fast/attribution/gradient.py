@@ -101,12 +101,15 @@ class GradientPasses:
             bar = tqdm(total=len(passes), initial=state.done, desc="gradient", unit="pass", disable=not progress)
             with bar:
                 for number in range(state.done, len(passes)):
-                    self._add_pass(passes[number], leaves, sums, check=number == state.done)
+                    self.add_pass(number, passes[number], leaves, sums, check=number == state.done)
                     state.update(number + 1, sums)
                     bar.update()
         return sums
 
-    def _add_pass(self, pieces: Pass, leaves: Mapping[str, Tensor], sums: dict[str, Tensor], check: bool) -> None:
+    def add_pass(
+        self, number: int, pieces: Pass, leaves: Mapping[str, Tensor], sums: dict[str, Tensor], check: bool
+    ) -> None:
+        """Add the gradients of pass ``number``; with ``check`` see first that it gives what was recorded."""
         call = gather(self.recording, pieces)
         output, values = objective_of(self.denoiser, self.recording, self.objective, pieces, call)
         if check and call.output is not None:

@@ -20,11 +20,12 @@ from .draws import DRAWS, Draw, Drawn, parts_of
 from .gradient import Via, gradient_scores
 from .measure import Executor, MeasurePlan, Measurer, Target, measure_all
 from .scores import Scores
+from .sensitivity import output_sensitivity
 from .solvers import SOLVERS, Fit, Solver, fit, fit_all
 from .stop import Watch
 from .store import RunState
 
-Method = Literal["gradient", "ablated_gradient", "regression", "exact"]
+Method = Literal["gradient", "ablated_gradient", "regression", "exact", "sensitivity"]
 MOST_EXACT = 20_000
 # A regression looks up whether to stop after every so many ablations.
 STOP_BATCH = 100
@@ -264,7 +265,35 @@ class Exact(Estimator):
         return {"forward": job.measure_plan().cost(job.space.n + 1), "backward": 0}
 
 
-ESTIMATORS: dict[str, type[Estimator]] = {cls.name: cls for cls in (Gradient, AblatedGradient, Regression, Exact)}
+@dataclass(frozen=True)
+class Sensitivity(Estimator):
+    """Not an effect on J but how far each component's removal moves the output; see ``output_sensitivity``."""
+
+    name = "sensitivity"
+    rows_per_pass = 8
+    probes: int = 1
+    seed: int = 0
+
+    def run(self, job: Job) -> Estimate:
+        values = output_sensitivity(
+            job.denoiser,
+            job.recording,
+            job.objective.timesteps,
+            job.space,
+            probes=self.probes,
+            seed=self.seed,
+            **job.settings(),
+        )
+        return Estimate(values, None, {})
+
+    def cost(self, job: Job) -> dict[str, int]:
+        passes = len(job.plan().passes)
+        return {"forward": passes, "backward": passes * self.probes}
+
+
+ESTIMATORS: dict[str, type[Estimator]] = {
+    cls.name: cls for cls in (Gradient, AblatedGradient, Regression, Exact, Sensitivity)
+}
 METHODS: tuple[Method, ...] = tuple(ESTIMATORS)  # type: ignore[assignment]
 
 

@@ -1,13 +1,13 @@
 """Edits: select components by their scores, apply, undo, save and compose."""
 
 from .apply import AppliedEdit, active_edits
-from .damage import Damage, damage_table, overlap, predicted_damage
+from .damage import Damage, damage_table, overlap, predicted_damage, replayed_damage
 from .edit import Edit, amplify, compose, erase
 from .io import load_edit
 from .manager import EditManager
 from .refine import refine
 from .row_edits import EditUse, RowEdits
-from .select import retention_aware, select
+from .select import against_damage, retention_aware, select
 from .trust import MIN_HELDOUT_R, UntrustedScoresWarning
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "RowEdits",
     "UntrustedScoresWarning",
     "active_edits",
+    "against_damage",
     "amplify",
     "compose",
     "damage_table",
@@ -28,6 +29,7 @@ __all__ = [
     "overlap",
     "predicted_damage",
     "refine",
+    "replayed_damage",
     "retention_aware",
     "select",
 ]

@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ablation import Ablation
+from ..attribution.measure import Measurer, Target
 from ..attribution.scores import Scores
+from ..denoiser_calls import DenoiserCall, denoiser_of
+from ..objectives import Objective, squared_distance
+from ..recording_data import Recording
 from .edit import Edit
 from .select import Sign, select
 
@@ -73,6 +78,55 @@ def _components(edit: Edit, concept: str, scores: Scores) -> Tensor:
     if missing:
         raise ValueError(f"the scores of {concept!r} have no module {missing[0]!r}, which the edit changes")
     return torch.cat([offsets[module] + indices for module, indices in edit.components.items()]).sort().values
+
+
+def replayed_damage(
+    pipeline: Any,
+    edit: Edit,
+    recordings: Mapping[str, Recording],
+    *,
+    timesteps: tuple[float, float] | None = None,
+    strength: float = 1.0,
+    rows_per_pass: int = 64,
+) -> dict[str, float]:
+    """Per concept, how far the edit moves the outputs on its recorded trajectories, by running them under it.
+
+    The mean over rows and timesteps in the window of |edited - recorded|^2 / |recorded - unconditional|^2: at 1 an edit
+    moves the output as far as the prompt does. The pipeline is left as it is; no picture is drawn.
+    Cost: one forward pass of the recordings' rows. Raises ValueError when the edit or a recording is of another model,
+    or a recording was made without guidance.
+    """
+    targets = {concept: Target(Moved(timesteps), recording) for concept, recording in recordings.items()}
+    return objectives_under(pipeline, edit, targets, strength=strength, rows_per_pass=rows_per_pass)
+
+
+def objectives_under(
+    pipeline: Any, edit: Edit, targets: Mapping[str, Target], *, strength: float = 1.0, rows_per_pass: int = 64
+) -> dict[str, float]:
+    """Each target's objective under the edit, the mean over its recording's rows; the pipeline is left as it is.
+
+    Raises ValueError as ``replayed_damage`` does.
+    """
+    for concept, target in targets.items():
+        edit.space.fingerprint.require_same(target.recording.fingerprint, f"the edit, on the recording of {concept!r}")
+    offsets = {entry.module: entry.offset for entry in edit.space}
+    indices = torch.cat([offsets[module] + own for module, own in edit.components.items()])
+    ablation = Ablation.from_indices(edit.space.n, indices, 1 - strength * (1 - edit.factor))
+    with Measurer(denoiser_of(pipeline), list(targets.values()), edit.space, rows_per_pass) as measurer:
+        found = measurer.measure([ablation])[:, 0]
+    return dict(zip(targets, found.tolist(), strict=True))
+
+
+class Moved(Objective):
+    """|output - recorded output|^2 over |recorded output - unconditional output|^2."""
+
+    name = "moved"
+    needs = "unconditional_output"
+
+    def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
+        assert call.output is not None and call.unconditional_output is not None
+        moved = squared_distance(output, call.output, call).sum(1)
+        return moved / squared_distance(call.output, call.unconditional_output, call).sum(1).clamp(min=1e-20)
 
 
 def damage_table(damages: Mapping[str, Damage]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..attribution.scores import Scores
 from ..components import ComponentSpace, ModuleComponents
 from .apply import AppliedEdit, apply_edit
-from .select import Scope, Sign, select
+from .select import Scope, Sign, described, select
 from .trust import warn_if_untrusted
 
 
@@ -266,8 +266,7 @@ def _from_scores(
     if len(indices) == 0:
         raise ValueError(f"no component has a {sign} score for {scores.concept!r}: nothing to {verb}")
     warn_if_untrusted(scores, len(indices) / scores.space.n, stacklevel=4)
-    kept = [other.concept for other in settings.get("keep", ())]
-    selection = {**{key: value for key, value in settings.items() if key != "keep"}, "sign": sign, "keep": kept}
+    selection = {**described(settings), "sign": sign}
     # An empty list says that the scores were not checked on held-out ablations.
     provenance = {**scores.provenance, "trust": scores.trust, "selection": selection}
     return Edit.from_indices(name or f"{_slug(scores.concept)}-{verb}", scores.space, indices, factor, provenance)
@@ -286,15 +285,26 @@ def erase(
     scope: Scope = "global",
     keep: Sequence[Scores] = (),
     keep_weight: float = 1.0,
+    sensitivity: Sequence[Scores] = (),
+    exponent: float = 0.5,
     compat: Any = None,
     name: str | None = None,
     factor: float = 0.0,
 ) -> Edit:
     """CAD-Erase (arXiv 2412.02542): an edit that removes the components with the highest positive scores.
 
-    See ``select`` for ``ratio``, ``count``, ``scope``, ``keep`` and ``compat``.
+    See ``select`` for ``ratio``, ``count``, ``scope``, ``keep``, ``sensitivity`` and ``compat``.
     """
-    settings = dict(ratio=ratio, count=count, scope=scope, keep=keep, keep_weight=keep_weight, compat=compat)
+    settings = dict(
+        ratio=ratio,
+        count=count,
+        scope=scope,
+        keep=keep,
+        keep_weight=keep_weight,
+        sensitivity=sensitivity,
+        exponent=exponent,
+        compat=compat,
+    )
     return _from_scores(scores, "positive", name, "erase", factor, settings)
 
 
@@ -306,13 +316,25 @@ def amplify(
     scope: Scope = "global",
     keep: Sequence[Scores] = (),
     keep_weight: float = 1.0,
+    sensitivity: Sequence[Scores] = (),
+    exponent: float = 0.5,
     compat: Any = None,
     name: str | None = None,
     factor: float = 0.0,
 ) -> Edit:
     """CAD-Amplify (arXiv 2412.02542): an edit that removes the components with the lowest negative scores.
 
-    See ``select``; ``keep`` are scores of concepts whose own negative components should stay.
+    See ``select``; ``keep`` are scores of concepts whose own negative components should stay, ``sensitivity`` of what
+    should not change.
     """
-    settings = dict(ratio=ratio, count=count, scope=scope, keep=keep, keep_weight=keep_weight, compat=compat)
+    settings = dict(
+        ratio=ratio,
+        count=count,
+        scope=scope,
+        keep=keep,
+        keep_weight=keep_weight,
+        sensitivity=sensitivity,
+        exponent=exponent,
+        compat=compat,
+    )
     return _from_scores(scores, "negative", name, "amplify", factor, settings)

@@ -14,7 +14,7 @@ from ..attribution.scores import Scores
 from ..denoiser_calls import denoiser_of
 from ..objectives import ConceptErasure, Objective
 from ..recording_data import Recording
-from .select import Scope, Sign, select
+from .select import Scope, Sign, described, select
 from .trust import warn_if_untrusted
 
 # The trapezoid rule over the way, at strengths 0, 1/2 and 1 of the edit.
@@ -33,6 +33,8 @@ def refine(
     sign: Sign = "positive",
     keep: Sequence[Scores] = (),
     keep_weight: float = 1.0,
+    sensitivity: Sequence[Scores] = (),
+    exponent: float = 0.5,
     objective: Objective | None = None,
     rounds: int = 12,
     rows_per_pass: int = 60,
@@ -46,8 +48,9 @@ def refine(
     J along the way (integrated gradients, arXiv 1703.01365, with the edit as the path's end); then they are selected
     anew by the running mean of these, ``rounds`` times.
 
-    ``scores``: first-order scores of the concept to start from. ``ratio``, ``count``, ``scope``, ``sign``, ``keep`` and
-    ``keep_weight`` as for ``erase``, which then makes the edit from what is returned. ``objective``: as for the scores.
+    ``scores``: first-order scores of the concept to start from. ``ratio``, ``count``, ``scope``, ``sign``, ``keep``,
+    ``keep_weight``, ``sensitivity`` and ``exponent`` as for ``erase``, which then makes the edit from what is returned.
+    ``objective``: as for the scores.
     Cost: ``rounds`` forward and backward passes of three times the recording's rows.
     Raises ValueError when the recording is of another model or lacks what the objective needs.
     """
@@ -56,7 +59,16 @@ def refine(
     denoiser = denoiser_of(pipeline)
     scores.space.fingerprint.require_same(recording.fingerprint, "the scores")
     objective = objective or ConceptErasure()
-    settings = dict(ratio=ratio, count=count, scope=scope, sign=sign, keep=keep, keep_weight=keep_weight)
+    settings: dict[str, Any] = dict(
+        ratio=ratio,
+        count=count,
+        scope=scope,
+        sign=sign,
+        keep=keep,
+        keep_weight=keep_weight,
+        sensitivity=sensitivity,
+        exponent=exponent,
+    )
     current = scores
     for number in tqdm(range(rounds), desc="refining", unit="round", disable=not progress):
         chosen = select(current, **settings)
@@ -77,10 +89,9 @@ def refine(
 def _provenance(
     scores: Scores, settings: dict[str, Any], objective: Objective, recording: Recording, rounds: int
 ) -> dict[str, Any]:
-    selection = {**settings, "keep": [other.concept for other in settings["keep"]]}
     refined = {
         "rounds": rounds,
-        "selection": selection,
+        "selection": described(settings),
         "objective": objective.config(),
         "prompts": recording.prompts,
         "seeds": recording.seeds,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,13 +27,16 @@ def select(
     scope: Scope = "global",
     keep: Sequence[Scores] = (),
     keep_weight: float = 1.0,
+    sensitivity: Sequence[Scores] = (),
+    exponent: float = 0.5,
     compat: Literal["paper"] | None = None,
 ) -> Tensor:
     """The components with the highest (``sign`` positive) or lowest (negative) scores; sorted int64 [k].
 
     ``ratio`` of all components (scope global), of each module's (tensor) or of each weight row (row, single weights
     only), or their ``count``. Components of the other sign are never chosen, so that fewer may be. ``keep``: scores of
-    concepts to keep, see ``retention_aware``.
+    concepts to keep, see ``retention_aware``. ``sensitivity``: how far each component's removal moves the outputs on
+    concepts to keep; the ranking is then by gain against damage, see ``against_damage``.
     ``compat="paper"`` is the published rule of arXiv 2412.02542: int(ratio * row length) per row of the 2-D
     feed-forward weights, whatever their sign; rows with less than one are left untouched, with a warning. For the
     denoising loss the published script picks the other end of the scores than the derivation asks for, and so does
@@ -46,12 +49,14 @@ def select(
     if sign not in ("positive", "negative"):
         raise ValueError(f"unknown sign {sign!r}: expected 'positive' or 'negative'")
     if compat == "paper":
-        if ratio is None or keep or scope not in ("row", "global"):
-            raise ValueError("compat='paper' takes a ratio and no keep; its scope is the row")
+        if ratio is None or keep or sensitivity or scope not in ("row", "global"):
+            raise ValueError("compat='paper' takes a ratio, no keep and no sensitivity; its scope is the row")
         return _select_as_published(scores, sign, ratio)
     if compat is not None:
         raise ValueError(f"unknown compat {compat!r}: expected 'paper' or None")
     values = retention_aware(scores, keep, keep_weight) if keep else scores.values
+    if sensitivity:
+        values = values / against_damage(scores, sensitivity, exponent)
     if sign == "negative":
         values = -values
     if scope == "global":
@@ -79,8 +84,35 @@ def retention_aware(scores: Scores, keep: Sequence[Scores], weight: float) -> Te
     return _normalised(scores) - weight * cost
 
 
+def against_damage(scores: Scores, sensitivity: Sequence[Scores], exponent: float = 0.5) -> Tensor:
+    """What to divide scores by to rank by gain against damage: (h + median h) ** exponent, float32 [n], above 0.
+
+    h is the mean of the sensitivities of the concepts to keep, each divided by its own mean: the squared change of
+    their outputs when a component is removed. The median keeps components that do nothing from the top. At an exponent
+    of 0.5 the ranking is by the change of J per change of the kept outputs, at 0 the scores' own.
+    Raises ValueError for an exponent below 0, for scores that are no sensitivity or are over other components.
+    """
+    if not 0 <= exponent < float("inf"):
+        raise ValueError(f"exponent is {exponent}, expected at least 0, finite")
+    scores.require_same_space(sensitivity)
+    for other in sensitivity:
+        if other.provenance.get("method") != "sensitivity":
+            made = other.provenance.get("method", "an unknown method")
+            raise ValueError(
+                f"sensitivity: the scores of {other.concept!r} were made by {made!r}, expected method 'sensitivity'"
+            )
+    h = torch.stack([other.values / other.values.mean().clamp(min=1e-30) for other in sensitivity]).mean(0)
+    return (h + h.median()).clamp(min=1e-30) ** exponent
+
+
 def _normalised(scores: Scores) -> Tensor:
     return scores.values / scores.values.square().mean().sqrt().clamp(min=1e-30)
+
+
+def described(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``select`` as JSON, scores as the names of their concepts."""
+    named = {key: [other.concept for other in settings.get(key, ())] for key in ("keep", "sensitivity")}
+    return {**settings, **named}
 
 
 def _check_amount(ratio: float | None, count: int | None) -> None:

@@ -134,3 +134,31 @@ def test_the_real_feed_forward_layers():
         chosen = select(scores, ratio=0.02, compat="paper")
     modules = set(space.split_indices(chosen))
     assert modules and all(".ff." in name for name in modules)
+
+
+def sensitivity_of(scores, values):
+    return Scores(values, scores.space, {"concept": "kept", "method": "sensitivity"})
+
+
+def test_gain_against_damage_is_the_score_over_a_power_of_what_it_moves():
+    scores = make_scores([(8, 9), (3, 5)], seed=4)
+    kept = [torch.rand(87).square() * 10**power for power in (-6, 3)]
+    h = sum(values.double() / values.double().mean() for values in kept) / 2
+    median = sorted(h.tolist())[43]
+    for exponent in (0.0, 0.35, 0.5, 1.0):
+        sensitivity = [sensitivity_of(scores, values) for values in kept]
+        ranks = [float(s) / (float(x) + median) ** exponent for s, x in zip(scores.values, h, strict=True)]
+        expected = sorted(sorted(range(87), key=lambda i: -ranks[i])[:7])
+        assert select(scores, count=7, sensitivity=sensitivity, exponent=exponent).tolist() == expected
+    assert expected != select(scores, count=7).tolist()
+
+
+def test_a_sensitivity_must_be_one_and_of_these_components():
+    scores = make_scores([(8, 8)])
+    with pytest.raises(ValueError, match="expected method 'sensitivity'"):
+        select(scores, count=3, sensitivity=[make_scores([(8, 8)])])
+    with pytest.raises(ValueError, match="are over"):
+        other = make_scores([(4, 16)])
+        select(scores, count=3, sensitivity=[sensitivity_of(other, other.values.abs())])
+    with pytest.raises(ValueError, match=r"exponent is -0\.5"):
+        select(scores, count=3, sensitivity=[sensitivity_of(scores, scores.values.abs())], exponent=-0.5)

@@ -1,0 +1,93 @@
+"""How far each component's removal moves the denoiser's output: what an edit may cost the concepts it should keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..components import ComponentSpace
+from ..denoiser_calls import DenoiserCall
+from ..objectives import Objective
+from ..recording_data import Recording
+from .gradient import GradientPasses, require_replayed
+from .passes import Pass, gather, plan_passes
+from .store import RunState
+
+
+class _OutputItself(Objective):
+    """No objective, but the window of one: which calls are looked at."""
+
+    name = "output"
+
+    def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
+        raise NotImplementedError("the sensitivity is of the output, not of a number")
+
+
+class _SquaredGradients(GradientPasses):
+    """Sums of squares of the gradients of v . output over passes, for random signs v."""
+
+    probes: int
+    seed: int
+
+    def add_pass(
+        self, number: int, pieces: Pass, leaves: Mapping[str, Tensor], sums: dict[str, Tensor], check: bool
+    ) -> None:
+        call = gather(self.recording, pieces)
+        output = call.run(self.denoiser)
+        if check and call.output is not None:
+            require_replayed(output.detach(), call.output)
+        for probe in range(self.probes):
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number * self.probes + probe)
+            signs = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
+            gradients = torch.autograd.grad(
+                output,
+                list(leaves.values()),
+                signs.to(output.device, output.dtype),
+                retain_graph=probe + 1 < self.probes,
+                allow_unused=True,
+            )
+            for name, gradient in zip(leaves, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient.float().square()
+
+
+def output_sensitivity(
+    denoiser: nn.Module,
+    recording: Recording,
+    timesteps: tuple[float, float] | None,
+    space: ComponentSpace,
+    *,
+    probes: int = 1,
+    seed: int = 0,
+    rows_per_pass: int = 8,
+    state: RunState | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """h_i = E[(w_i v . d output / d w_i)^2] over the recording's rows and random signs v; float32 [n], never negative.
+
+    That is the diagonal of the Gauss-Newton matrix of half the squared change of the output, in units of each
+    component: to first order, removing component i changes the output's squared L2 norm by h_i. The rows of a pass have
+    signs of their own, so that the squared gradient of their sum is, in the mean, the sum of their squared gradients
+    (the estimate of Hutchinson's kind, arXiv 1906.03193): a pass and probe gives one sample for all components.
+    ``timesteps`` is the window (low, high) of the calls, both inclusive; None is all of them.
+    Cost: one forward and ``probes`` backward passes of every ``rows_per_pass`` rows. Fewer rows per pass, or more
+    probes, make it more exact.
+    Raises ValueError when probes is below 1, or the recording is of another model.
+    """
+    if probes < 1:
+        raise ValueError(f"probes is {probes}, expected at least 1")
+    window = _OutputItself(timesteps)
+    passes = plan_passes(recording, window, rows_per_pass)
+    rows = sum(len(numbers) for pieces in passes for _, numbers in pieces)
+    runner = _SquaredGradients(denoiser, recording, window, space, "weight" if space.kind == "weight" else "gate")
+    runner.probes, runner.seed = probes, seed
+    sums = runner.run(passes, state or RunState(None, {}, resume=False), progress)
+    parts = []
+    for entry in space:
+        mean = sums[entry.module] / (rows * probes)
+        if space.kind == "weight":
+            mean = (mean * runner.modules[entry.module].weight.detach().float().square()).flatten()
+        parts.append(mean.cpu())
+    return torch.cat(parts)

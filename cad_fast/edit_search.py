@@ -1,0 +1,356 @@
+"""Search over rules, ratios and strengths for the least damaging edit within a budget."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .attribution import Attributor, Scores
+from .attribution.measure import Target
+from .budget import RULES, Budget, Rule, order_to_try, shortfall_text
+from .edits import Edit, erase, refine
+from .edits.damage import Moved, objectives_under
+from .evaluation import Comparison, Evaluation, PromptSet, Scorer, compare, evaluate
+from .evaluation.sheets import before_after_sheet
+from .files import require_writable_folder, write_json
+from .objectives import ConceptErasure
+from .recording import Recording, record
+
+# Pictures for choosing and for confirming come from streams of their own (see ``image_seed``).
+CHOOSING, CONFIRMING = 0, 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An edit that might be within the budget, and what is known of it before it is applied.
+
+    ``left``: J of the target under the edit, relative to before. ``moved``: per kept concept, see ``replayed_damage``.
+    """
+
+    rule: Rule
+    ratio: float
+    strength: float
+    edit: Edit
+    left: float
+    moved: dict[str, float]
+
+    @property
+    def damage(self) -> float:
+        """The mean over the kept concepts of what the edit moves."""
+        return sum(self.moved.values()) / len(self.moved)
+
+    def settings(self) -> dict[str, Any]:
+        return {"rule": self.rule.name, "ratio": self.ratio, "strength": self.strength}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate, what its pictures showed on the seeds for choosing, and by how much it missed the budget."""
+
+    candidate: Candidate
+    comparison: Comparison
+    missed: dict[str, float]
+
+
+@dataclass
+class Found:
+    """The outcome of a search: the edit, whether it is within the budget on seeds that did not choose it, and how not.
+
+    ``comparison`` and ``missed`` are of the confirming pictures, ``tried`` of the choosing ones.
+    """
+
+    candidate: Candidate
+    edit: Edit
+    comparison: Comparison
+    before: Evaluation
+    after: Evaluation
+    missed: dict[str, float]
+    tried: list[Tried]
+
+    @property
+    def met(self) -> bool:
+        return not self.missed
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "met": self.met,
+            "missed": self.missed,
+            "chosen": self.candidate.settings(),
+            "comparison": self.comparison.to_dict(),
+            "tried": [
+                {
+                    **tried.candidate.settings(),
+                    "left": tried.candidate.left,
+                    "moved": tried.candidate.moved,
+                    "target_after": tried.comparison.target.after,
+                    "missed": tried.missed,
+                }
+                for tried in self.tried
+            ],
+        }
+
+
+@dataclass
+class EditSearch:
+    """Looks for the edit that erases a concept within ``budget`` and moves the others least.
+
+    ``scores``, ``sensitivity`` and ``recordings`` per concept, as ``prepare`` makes them; ``recordings`` holds the
+    target's and those of the concepts to keep. There is a candidate for every rule, ratio and strength. ``candidates``
+    says what each is predicted to do, without a picture; ``run`` draws pictures, bisecting each rule's candidates from
+    the least to the most damaging, and confirms the least damaging one within the budget (or the one that misses it
+    least) on other seeds. ``settings`` go to ``evaluate``. With ``output_dir`` every evaluation for choosing is saved
+    there, and a search that was stopped goes on.
+    """
+
+    pipeline: Any
+    budget: Budget
+    prompts: PromptSet
+    scorer: Scorer
+    scores: Mapping[str, Scores]
+    sensitivity: Mapping[str, Scores]
+    recordings: Mapping[str, Recording]
+    objective: ConceptErasure
+    rules: Sequence[Rule] = RULES
+    ratios: Sequence[float] = (0.01, 0.02, 0.03, 0.06)
+    strengths: Sequence[float] = (1.0,)
+    per_concept: int = 8
+    confirming: int = 16
+    seed: int = 0
+    output_dir: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    progress: bool = True
+    _before: dict[int, Evaluation] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.concepts = self.budget.concepts(self.prompts)
+        if self.output_dir is not None:
+            self.output_dir = require_writable_folder(self.output_dir)
+        for what, listed in (("rules", self.rules), ("ratios", self.ratios), ("strengths", self.strengths)):
+            if not listed:
+                raise ValueError(f"no {what} were given for the search")
+        for name in self.concepts:
+            if name not in self.recordings:
+                raise ValueError(f"the search has no recording of {name!r}")
+
+    @classmethod
+    def prepare(
+        cls,
+        pipeline: Any,
+        budget: Budget,
+        prompts: PromptSet,
+        scorer: Scorer,
+        *,
+        target_modules: str | Sequence[str] | None = None,
+        timesteps: tuple[float, float] | None = None,
+        samples: int = 6,
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+        progress: bool = True,
+        **arguments: Any,
+    ) -> EditSearch:
+        """Record ``samples`` trajectories of the target and of every kept concept, and score them.
+
+        Cost: the recordings, and two forward and backward passes of their rows in the window ``timesteps``.
+        """
+        objective = ConceptErasure(timesteps=timesteps)
+        first = Attributor(pipeline, objective, target_modules=target_modules)
+        second = Attributor(pipeline, objective, first.space, method="sensitivity")
+        scores, sensitivity, recordings = {}, {}, {}
+        axis = prompts.axes[0]
+        concepts = budget.concepts(prompts)
+        for concept in tqdm(concepts, desc="scoring", unit="concept", disable=not progress):
+            texts = [entry.prompt for entry in prompts.of(axis, concept)]
+            recordings[concept] = record(
+                pipeline,
+                list(itertools.islice(itertools.cycle(texts), samples)),
+                seeds=0,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                progress=False,
+            )
+            how: dict[str, Any] = {"concept": concept, "progress": False}
+            scores[concept] = first.run(recordings[concept], **how)
+            if concept != budget.erase:
+                sensitivity[concept] = second.run(recordings[concept], **how)
+        settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        return cls(
+            pipeline,
+            budget,
+            prompts,
+            scorer,
+            scores,
+            sensitivity,
+            recordings,
+            objective,
+            settings=settings,
+            progress=progress,
+            **arguments,
+        )
+
+    def candidates(self) -> list[Candidate]:
+        """Every candidate, by rule, then by predicted damage. Nothing is applied."""
+        grid = list(itertools.product(self.rules, self.ratios, self.strengths))
+        found: list[Candidate] = []
+        for rule, ratio, strength in tqdm(grid, desc="predicting", unit="edit", disable=not self.progress):
+            found.append(self._candidate(rule, ratio, strength))
+        order = list(self.rules)
+        return sorted(found, key=lambda candidate: (order.index(candidate.rule), candidate.damage))
+
+    def _candidate(self, rule: Rule, ratio: float, strength: float) -> Candidate:
+        target = self.budget.erase
+        kept = [name for name in self.concepts if name != target]
+        selection: dict[str, Any] = {"ratio": ratio}
+        if rule.keep_weight:
+            selection |= {"keep": [self.scores[name] for name in kept], "keep_weight": rule.keep_weight}
+        if rule.exponent is not None:
+            selection |= {"sensitivity": [self.sensitivity[name] for name in kept], "exponent": rule.exponent}
+        scores = self.scores[target]
+        if rule.refined:
+            away = ConceptErasure(timesteps=self.objective.timesteps, negative_guidance=1.0)
+            scores = refine(self.pipeline, self.recordings[target], scores, objective=away, progress=False, **selection)
+        edit = erase(scores, factor=1 - strength, name=f"{target}-erase", **selection)
+        targets = {name: Target(Moved(self.objective.timesteps), self.recordings[name]) for name in kept}
+        found = objectives_under(
+            self.pipeline, edit, {target: Target(self.objective, self.recordings[target]), **targets}
+        )
+        intact = float(self.scores[target].provenance["intact_j"])
+        return Candidate(rule, ratio, strength, edit, found.pop(target) / intact, found)
+
+    def run(self, candidates: Sequence[Candidate] | None = None) -> Found:
+        """Draw, compare with the budget, and confirm. The pipeline is unedited afterwards."""
+        candidates = self.candidates() if candidates is None else candidates
+        tried: list[Tried] = []
+        for rule in self.rules:
+            own = [candidate for candidate in candidates if candidate.rule == rule]
+            missed: list[dict[str, float] | None] = [None] * len(own)
+            while (number := order_to_try(missed, self.budget.erase)) is not None:
+                tried.append(self._try(own[number]))
+                missed[number] = tried[-1].missed
+        best = min(tried, key=_merit)
+        comparison, before, after = self._drawn(best.candidate.edit, CONFIRMING)
+        edit = replace(
+            best.candidate.edit, provenance={**best.candidate.edit.provenance, "budget": self.budget.to_dict()}
+        )
+        missed = self.budget.shortfalls(comparison)
+        return Found(best.candidate, edit, comparison, before, after, missed, tried)
+
+    def _try(self, candidate: Candidate) -> Tried:
+        comparison, _, _ = self._drawn(candidate.edit, CHOOSING)
+        return Tried(candidate, comparison, self.budget.shortfalls(comparison))
+
+    def _drawn(self, edit: Edit, stream: int) -> tuple[Comparison, Evaluation, Evaluation]:
+        """(the comparison, before, after) on the pictures of one stream of seeds."""
+        if stream not in self._before:
+            self._before[stream] = self._evaluation(None, stream)
+        after = self._evaluation(edit, stream)
+        return compare(self._before[stream], after, self.budget.erase), self._before[stream], after
+
+    def _evaluation(self, edit: Edit | None, stream: int) -> Evaluation:
+        def draw() -> Evaluation:
+            return evaluate(
+                self.pipeline,
+                self.prompts,
+                self.scorer,
+                concepts=self.concepts,
+                edit=edit,
+                per_concept=self.per_concept if stream == CHOOSING else self.confirming,
+                seed=2 * self.seed + stream,
+                keep_images=stream == CONFIRMING,  # for the sheet
+                progress=self.progress,
+                **self.settings,
+            )
+
+        if self.output_dir is None or stream == CONFIRMING:
+            return draw()
+        path = self.output_dir / f"choosing-{'before' if edit is None else edit.digest()[:16]}.json"
+        if path.exists():
+            return Evaluation.load(path)
+        drawn = draw()
+        drawn.save(path)
+        return drawn
+
+
+def _merit(tried: Tried) -> tuple[float, float]:
+    """The lower the better: what is missed of the budget, then what is predicted to be moved."""
+    return sum(tried.missed.values()), tried.candidate.damage
+
+
+def predicted_table(candidates: Sequence[Candidate]) -> str:
+    """What each candidate is predicted to do, one line each, before any is applied."""
+    lines = ["rule                            ratio  strength  target's J  others moved  most moved"]
+    for candidate in candidates:
+        most = max(candidate.moved, key=lambda name: candidate.moved[name])
+        lines.append(
+            f"{candidate.rule.name:<30} {100 * candidate.ratio:>5.1f}% {candidate.strength:>9g} "
+            f"{candidate.left:>11.2f} {candidate.damage:>13.3f}  {most} {candidate.moved[most]:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def tried_table(found: Found, budget: Budget) -> str:
+    """What was drawn on the seeds for choosing, one line each."""
+    lines = []
+    for tried in found.tried:
+        candidate = tried.candidate
+        lines.append(
+            f"{candidate.rule.name:<30} {100 * candidate.ratio:>5.1f}% {candidate.strength:>9g}  "
+            f"{shortfall_text(tried.missed, budget.erase)}"
+        )
+    return "\n".join(lines)
+
+
+def run_budget(arguments: Any) -> dict[str, Any]:
+    """Search, save the edit with its model card, and say whether it is within the budget."""
+    from .commands import evaluation_prompts, scorer_of, target_modules
+    from .pipelines import load_pipeline
+
+    output = require_writable_folder(arguments.output)
+    budget = Budget.parse(arguments.erase, arguments.keep, arguments.at_most)
+    prompts = evaluation_prompts(arguments)
+    budget.concepts(prompts)
+    pipeline = load_pipeline(arguments.model).to(arguments.device)
+    search = EditSearch.prepare(
+        pipeline,
+        budget,
+        prompts,
+        scorer_of(arguments, prompts),
+        target_modules=target_modules(arguments.target_modules),
+        timesteps=tuple(arguments.timesteps) if arguments.timesteps else None,
+        samples=arguments.samples,
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.guidance_scale,
+        ratios=arguments.ratios,
+        strengths=arguments.strengths,
+        per_concept=arguments.per_concept,
+        confirming=arguments.confirming,
+        seed=arguments.seed,
+        output_dir=output / "search",
+        progress=not arguments.quiet,
+    )
+
+    def say(text: str) -> None:
+        if not arguments.json:
+            print(text, flush=True)
+
+    candidates = search.candidates()
+    say(f"predicted, nothing applied yet:\n{predicted_table(candidates)}")
+    predicted = [{**one.settings(), "left": one.left, "moved": one.moved} for one in candidates]
+    if arguments.predict_only:
+        return {"predicted": predicted}
+    found = search.run(candidates)
+    write_json(output / "search" / "search.json", {**found.to_dict(), "budget": budget.to_dict()})
+    base = None if Path(arguments.model).exists() else arguments.model
+    sheet = before_after_sheet(found.before, found.after, target=budget.erase)
+    found.edit.save_pretrained(
+        output, card=True, comparison=found.comparison, evaluation=found.after, sheet=sheet, base_model=base
+    )
+    verdict = shortfall_text(found.missed, budget.erase)
+    say(f"tried on the seeds for choosing:\n{tried_table(found, budget)}")
+    say(f"chosen: {found.candidate.settings()}; on fresh seeds:\n{found.comparison.table()}")
+    say(f"{verdict}; written to {output}")
+    return {"folder": str(output), "predicted": predicted, **found.to_dict(), "failed": int(not found.met)}
