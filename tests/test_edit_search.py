@@ -109,6 +109,11 @@ def test_a_budget_that_cannot_be_met_says_by_how_much(pipeline):
     assert all(points > 0 for points in result.missed.values())
 
 
+def test_a_folder_of_another_search_is_refused(pipeline, search):
+    with pytest.raises(ValueError, match="holds a search whose per_concept is 2, not 3"):
+        search_of(pipeline, search.budget, search.output_dir, per_concept=3)
+
+
 def test_what_is_missing_is_named(pipeline, search):
     budget = Budget("car", {"others": 90})
     with pytest.raises(ValueError, match="no recording of 'dog'"):
