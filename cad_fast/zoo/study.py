@@ -148,7 +148,7 @@ class Study:
         )
         return erase(refined, name=f"{obj}-erase", **settings)
 
-    def erased_style(self, style: str, ratio: float) -> Edit:
+    def erased_style(self, style: str, ratio: float, rounds: int = STYLE_ROUNDS) -> Edit:
         """An edit that erases ``style``, what its prompts add to the objects alone, and spares the other styles."""
         window = {"timesteps": STYLE_TIMESTEPS, "base": "base"}
         recordings = {name: self._record_style(name) for name in STYLES}
@@ -174,7 +174,7 @@ class Study:
             recordings[style],
             made["gradient"][style],
             objective=ConceptErasure(**window, negative_guidance=NEGATIVE_GUIDANCE),
-            rounds=STYLE_ROUNDS,
+            rounds=rounds,
             progress=self.progress,
             **settings,
         )
