@@ -101,7 +101,7 @@ EDITED_CONVOLUTION: dict[tuple[str, str], tuple[Config, ...]] = {
 
 # Rows are the left operand here, so it is block_rows that is at least 64.
 GATED_LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
-    ("sm_80", "ieee"): (Config(64, 64, 32, 8, 2),),
+    ("sm_80", "ieee"): (Config(64, 64, 32, 4, 2),),
     ("sm_90", "ieee"): (Config(64, 64, 32, 8, 2),),
     ("sm_100", "ieee"): (Config(64, 64, 32, 8, 2),),
     ("gfx942", "ieee"): (Config(64, 64, 32, 4, 2),),
@@ -113,7 +113,7 @@ GATED_LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
     ("sm_100", "tf32x3"): (Config(64, 64, 32, 8, 3),),
     ("sm_80", "half"): (Config(64, 64, 64, 4, 3), Config(128, 128, 32, 8, 3)),
     ("sm_90", "half"): (Config(64, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
-    ("sm_100", "half"): (Config(64, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
+    ("sm_100", "half"): (Config(128, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
     ("gfx942", "half"): (Config(64, 64, 64, 4, 2), Config(128, 128, 32, 8, 2)),
 }
 """gated_linear."""

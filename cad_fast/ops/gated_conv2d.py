@@ -126,9 +126,11 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 def _native_gated_conv2d(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     how = Geometry(*rest)
     if how.input_size is None:
-        y = _conv.convolve(x.flatten(0, 1), weight, bias, how)
+        y = torch.conv2d(x.flatten(0, 1), weight, bias, how.stride, how.padding, how.dilation, how.groups)
         gated = y if _is_dense(y) else y.contiguous()
         _pass(gated, gated, gates, bias, x.shape[1])
+        if gated.is_contiguous() and x.is_contiguous() and weight.is_contiguous():
+            return gated.view(*x.shape[:2], *gated.shape[1:])
     else:
         images = x.flatten(0, 1)
         images = images if _is_dense(images) else images.contiguous()

@@ -56,9 +56,7 @@ def test_the_reference_is_what_the_docstring_says() -> None:
             reference.gated_linear(x, weight, gates, bias)[v], torch.nn.functional.linear(x[v], scaled, bias)
         )
         grad = x[v] @ weight.T
-        torch.testing.assert_close(
-            reference.gated_linear((x @ weight.T), weight, gates, None, True)[v], grad @ scaled
-        )
+        torch.testing.assert_close(reference.gated_linear((x @ weight.T), weight, gates, None, True)[v], grad @ scaled)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -97,7 +95,10 @@ def test_strides(capability: str, dtype: torch.dtype, transposed: bool) -> None:
     ]
     assert not any(t.is_contiguous() for t in strided if t is not None)
     actual = gated_linear(*strided, transposed, backend="native")
-    torch.testing.assert_close(actual, expected, rtol=0 if not transposed else 1e-5, atol=0 if not transposed else 1e-4)
+    if transposed:  # by torch, which has other kernels for other strides
+        torch.testing.assert_close(actual, expected)
+    else:
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -112,10 +113,9 @@ def test_empty(backend: str, shape: tuple[int, ...], transposed: bool) -> None:
     assert all(torch.equal(g, torch.zeros_like(t)) for g, t in zip(grads, (x, weight, gates), strict=True))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 5, 90])
-def test_rows_do_not_depend_on_their_company(capability: str, rows: int, dtype: torch.dtype) -> None:
-    x, weight, gates, bias = random_case((9, rows, 300, 450, 90), dtype, False)
+def test_rows_do_not_depend_on_their_company(capability: str, rows: int) -> None:
+    x, weight, gates, bias = random_case((9, rows, 300, 450, 90), torch.float32, False)
 
     def call(chosen: slice) -> Tensor:
         return gated_linear(x[chosen], weight, gates[chosen], bias, backend="native")
