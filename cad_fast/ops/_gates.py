@@ -17,7 +17,7 @@ def check(gates: Any, x: Tensor) -> None:
 
 
 def apply(x: Tensor, gates: Tensor, dim: int) -> Tensor:
-    """x [V, R, ...] times its gates [V, C] along a dimension, exactly zero where a gate is 0.
+    """X [V, R, ...] times its gates [V, C] along a dimension, exactly zero where a gate is 0.
 
     Not for x that someone else holds: it may be changed in place where nothing records gradients.
     """
@@ -33,7 +33,7 @@ def apply(x: Tensor, gates: Tensor, dim: int) -> Tensor:
 
 
 def native_pass(source: Tensor, target: Tensor, gates: Tensor, bias: Tensor | None, images: int, last: bool) -> None:
-    """target = source times gates, but for the bias in it; both [rows, channels, positions], channels last or not.
+    """Target = source times gates, but for the bias in it; both [rows, channels, positions], channels last or not.
 
     The memory of both is dense and in the order that `last` says; they may be the same. ``images`` rows a variant.
     """

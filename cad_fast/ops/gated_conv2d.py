@@ -38,7 +38,9 @@ def gated_conv2d(
         weight: [N, C / groups, kh, kw], dtype of x.
         gates: [V, N], dtype of x.
         bias: [N], dtype of x, or None. Must be None with `input_size`.
-        stride, padding, dilation: an int or two (height, width).
+        stride: as for torch's conv2d, an int or two of them; so are the next ones.
+        padding: of zeros, on both sides.
+        dilation: the step between elements of the kernel.
         groups: into how many groups the channels are divided.
         input_size: (H, W) asks for the transposed convolution.
         backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
@@ -91,7 +93,7 @@ def _(x, weight, gates, bias, stride, padding, dilation, groups, input_size, bac
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, gates, bias, *how, backend = inputs
+    x, weight, gates, _, *how, backend = inputs
     for_weight, for_gates = ctx.needs_input_grad[1:3]
     # The gates' gradient needs the convolution without them: it is made again, as the result has lost it to zeros.
     ctx.save_for_backward(x if for_weight or for_gates else None, weight, gates)

@@ -106,7 +106,7 @@ def along(gates: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 def gated(x: Tensor, gates: Tensor, dim: int) -> Tensor:
-    """x [V, ...] times its gates [V, C] along a dimension; zero where a gate is 0, even if x is infinite or NaN."""
+    """X [V, ...] times its gates [V, C] along a dimension; zero where a gate is 0, even if x is infinite or NaN."""
     factors = along(gates, x, dim)
     return torch.where((factors == 0) & ~x.isfinite(), torch.zeros_like(x), x) * factors
 

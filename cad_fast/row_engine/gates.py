@@ -1,4 +1,4 @@
-"""Gates: a component's weights multiplied by a number, as a multiplication of activations, by the operators or by torch.
+"""Gates: a component's weights multiplied by a number, as a multiplication of activations, by operators or by torch.
 
 Neurons and heads are gated at their linear's input, filters at their convolution's output less the bias. That is the
 same function as scaling the weights, it costs one pass over the activations, and the gradient of a gate needs no

@@ -72,7 +72,7 @@ def test_zero_leaves_the_bias_and_one_what_there_was(capability: str, dtype: tor
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dropped_filters_give_no_gradient_back(capability: str, dtype: torch.dtype) -> None:
-    x, weight, gates, _ = inputs(SIZES[3], dtype)
+    _, weight, gates, _ = inputs(SIZES[3], dtype)
     grad = torch.randn(3, 1, 50, 8, 8).to(dtype)
     expected = gated_conv2d(grad, weight, gates, padding=1, input_size=(8, 8), backend="native")
     before = grad.masked_fill((gates == 0)[:, None, :, None, None], float("nan"))
