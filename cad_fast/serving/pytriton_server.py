@@ -40,7 +40,6 @@ def bind(triton: Any, model: TensorModel, name: str = "cad_fast", concurrency: i
         inputs=[tensor(spec, spec.optional) for spec in INPUTS],
         outputs=[tensor(spec) for spec in OUTPUTS],
         config=config.ModelConfig(batching=False),
-        strict=True,
     )
 
 

@@ -52,7 +52,7 @@ INPUTS = (
     TensorSpec("user", "BYTES"),
     TensorSpec("output_format", "BYTES", field=False),
 )
-# What `output_format` is not about is empty.
+# Of `images` and `pixels` an answer has the one that `output_format` is about.
 OUTPUTS = (
     TensorSpec("images", "BYTES", (-1,)),  # PNG files
     TensorSpec("pixels", "UINT8", (-1, -1, -1, 3)),  # [n, height, width, 3]
@@ -166,9 +166,8 @@ def _as_files(images: list[Image.Image]) -> dict[str, np.ndarray]:
     files = np.empty(len(images), dtype=np.object_)
     for i, image in enumerate(images):
         files[i] = png(image)
-    return {"images": files, "pixels": np.empty((0, 0, 0, 3), dtype=np.uint8)}
+    return {"images": files}
 
 
 def _as_pixels(images: list[Image.Image]) -> dict[str, np.ndarray]:
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return {"images": np.empty(0, dtype=np.object_), "pixels": pixels}
+    return {"pixels": np.stack([np.asarray(image.convert("RGB")) for image in images])}
