@@ -1,6 +1,7 @@
 """Serve through Triton Inference Server, started by pytriton: ``python pytriton_server.py --model zoo:emoji``."""
 
 import argparse
+import signal
 
 from cad_fast.serving.arguments import ServerArguments
 from cad_fast.serving.pytriton_server import running
@@ -19,9 +20,10 @@ def main() -> None:
     parser.add_argument("--metrics-port", type=int, default=8002)
     given = vars(parser.parse_args())
     ports = {name: given.pop(name) for name in ("http_port", "grpc_port", "metrics_port")}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends as orderly as with SIGINT
     with running(TensorModel(ServerArguments(**given).load()), **ports) as triton:
         print("serving", flush=True)
-        triton.serve()  # pytriton's own: it waits for SIGINT or SIGTERM
+        triton.serve()  # until SIGINT
 
 
 if __name__ == "__main__":
