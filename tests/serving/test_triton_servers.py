@@ -55,16 +55,20 @@ def by_the_backend(folder: Path, ports: list[str]) -> tuple[list[str], dict[str,
     wheel = Path(importlib.util.find_spec("pytriton").origin).parent / "tritonserver"
     arguments = ServerArguments(model="zoo:emoji", edit_dir=str(folder / "edits"), steps=STEPS, guidance_scale=GUIDANCE)
     model = write_repository(folder / "models", arguments)
-    # The backend's stub for this Python; Triton's own images bring one for theirs.
+    # The stub takes no PYTHONPATH and knows no virtual environment: what it imports is installed beside it, or told so.
+    paths = [str(ROOT), *(path for path in sys.path if path)]
+    script = model / "1" / "model.py"
+    script.write_text(f"import sys\n\nsys.path[:0] = {paths!r}\n{script.read_text()}")
+    # The backend beside its stub for this Python; Triton's own images bring one for theirs.
+    shutil.copytree(wheel / "backends", folder / "backends")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    shutil.copy(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", model)
+    shutil.copy(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", folder / "backends" / "python")
     http, grpc, metrics = ports
     command = [str(wheel / "bin" / "tritonserver"), f"--model-repository={folder / 'models'}"]
-    command += [f"--backend-directory={wheel / 'backends'}", f"--http-port={http}", f"--grpc-port={grpc}"]
+    command += [f"--backend-directory={folder / 'backends'}", f"--http-port={http}", f"--grpc-port={grpc}"]
     command += [f"--metrics-port={metrics}", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]
     libraries = [sysconfig.get_config_var("LIBDIR"), str(wheel.parents[1] / "nvidia_pytriton.libs")]
-    paths = [str(ROOT), *(path for path in sys.path if path)]
-    return command, {"LD_LIBRARY_PATH": ":".join(libraries), "PYTHONPATH": ":".join(paths)}
+    return command, {"LD_LIBRARY_PATH": ":".join(libraries)}
 
 
 @pytest.fixture(scope="module")
