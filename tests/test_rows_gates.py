@@ -80,7 +80,7 @@ def test_without_gradients(native_kernels, monkeypatch, kind: str, whole: bool, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_gates(native_kernels, monkeypatch, kind: str, backend: str, dtype: torch.dtype) -> None:
     make, block, shape = KINDS[kind]
-    shape = (6, 1000, 96) if kind == "neurons" else shape  # enough to be worth it
+    shape = (6, 2000, 96) if kind == "neurons" else shape  # enough to be worth it
     module, x = make().to(dtype), torch.randn(shape).to(dtype).requires_grad_()
     form = form_of(module, block, True)
     op = OPS[op_of(module)]

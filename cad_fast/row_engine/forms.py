@@ -130,14 +130,15 @@ def convolve(form: Masked | Edited, x: Tensor, module: nn.Conv2d) -> Tensor:
 def _gated(form: Gated, module: nn.Module, x: Tensor) -> Tensor:
     variants = len(form.gates)
     if isinstance(module, nn.Linear):
-        if fuses("gated_linear", x, module.weight, form.gates, x.numel()):
+        if fuses("gated_linear", x, module.weight, form.gates, x.numel(), form.keep is not None):
             y = gated_linear(group_rows(x, variants), module.weight, form.gates, module.bias)
             return y.reshape(*x.shape[:-1], y.shape[-1])
         x = scale_columns(x, form.gates, form.block) if form.scales else x
         x = x if form.keep is None else keep_columns(x, form.keep)
         return functional.linear(x, module.weight, module.bias)
     area = x.shape[-2] * x.shape[-1] // (module.stride[0] * module.stride[1])
-    if fuses("gated_conv2d", x, module.weight, form.gates, len(x) * len(module.weight) * area):
+    elements = len(x) * len(module.weight) * area
+    if fuses("gated_conv2d", x, module.weight, form.gates, elements, form.keep is not None):
         images = group_images(x, module, variants)
         return gated_conv2d(images, module.weight, form.gates, module.bias, *geometry(module)).flatten(0, 1)
     y = nn.Conv2d.forward(module, x)

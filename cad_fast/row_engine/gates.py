@@ -18,12 +18,13 @@ from ..ops._registry import OPS
 LEAST = {"gated_linear": 1 << 16, "gated_conv2d": 1 << 17}
 """Gated elements from which the operators' call, some 20 microseconds longer, costs less than torch's passes."""
 
-LEAST_WITH_GRADIENTS = 1 << 18
-"""The same for gated_linear in float32 where gates want gradients, for which torch's dispatcher is passed twice."""
+LEAST_UNLESS_REMOVED = 1 << 20
+"""The same for gated_linear in float32 where no gate is 0, so that torch needs a single multiplication, and where gates
+want gradients, for which torch's dispatcher is passed twice. In bfloat16 the operator gains nothing there."""
 
 
-def fuses(op: str, x: Tensor, weight: Tensor, gates: Tensor, elements: int) -> bool:
-    """Whether an operator rather than torch shall gate so many elements, all rows together.
+def fuses(op: str, x: Tensor, weight: Tensor, gates: Tensor, elements: int, removes: bool) -> bool:
+    """Whether an operator rather than torch shall gate so many elements, all rows together; some gates 0 if `removes`.
 
     A backend that was chosen does, if it has the operator. By itself it is done where it was measured to be no slower
     (CPU), or counted to be (``bench.roofline``, for linears on a GPU). Convolutions leave that to torch wherever
@@ -38,12 +39,14 @@ def fuses(op: str, x: Tensor, weight: Tensor, gates: Tensor, elements: int) -> b
         return chosen in OPS[op].implementations
     if x.device.type == "cuda":
         return op == "gated_linear" and can_run(op, "triton", x)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, gates)):
-        least = LEAST_WITH_GRADIENTS
-        if op != "gated_linear" or x.dtype != torch.float32 or not gates.requires_grad:
+    records = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, gates))
+    if records and (op == "gated_conv2d" or not gates.requires_grad):
+        return False
+    least = LEAST[op]
+    if op == "gated_linear" and (records or not removes):
+        if x.dtype != torch.float32:
             return False
-    else:
-        least = LEAST[op]
+        least = LEAST_UNLESS_REMOVED
     return elements >= least and can_run(op, "native", x)
 
 
