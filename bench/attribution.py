@@ -115,7 +115,9 @@ class Bench:
         j: list[float] = []
         for at in range(0, len(drawn), OLS_CHUNK):
             part = drawn[at : at + OLS_CHUNK]
-            j += self.stored(f"ols-j-{at:05d}", lambda part=part: {"j": self.measured(concept, space, part).tolist()})["j"]
+            j += self.stored(f"ols-j-{at:05d}", lambda part=part: {"j": self.measured(concept, space, part).tolist()})[
+                "j"
+            ]
         points = []
         for m in OLS:
             found = fit(Design.of(drawn[:m]), torch.tensor(j[:m], dtype=torch.float64), "ols")

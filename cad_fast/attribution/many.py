@@ -98,9 +98,7 @@ def run_many(
     return found
 
 
-def _outcome(
-    target: Target, estimate: Estimate, cost: dict[str, Any], watch: Watch, number: int
-) -> dict[str, Any]:
+def _outcome(target: Target, estimate: Estimate, cost: dict[str, Any], watch: Watch, number: int) -> dict[str, Any]:
     """The part of the provenance that is known in the end, for target ``number``."""
     from .attributor import versions
 
