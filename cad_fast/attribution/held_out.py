@@ -1,4 +1,4 @@
-"""Ablations that no estimate has seen, measured for one concept or many: how far scores can be trusted, when to stop."""
+"""Ablations that no estimate has seen, for one concept or many: how far to trust scores, when to stop."""
 
 from __future__ import annotations
 
