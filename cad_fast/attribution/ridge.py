@@ -164,12 +164,14 @@ class _Factored:
         self.gram = CentredGram(design.counts(), design.factor)
         self.unit = self.gram.trace() / len(design) or 1.0
         self._kept: dict[float, tuple[_Factor, Tensor]] = {}
+        self._single: Tensor | None = None  # K + unit / m, where it is factored again and again
 
     def fit(self, standard_errors: bool) -> Ridge:
         return self._fit_at(self._generalised_losses(*ENOUGH).argmin(1), standard_errors)
 
     def fit_left_out(self, standard_errors: bool) -> Ridge | None:
         """One target with the penalty that is best by leave-one-out itself; None where that takes too many steps."""
+        self._single = self.gram.filled(torch.float32, constant=self.unit)
         place = self._downhill(int(self._generalised_losses(*NEAR_BY).argmin()))
         return None if place is None else self._fit_at(torch.tensor([place]), standard_errors)
 
@@ -219,7 +221,8 @@ class _Factored:
     def _solve(self, penalty: float, y: Tensor) -> tuple[_Factor, Tensor]:
         """The factor for a penalty, in single precision if that will do, and the solutions [t, m] for y [t, m]."""
         for dtype in (torch.float32, torch.float64):
-            factor = _Factor.of(self.gram, penalty, self.unit, dtype)
+            matrix = None if self._single is None or dtype != torch.float32 else self._single.clone()
+            factor = _Factor.of(self.gram, penalty, self.unit, dtype, matrix)
             dual = None if factor is None else factor.solve(y.T)
             if factor is not None and dual is not None:
                 return factor, dual.T
@@ -235,7 +238,9 @@ class _Factored:
         generator = torch.Generator().manual_seed(0)
         probes = 2.0 * torch.randint(2, (m, n_probes), generator=generator) - 1
         start = torch.cat([self.y.T, probes - probes.mean(0)], 1).double()
-        values, weights = lanczos(self.gram.filled(torch.float32), start, steps)
+        # The starts have no part along the constant, so that what the matrix does to it makes no difference.
+        matrix = self.gram.filled(torch.float32) if self._single is None else self._single
+        values, weights = lanczos(matrix, start, steps)
         shifted = values[:, :, None] + self.unit * GRID
         forms = (weights[:t, :, None] / shifted[:t].square()).sum(1)
         trace = (weights[t:, :, None] / shifted[t:]).sum(1).mean(0)
@@ -274,9 +279,15 @@ class _Factor:
         self.gram, self.penalty, self.lower = gram, penalty, lower
 
     @classmethod
-    def of(cls, gram: CentredGram, penalty: float, unit: float, dtype: torch.dtype) -> _Factor | None:
-        """None where rounding makes the matrix indefinite."""
-        lower, failed = torch.linalg.cholesky_ex(gram.filled(dtype, penalty, unit))
+    def of(
+        cls, gram: CentredGram, penalty: float, unit: float, dtype: torch.dtype, matrix: Tensor | None = None
+    ) -> _Factor | None:
+        """None where rounding makes the matrix indefinite. ``matrix``: K + unit / m, which is overwritten."""
+        if matrix is None:
+            matrix = gram.filled(dtype, penalty, unit)
+        else:
+            matrix.diagonal().add_(penalty)
+        lower, failed = torch.linalg.cholesky_ex(matrix)
         return None if bool(failed) else cls(gram, penalty, lower)
 
     def solve(self, y: Tensor) -> Tensor | None:
