@@ -96,7 +96,7 @@ class Attributor:
         rows_per_pass = rows_per_pass or self.estimator.rows_per_pass
         settings = self._settings(recording, rows_per_pass)
         self._require_executor(executor)
-        require_holdout(holdout)
+        require_holdout(holdout, self.method)
         target = Target(self.objective, recording)
         how = {"progress": progress, "executor": executor, "workers": workers}
         watch = watch_for(stop_when, self.estimator, self.denoiser, [target], self.space, **how)
@@ -125,8 +125,6 @@ class Attributor:
                 provenance["stop_when"] = watch.to_dict()
             scores = Scores(estimate.values, self.space, provenance, estimate.standard_error)
             if holdout:
-                if self.method == "sensitivity":
-                    raise ValueError("holdout: a sensitivity predicts no change of J, there is nothing to hold out")
                 checks = self.check(scores, recording, holdout, holdout_fractions, progress=progress)
                 provenance["trust"] = [check.to_dict() for check in checks]
             if output_dir is not None:

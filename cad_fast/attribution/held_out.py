@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..ablation import Ablation
 from ..components import ComponentSpace
 from .measure import Measurer, Target, measure_all
-from .methods import Estimator
+from .methods import Estimator, Method
 from .stop import StopWhen, Watch
 from .trust import FEWEST, Trust, correlation, predicted_change
 
@@ -22,8 +22,10 @@ HOLDOUT_FRACTIONS = (0.01, 0.05, 0.2)
 ROWS_PER_PASS = 64
 
 
-def require_holdout(ablations: int) -> None:
-    """Raises ValueError for a holdout that is too small to correlate, before anything is measured."""
+def require_holdout(ablations: int, method: Method) -> None:
+    """Raises ValueError, before anything is measured, for a holdout that says nothing or is too small."""
+    if ablations and method == "sensitivity":
+        raise ValueError("holdout: a sensitivity predicts no change of J, there is nothing to hold out")
     if ablations and ablations < FEWEST:
         raise ValueError(f"holdout is {ablations}, expected at least {FEWEST} ablations, or 0 for none")
 

@@ -57,7 +57,7 @@ def run_many(
     for name, target in targets.items():
         attributor.space.fingerprint.require_same(target.recording.fingerprint, f"the component space (for {name!r})")
     attributor._require_executor(executor)
-    require_holdout(holdout)
+    require_holdout(holdout, attributor.method)
     rows_per_pass = rows_per_pass or attributor.estimator.rows_per_pass
     measuring: dict[str, Any] = {"progress": progress, "executor": executor, "workers": workers}
     check = {"holdout": holdout, "holdout_fractions": holdout_fractions, "stop_when": stop_when}
