@@ -25,9 +25,11 @@ from .timing import interleaved_medians
 OPS = {
     "masked_linear": (linear.masked_linear, LINEARS, ROWS),
     "edited_linear": (linear.edited_linear, LINEARS, ROWS),
+    "gated_linear": (linear.gated_linear, LINEARS, ROWS),
     "masked_linear_scores": (linear.masked_linear_scores, LINEARS, ROWS),
     "masked_conv2d": (conv.masked_conv2d, CONVS, (1, 4)),
     "edited_conv2d": (conv.edited_conv2d, CONVS, (1, 4)),
+    "gated_conv2d": (conv.gated_conv2d, CONVS, (1, 4)),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DENSE = (linear.TORCH, linear.ONEDNN)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cad_fast import ops
+from cad_fast.row_engine.gates import keep_filters, scale_filters
 
 from .linear import TORCH, require_right
 from .shapes import EDIT_FRACTION, MASK_FRACTION, VARIANTS, ConvShape
@@ -78,3 +79,23 @@ def edited_conv2d(shape: ConvShape, images: int, dtype: torch.dtype) -> tuple[Co
     }
     require_right(calls["cad_fast"](), in_place(), dtype)
     return calls, {"entries": len(indices), "rows": VARIANTS * images}
+
+
+def gated_conv2d(shape: ConvShape, images: int, dtype: torch.dtype) -> tuple[Contenders, dict[str, Any]]:
+    """5% of the filters removed in each of 16 variants, against torch's convolution and its pass over the output."""
+    x, weight, padding = _inputs(shape, images, dtype)
+    bias = torch.randn(shape.n, generator=torch.Generator().manual_seed(2)).to(dtype)
+    keep = torch.rand(VARIANTS, shape.n, generator=torch.Generator().manual_seed(1)) >= MASK_FRACTION
+    gates, flat = keep.to(dtype), x.flatten(0, 1)
+
+    def plain() -> Tensor:
+        return F.conv2d(flat, weight, bias, padding=padding)
+
+    calls = {
+        "cad_fast": lambda: ops.gated_conv2d(x, weight, gates, bias, padding=padding).flatten(0, 1),
+        TORCH: plain,
+        "conv, torch.where": lambda: keep_filters(plain(), keep, bias),
+        "conv, multiply, add": lambda: scale_filters(plain(), gates, bias),
+    }
+    require_right(calls["cad_fast"](), calls["conv, torch.where"](), dtype)
+    return calls, {"rows": VARIANTS * images}

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from cad_fast import backend_report, ops
 from cad_fast.files import require_writable_folder, write_json, write_text
+from cad_fast.row_engine.gates import keep_columns, keep_filters, scale_columns, scale_filters
 
 from . import roofline
 from .linear import require_right
@@ -108,10 +109,7 @@ def masked_linear_scores(layer: Layer, dtype: torch.dtype, device: torch.device)
 
 def masked_conv2d(layer: Layer, dtype: torch.dtype, device: torch.device) -> Contenders:
     """Random masks of 5% in each of 16 variants of a 3 x 3 convolution, both branches of one picture."""
-    channels, size = layer.n, round((layer.rows / 2) ** 0.5)
-    x = torch.randn(VARIANTS, 2, channels, size, size, generator=_generator(device, 0), device=device).to(dtype)
-    weight = torch.randn(channels, channels, 3, 3, generator=_generator(device, 1), device=device) / layer.k**0.5
-    weight = weight.to(dtype)
+    x, weight = _images(layer, dtype, device)
     mask = torch.rand(VARIANTS, *weight.shape, generator=_generator(device, 2), device=device) < MASK_FRACTION
     words = ops.pack_bits(mask.flatten(2))
 
@@ -133,10 +131,45 @@ def masked_conv2d(layer: Layer, dtype: torch.dtype, device: torch.device) -> Con
     return calls
 
 
+def gated_linear(layer: Layer, dtype: torch.dtype, device: torch.device) -> Contenders:
+    """5% of the neurons removed in each of 16 variants."""
+    x, weight = _inputs(layer, dtype, device)
+    keep = torch.rand(VARIANTS, layer.k, generator=_generator(device, 1), device=device) >= MASK_FRACTION
+    gates, flat = keep.to(dtype), x.flatten(0, 1)
+    calls = _ours("gated_linear", x, weight, gates, None, False)
+    calls |= {
+        DENSE: lambda: F.linear(flat, weight),
+        "torch.where, linear": lambda: F.linear(keep_columns(flat, keep), weight),
+        "multiply, linear": lambda: F.linear(scale_columns(flat, gates, 1), weight),
+    }
+    return calls
+
+
+def gated_conv2d(layer: Layer, dtype: torch.dtype, device: torch.device) -> Contenders:
+    """5% of the filters removed in each of 16 variants of a 3 x 3 convolution, both branches of one picture."""
+    x, weight = _images(layer, dtype, device)
+    keep = torch.rand(VARIANTS, len(weight), generator=_generator(device, 2), device=device) >= MASK_FRACTION
+    gates, flat = keep.to(dtype), x.flatten(0, 1)
+    bias = torch.zeros(len(weight), dtype=dtype, device=device)
+
+    def plain() -> Tensor:
+        return F.conv2d(flat, weight, bias, padding=1)
+
+    calls = _ours("gated_conv2d", x, weight, gates, bias, 1, 1)
+    calls |= {
+        DENSE: plain,
+        "conv, torch.where": lambda: keep_filters(plain(), keep, bias),
+        "conv, multiply, add": lambda: scale_filters(plain(), gates, bias),
+    }
+    return calls
+
+
 OPS = {
     "masked_linear": (masked_linear, roofline.masked, "loop over W*M"),
     "masked_conv2d": (masked_conv2d, roofline.masked, "loop over W*M"),
     "edited_linear": (edited_linear, roofline.edited, "weight swapping"),
+    "gated_linear": (gated_linear, roofline.gated, "torch.where, linear"),
+    "gated_conv2d": (gated_conv2d, roofline.gated_filters, "conv, torch.where"),
     "masked_linear_scores": (masked_linear_scores, roofline.scores, "loop over variants"),
 }
 """Each operator: its contenders, its counted floor, and the contender whose result is right."""
@@ -144,7 +177,7 @@ OPS = {
 
 def layers_of(op: str) -> list[Layer]:
     """The layers that an operator is measured on."""
-    return [layer for layer in roofline.LAYERS if (layer.reuse > 1) == (op == "masked_conv2d")]
+    return [layer for layer in roofline.LAYERS if (layer.reuse > 1) == op.endswith("conv2d")]
 
 
 def _generator(device: torch.device, seed: int) -> torch.Generator:
@@ -155,6 +188,13 @@ def _inputs(layer: Layer, dtype: torch.dtype, device: torch.device) -> tuple[Ten
     generator = _generator(device, 0)
     x = torch.randn(VARIANTS, layer.rows, layer.k, generator=generator, device=device)
     weight = torch.randn(layer.n, layer.k, generator=generator, device=device) / layer.k**0.5
+    return x.to(dtype), weight.to(dtype)
+
+
+def _images(layer: Layer, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    channels, size = layer.n, round((layer.rows / 2) ** 0.5)
+    x = torch.randn(VARIANTS, 2, channels, size, size, generator=_generator(device, 0), device=device)
+    weight = torch.randn(channels, channels, 3, 3, generator=_generator(device, 1), device=device) / layer.k**0.5
     return x.to(dtype), weight.to(dtype)
 
 

@@ -103,6 +103,24 @@ def edited(layer: Layer, dtype: str) -> list[Work]:
     return [Work(dense.flops, dense.bytes + VARIANTS * EDIT_FRACTION * layer.n * layer.k * ENTRY_BYTES)]
 
 
+def gated(layer: Layer, dtype: str) -> list[Work]:
+    """gated_linear: the product and one gate per column of every variant's input."""
+    dense = product(layer, dtype)
+    return [Work(dense.flops, dense.bytes + VARIANTS * layer.k * DTYPE_BYTES[dtype])]
+
+
+def gated_filters(layer: Layer, dtype: str) -> list[Work]:
+    """gated_conv2d: the product and one gate per filter of every variant."""
+    dense = product(layer, dtype)
+    return [Work(dense.flops, dense.bytes + VARIANTS * layer.n * DTYPE_BYTES[dtype])]
+
+
+def composed(layer: Layer, dtype: str) -> list[Work]:
+    """Gates without a kernel: a pass that reads and writes a linear's input, or a convolution's output, the product."""
+    elements = VARIANTS * layer.rows * (layer.k if layer.reuse == 1 else layer.n)
+    return [Work(elements, 2 * elements * DTYPE_BYTES[dtype]), product(layer, dtype)]
+
+
 def scores(layer: Layer, dtype: str) -> list[Work]:
     """masked_linear_scores: delta^T x of every variant, added to two float32 sums, which are read and written once."""
     dense = product(layer, dtype)
@@ -133,13 +151,14 @@ def table(device: Device, dtype: str) -> list[str]:
     """One device's table, Markdown."""
     lines = [
         "| model | layer | rows | GFLOP | MB | floor, us | bound by | masked / dense | edited / dense | "
-        "materialised / masked | swapped / edited | scores, us |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "materialised / masked | swapped / edited | pass, dense / gated | scores, us |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for layer in LAYERS:
         (own,) = masked(layer, dtype)
         floor = own.floor(device, dtype)
         dense = product(layer, dtype).floor(device, dtype)
+        fused = gated if layer.reuse == 1 else gated_filters
         edit = total(edited(layer, dtype), device, dtype)
         bound = "arithmetic" if own.flops / getattr(device, dtype) > own.bytes / device.memory else "memory"
         lines.append(
@@ -147,6 +166,7 @@ def table(device: Device, dtype: str) -> list[str]:
             f"| {1e6 * floor:.1f} | {bound} | {floor / dense:.2f} | {edit / dense:.2f} "
             f"| {total(materialised(layer, dtype), device, dtype) / floor:.2f} "
             f"| {total(swapped(layer, dtype), device, dtype) / edit:.2f} "
+            f"| {total(composed(layer, dtype), device, dtype) / total(fused(layer, dtype), device, dtype):.2f} "
             f"| {1e6 * total(scores(layer, dtype), device, dtype):.1f} |"
         )
     return lines

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from . import zoo
     from .ablation import Ablation
     from .attribution import Attributor, Scores, attribute
+    from .budget import Budget
     from .components import ComponentSpace
     from .dial import strip
+    from .edit_search import EditSearch
     from .edits import Edit, EditManager, amplify, compose, erase, load_edit, refine
     from .evaluation import compare, evaluate
     from .objectives import CallableObjective, ConceptErasure, DenoisingLoss
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
 _HOME = {
     "Ablation": "ablation",
     "Attributor": "attribution",
+    "Budget": "budget",
     "CallableObjective": "objectives",
     "ComponentSpace": "components",
     "ConceptErasure": "objectives",
     "DenoisingLoss": "objectives",
     "Edit": "edits",
     "EditManager": "edits",
+    "EditSearch": "edit_search",
     "Recording": "recording",
     "Scores": "attribution",
     "amplify": "edits",
@@ -59,12 +63,14 @@ _HOME = {
 __all__ = [
     "Ablation",
     "Attributor",
+    "Budget",
     "CallableObjective",
     "ComponentSpace",
     "ConceptErasure",
     "DenoisingLoss",
     "Edit",
     "EditManager",
+    "EditSearch",
     "Recording",
     "Scores",
     "__version__",

@@ -119,15 +119,16 @@ def _add_edit(commands: Any) -> None:
     amount.add_argument("--count", type=int, help="number of components")
     parser.add_argument("--scope", choices=("global", "tensor", "row"), default="global", help="default global")
     parser.add_argument("--keep", nargs="+", default=[], metavar="SCORES", help="scores of concepts to keep")
-    parser.add_argument("--keep-weight", type=float, default=1.0, help="how much they count (default 1)")
+    parser.add_argument("--keep-weight", type=float, default=0.5, help="how much they count (default 0.5)")
     parser.add_argument(
         "--sensitivity",
         nargs="+",
         default=[],
         metavar="SCORES",
-        help="of concepts to keep (attribute --method sensitivity): rank by gain against damage",
+        help="of concepts to keep (attribute --method sensitivity): rank by gain against damage; with --refine they "
+        "are made for those of --keep",
     )
-    parser.add_argument("--exponent", type=float, default=0.5, help="how much the damage counts (default 0.5)")
+    parser.add_argument("--exponent", type=float, default=0.5, help="how much the damage counts (default 0.5; 0: not)")
     parser.add_argument("--refine", metavar="MODEL", help="refine the scores for this edit on the model they are of")
     parser.add_argument("--samples", type=int, default=12, help="refining: images to sample (default 12)")
     parser.add_argument("--rounds", type=int, default=12, help="refining: rounds (default 12)")

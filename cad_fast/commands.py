@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,91 +11,26 @@ from PIL import Image
 
 from . import zoo
 from .attribute_commands import run_attribute, target_modules
-from .attribution import Scores
 from .denoiser_hooks import generators, plain_tensors, silent
 from .edit_commands import run_edit_diff, run_edit_export, run_edit_inspect, run_edit_verify
-from .edits import Edit, amplify, damage_table, erase, predicted_damage, refine
+from .edit_making import run_edit
+from .edits import Edit
 from .evaluation import PromptSet, compare, emoji_prompts, evaluate
 from .evaluation.scorers import ClipScorer, Scorer
 from .evaluation.sheets import before_after_sheet, contact_sheet
 from .files import require_writable_folder, write_bytes, write_json
-from .objectives import ConceptErasure, objective_from_config
 from .pipelines import load_pipeline
-from .recording import record
 
 # `cad_fast.cli` finds every command here.
 __all__ = [
     "run_attribute",
+    "run_edit",
     "run_edit_diff",
     "run_edit_export",
     "run_edit_inspect",
     "run_edit_verify",
     "target_modules",
 ]
-
-
-def _refine(arguments: argparse.Namespace, scores: Scores, selection: dict[str, Any]) -> Scores:
-    """The scores refined on fresh samples of the prompts they were made with, for the objective they are of."""
-    if arguments.compat is not None:
-        raise ValueError("--refine does not go with --compat: the published rule takes first-order scores")
-    made = scores.provenance
-    if arguments.samples < 1:
-        raise ValueError(f"--samples is {arguments.samples}, expected at least 1")
-    if made["objective"]["name"] != ConceptErasure.name or made["objective"]["base"] != "unconditional":
-        raise ValueError("--refine takes scores of the erasure objective against the unconditional output")
-    pipeline = load_pipeline(arguments.refine)
-    recording = record(
-        pipeline,
-        list(itertools.islice(itertools.cycle(made["prompts"]), arguments.samples)),
-        seeds=made["seeds"][0],
-        num_inference_steps=made["num_inference_steps"],
-        guidance_scale=made["guidance_scale"],
-        progress=not arguments.quiet,
-    )
-    objective = objective_from_config({**made["objective"], "negative_guidance": arguments.negative_guidance})
-    sign = "positive" if arguments.verb == "erase" else "negative"
-    return refine(
-        pipeline,
-        recording,
-        scores,
-        sign=sign,
-        objective=objective,
-        rounds=arguments.rounds,
-        progress=not arguments.quiet,
-        **selection,
-    )
-
-
-def run_edit(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Select components from scores and save them as an edit."""
-    require_writable_folder(arguments.output)
-    scores = Scores.load(arguments.scores)
-    selection: dict[str, Any] = {
-        "ratio": arguments.ratio,
-        "count": arguments.count,
-        "scope": arguments.scope,
-        "keep": [Scores.load(path) for path in arguments.keep],
-        "keep_weight": arguments.keep_weight,
-        "sensitivity": [Scores.load(path) for path in arguments.sensitivity],
-        "exponent": arguments.exponent,
-    }
-    if arguments.refine is not None:
-        scores = _refine(arguments, scores, selection)
-    make = erase if arguments.verb == "erase" else amplify
-    edit = make(scores, **selection, compat=arguments.compat, name=arguments.name)
-    others = [Scores.load(path) for path in arguments.predict]
-    damages = predicted_damage(edit, {other.concept: other for other in [scores, *others]}) if others else {}
-    edit.save_pretrained(arguments.output)
-    _say(arguments, f"{edit!r}\nwritten to {arguments.output}")
-    if damages:
-        _say(arguments, f"predicted change of J:\n{damage_table(damages)}")
-    return {
-        "name": edit.name,
-        "n_components": edit.n_components,
-        "n_weights": edit.n_weights,
-        "folder": arguments.output,
-        **({"predicted": {name: damage.to_dict() for name, damage in damages.items()}} if damages else {}),
-    }
 
 
 def run_generate(arguments: argparse.Namespace) -> dict[str, Any]:

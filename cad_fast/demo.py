@@ -23,7 +23,7 @@ from .zoo import RARE_OBJECT, caption
 from .zoo.study import CROSS_ATTENTION, FEED_FORWARD, GUIDANCE, STEPS, Study
 
 ERASED = "car"
-RATIO = 0.03
+RATIO = 0.06
 CURVE_RATIOS = (0.01, 0.03, 0.06)
 AMPLIFY_RATIO = 0.01
 STRENGTHS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5)

@@ -13,11 +13,13 @@ from tqdm.auto import tqdm
 from .attribution import Attributor, Scores
 from .attribution.measure import Target
 from .budget import RULES, Budget, Rule, order_to_try, shortfall_text
+from .denoiser_calls import denoiser_of
 from .edits import Edit, erase, refine
+from .edits.apply import intact_fingerprint
 from .edits.damage import Moved, objectives_under
 from .evaluation import Comparison, Evaluation, PromptSet, Scorer, compare, evaluate
 from .evaluation.sheets import before_after_sheet
-from .files import require_writable_folder, write_json
+from .files import read_json, require_writable_folder, write_json
 from .objectives import ConceptErasure
 from .recording import Recording, record
 
@@ -130,12 +132,34 @@ class EditSearch:
         self.concepts = self.budget.concepts(self.prompts)
         if self.output_dir is not None:
             self.output_dir = require_writable_folder(self.output_dir)
+            self._require_same_search(self.output_dir / "settings.json")
         for what, listed in (("rules", self.rules), ("ratios", self.ratios), ("strengths", self.strengths)):
             if not listed:
                 raise ValueError(f"no {what} were given for the search")
         for name in self.concepts:
             if name not in self.recordings:
                 raise ValueError(f"the search has no recording of {name!r}")
+
+    def _require_same_search(self, path: Path) -> None:
+        """Raises ValueError naming what differs when the folder holds pictures judged under other settings."""
+        mine = {
+            "concepts": list(self.concepts),
+            "prompts": [entry.prompt for entry in self.prompts],
+            "per_concept": self.per_concept,
+            "seed": self.seed,
+            "scorer": getattr(self.scorer, "name", type(self.scorer).__name__),
+            "model": intact_fingerprint(denoiser_of(self.pipeline)).to_dict(),
+            **self.settings,
+        }
+        if not path.exists():
+            write_json(path, mine)
+            return
+        theirs = read_json(path)
+        different = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+        if different:
+            key = different[0]
+            was, now = ("another" if key == "model" else repr(value.get(key)) for value in (theirs, mine))
+            raise ValueError(f"{path.parent} holds a search whose {key} is {was}, not {now}: choose another folder")
 
     @classmethod
     def prepare(

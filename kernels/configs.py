@@ -65,7 +65,7 @@ CONVOLUTION: dict[tuple[str, str], tuple[Config, ...]] = {
     ("sm_90", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 4), Config(128, 128, 32, 8, 4)),
     ("sm_100", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 4), Config(128, 128, 32, 8, 4)),
 }
-"""masked_conv2d."""
+"""masked_conv2d and gated_conv2d."""
 
 # With edits there is one entry, as a row's result must not depend on who else is in the batch. The sum over entries
 # that follows the product takes registers too.
@@ -99,7 +99,28 @@ EDITED_CONVOLUTION: dict[tuple[str, str], tuple[Config, ...]] = {
 }
 """edited_conv2d."""
 
+# Rows are the left operand here, so it is block_rows that is at least 64.
+GATED_LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
+    ("sm_80", "ieee"): (Config(64, 64, 32, 4, 2),),
+    ("sm_90", "ieee"): (Config(64, 64, 32, 8, 2),),
+    ("sm_100", "ieee"): (Config(64, 64, 32, 8, 2),),
+    ("gfx942", "ieee"): (Config(64, 64, 32, 4, 2),),
+    ("sm_80", "tf32"): (Config(64, 64, 32, 4, 3),),
+    ("sm_90", "tf32"): (Config(64, 64, 32, 4, 4), Config(128, 128, 32, 8, 4)),
+    ("sm_100", "tf32"): (Config(64, 64, 32, 4, 4), Config(128, 128, 32, 8, 3)),
+    ("sm_80", "tf32x3"): (Config(64, 64, 32, 8, 3),),
+    ("sm_90", "tf32x3"): (Config(64, 64, 32, 8, 3),),
+    ("sm_100", "tf32x3"): (Config(64, 64, 32, 8, 3),),
+    ("sm_80", "half"): (Config(64, 64, 64, 4, 3), Config(128, 128, 32, 8, 3)),
+    ("sm_90", "half"): (Config(64, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
+    ("sm_100", "half"): (Config(128, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
+    ("gfx942", "half"): (Config(64, 64, 64, 4, 2), Config(128, 128, 32, 8, 2)),
+}
+"""gated_linear."""
+
 PRODUCTS = {
+    "gated_linear": GATED_LINEAR,
+    "gated_conv2d": CONVOLUTION,
     "masked_linear": LINEAR,
     "masked_conv2d": CONVOLUTION,
     "edited_linear": EDITED_LINEAR,

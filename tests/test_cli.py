@@ -201,10 +201,12 @@ def test_options_of_attribution_that_do_not_go_together(tmp_path, capsys, more, 
 
 def test_edit_is_refined(workspace, tmp_path, capsys):
     refining = ["--refine", "zoo:emoji", "--samples", 2, "--rounds", 1, "--negative-guidance", 1, "--quiet"]
+    refining += ["--keep", workspace / "clock"]
     code, _, err = run(capsys, "edit", workspace / "car", "--erase", "--ratio", 0.01, *refining, "-o", tmp_path)
     assert code == 0, err
     refined = json.loads((tmp_path / "edit_config.json").read_text())["provenance"]["refined"]
     assert refined["rounds"] == 1 and refined["objective"]["negative_guidance"] == 1.0
+    assert refined["selection"]["sensitivity"] == refined["selection"]["keep"] == ["clock"]
     code, _, err = run(
         capsys, "edit", workspace / "car", "--erase", "--ratio", 0.1, *refining, "--compat", "paper", "-o", tmp_path
     )

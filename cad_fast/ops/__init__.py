@@ -5,6 +5,8 @@ from cad_fast.ops.bits_linear import bits_linear
 from cad_fast.ops.count_bits import count_bits
 from cad_fast.ops.edited_conv2d import edited_conv2d
 from cad_fast.ops.edited_linear import edited_linear
+from cad_fast.ops.gated_conv2d import gated_conv2d
+from cad_fast.ops.gated_linear import gated_linear
 from cad_fast.ops.gram_bits import gram_bits
 from cad_fast.ops.masked_conv2d import masked_conv2d
 from cad_fast.ops.masked_linear import masked_linear
@@ -22,6 +24,8 @@ __all__ = [
     "count_bits",
     "edited_conv2d",
     "edited_linear",
+    "gated_conv2d",
+    "gated_linear",
     "gram_bits",
     "masked_conv2d",
     "masked_linear",

@@ -98,6 +98,31 @@ def edited_linear(
     return y if bias is None else y + bias
 
 
+def along(gates: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Gates [V, C] in the shape that multiplies x [V, ...], which has C entries in this dimension."""
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = gates.shape
+    return gates.reshape(shape)
+
+
+def gated(x: Tensor, gates: Tensor, dim: int) -> Tensor:
+    """X [V, ...] times its gates [V, C] along a dimension; zero where a gate is 0, even if x is infinite or NaN."""
+    factors = along(gates, x, dim)
+    return torch.where((factors == 0) & ~x.isfinite(), torch.zeros_like(x), x) * factors
+
+
+def gated_linear(
+    x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None = None, transposed: bool = False
+) -> Tensor:
+    """See `cad_fast.ops.gated_linear`."""
+    columns = weight.shape[1]
+    each = gates.repeat_interleave(columns // max(1, gates.shape[1]), 1)
+    if transposed:
+        return gated(x @ weight, each, -1)
+    y = gated(x, each, -1) @ weight.mT
+    return y if bias is None else y + bias
+
+
 def _convolve(
     x: Tensor,
     weight: Tensor,
@@ -158,6 +183,28 @@ def edited_conv2d(
         images = x[int(rows[group]) : int(rows[group + 1])]
         parts.append(_convolve(images, edited, bias, stride, padding, dilation, groups, input_size))
     return torch.cat(parts)
+
+
+def gated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    gates: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    input_size: list[int] | None = None,
+) -> Tensor:
+    """See `cad_fast.ops.gated_conv2d`."""
+    how = (stride, padding, dilation, groups, input_size)
+    images = x.flatten(0, 1) if input_size is None else gated(x, gates, 2).flatten(0, 1)
+    y = _convolve(images, weight, None, *how)
+    y = y.reshape(*x.shape[:2], *y.shape[1:])
+    if input_size is not None:
+        return y
+    y = gated(y, gates, 2)
+    return y if bias is None else y + bias[:, None, None]
 
 
 def masked_linear_scores(grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor) -> None:

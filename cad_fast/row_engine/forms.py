@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..ops import edited_conv2d, edited_linear, masked_conv2d, masked_linear
-from .gates import keep_columns, keep_filters, scale_columns, scale_filters
+from ..ops import edited_conv2d, edited_linear, gated_conv2d, gated_linear, masked_conv2d, masked_linear
+from .gates import fuses, keep_columns, keep_filters, scale_columns, scale_filters
 
 
 class Form:
@@ -128,10 +128,19 @@ def convolve(form: Masked | Edited, x: Tensor, module: nn.Conv2d) -> Tensor:
 
 
 def _gated(form: Gated, module: nn.Module, x: Tensor) -> Tensor:
+    variants = len(form.gates)
     if isinstance(module, nn.Linear):
+        if fuses("gated_linear", x, module.weight, form.gates, x.numel(), form.keep is not None):
+            y = gated_linear(group_rows(x, variants), module.weight, form.gates, module.bias)
+            return y.reshape(*x.shape[:-1], y.shape[-1])
         x = scale_columns(x, form.gates, form.block) if form.scales else x
         x = x if form.keep is None else keep_columns(x, form.keep)
         return functional.linear(x, module.weight, module.bias)
+    area = x.shape[-2] * x.shape[-1] // (module.stride[0] * module.stride[1])
+    elements = len(x) * len(module.weight) * area
+    if fuses("gated_conv2d", x, module.weight, form.gates, elements, form.keep is not None):
+        images = group_images(x, module, variants)
+        return gated_conv2d(images, module.weight, form.gates, module.bias, *geometry(module)).flatten(0, 1)
     y = nn.Conv2d.forward(module, x)
     y = scale_filters(y, form.gates, module.bias) if form.scales else y
     return y if form.keep is None else keep_filters(y, form.keep, module.bias)

@@ -1,4 +1,4 @@
-"""Gates: a component's weights multiplied by a number, as a multiplication of activations.
+"""Gates: a component's weights multiplied by a number, as a multiplication of activations, by operators or by torch.
 
 Neurons and heads are gated at their linear's input, filters at their convolution's output less the bias. That is the
 same function as scaling the weights, it costs one pass over the activations, and the gradient of a gate needs no
@@ -11,6 +11,43 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from ..ops import can_run, get_backend
+from ..ops._registry import OPS
+
+LEAST = {"gated_linear": 1 << 16, "gated_conv2d": 1 << 17}
+"""Gated elements from which the operators' call, some 20 microseconds longer, costs less than torch's passes."""
+
+LEAST_UNLESS_REMOVED = 1 << 20
+"""The same for gated_linear in float32 where no gate is 0, so that torch needs a single multiplication, and where gates
+want gradients, for which torch's dispatcher is passed twice. In bfloat16 the operator gains nothing there."""
+
+
+def fuses(op: str, x: Tensor, weight: Tensor, gates: Tensor, elements: int, removes: bool) -> bool:
+    """Whether an operator rather than torch shall gate so many elements, all rows together; some gates 0 if `removes`.
+
+    A backend that was chosen does, if it has the operator. By itself it is done where it was measured to be no slower
+    (CPU), or counted to be (``bench.roofline``, for linears on a GPU). Convolutions leave that to torch wherever
+    gradients are recorded, as torch keeps the output before the gates, and on a GPU, where theirs are the vendor's.
+    """
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return False
+    if x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    chosen = get_backend()
+    if chosen != "auto":
+        return chosen in OPS[op].implementations
+    if x.device.type == "cuda":
+        return op == "gated_linear" and can_run(op, "triton", x)
+    records = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, gates))
+    if records and (op == "gated_conv2d" or not gates.requires_grad):
+        return False
+    least = LEAST[op]
+    if op == "gated_linear" and (records or not removes):
+        if x.dtype != torch.float32:
+            return False
+        least = LEAST_UNLESS_REMOVED
+    return elements >= least and can_run(op, "native", x)
 
 
 def scale_columns(x: Tensor, gates: Tensor, block: int) -> Tensor:

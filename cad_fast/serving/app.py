@@ -16,12 +16,13 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..version import __version__
+from .drawing import ClientGone, draw
 from .edit_library import UnknownEdit
-from .errors import ApiError, from_job, install
-from .jobs import Closed, DeadlineExceeded, Job, QueueFull, Ticket
+from .errors import ApiError, install
 from .limits import BoundedBodies
 from .pictures import png
 from .schema import (
@@ -41,11 +42,6 @@ PAGE = Path(__file__).parent / "page"
 FAILURES: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorResponse} for code in (400, 404, 413, 429, 500, 503, 504)
 }
-REASONS = {QueueFull: "queue_full", Closed: "shutting_down", DeadlineExceeded: "deadline"}
-
-
-class ClientGone(Exception):
-    """The client closed the connection."""
 
 
 def make_app(server: Server) -> FastAPI:
@@ -53,15 +49,11 @@ def make_app(server: Server) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        server.batcher.start()
-        if server.settings.warm_up:
-            arguments = {"num_inference_steps": 2} if "num_inference_steps" in server.parameters else {}
-            await asyncio.wrap_future(server.batcher.submit(Job("warm-up", "warm-up", arguments=arguments)).future)
-        server.warm = True
+        await asyncio.to_thread(server.start)
         try:
             yield
         finally:
-            await asyncio.to_thread(server.batcher.close, server.settings.drain)
+            await asyncio.to_thread(server.stop)
 
     app = FastAPI(
         title="cad_fast",
@@ -91,32 +83,11 @@ def _add_images(app: FastAPI, server: Server) -> None:
         """Draw pictures of a prompt, under this request's own edits."""
         request_id = f"req-{secrets.token_hex(8)}"
         response.headers["x-request-id"] = request_id
-        begun = time.monotonic()
-        outcome = "failed"
+        client = request.client.host if request.client else ""
         try:
-            client = request.client.host if request.client else ""
-            job = server.job(order, client, request_id)
-            for use in job.edits:
-                server.metrics.edit_uses.labels(use.edit.name).inc()
-            images = await _drawn(request, server.batcher.submit(job))
-            files = await asyncio.to_thread(lambda: [png(image) for image in images])
-            outcome = "ok"
+            job, files = await draw(server, order, client, request_id, _as_png, lambda: _gone(request))
         except ClientGone:
-            outcome = "disconnected"
             return Response(status_code=499)  # nobody reads it
-        except ApiError:
-            outcome = "invalid"
-            server.metrics.rejections.labels("invalid").inc()
-            raise
-        except Exception as error:
-            outcome = REASONS.get(type(error), "failed")
-            if outcome in ("queue_full", "shutting_down"):
-                server.metrics.rejections.labels(outcome).inc()
-            raise from_job(error, request_id) from error
-        finally:
-            server.metrics.requests.labels(outcome).inc()
-            server.metrics.seconds.observe(time.monotonic() - begun)
-        server.metrics.pictures.inc(len(files))
         as_url = order.response_format == "url"
         data = [
             ImageData(url=f"{request.base_url}v1/images/files/{server.pictures.put(file)}.png", seed=job.seed + i)
@@ -135,24 +106,8 @@ def _add_images(app: FastAPI, server: Server) -> None:
         return Response(data, media_type="image/png", headers={"cache-control": "private, max-age=600"})
 
 
-async def _drawn(request: Request, ticket: Ticket) -> list[Any]:
-    """The ticket's pictures; its place is given up when the client goes or the task is cancelled."""
-    future = asyncio.ensure_future(asyncio.wrap_future(ticket.future))
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        # The batcher ends late jobs between passes, which can be long: here it is done on time.
-        left = None if ticket.job.deadline is None else ticket.job.deadline - time.monotonic()
-        await asyncio.wait({future, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if gone.done() and not future.done():
-            raise ClientGone
-        if not future.done():
-            ticket.expire()
-        return await future
-    finally:
-        gone.cancel()
-        if not future.done():
-            ticket.cancel()
-            future.cancel()
+def _as_png(images: list[Image.Image]) -> list[bytes]:
+    return [png(image) for image in images]
 
 
 async def _gone(request: Request) -> None:

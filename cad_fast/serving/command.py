@@ -69,7 +69,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         max_prompt=arguments.max_prompt,
         max_edits=arguments.max_edits,
         max_strength=arguments.max_strength,
-        admin_token=_admin_token(arguments.admin_token_file),
+        admin_token=admin_token(arguments.admin_token_file),
         allowed_hosts=None if hosts is None else tuple(dict.fromkeys(hosts)),
     )
 
@@ -81,7 +81,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _admin_token(path: str | None) -> str | None:
+def admin_token(path: str | None) -> str | None:
+    """The token in the file, or in CAD_FAST_ADMIN_TOKEN. Raises ValueError for a short one, FileNotFoundError."""
     token = Path(path).read_text(encoding="utf-8").strip() if path else envs.get("CAD_FAST_ADMIN_TOKEN") or None
     if token is not None and len(token) < 16:
         raise ValueError("the admin token has fewer than 16 characters: take a longer one")

@@ -59,6 +59,10 @@ class EditLibrary:
             raise NotLoaded(f"the edit {name!r} is not loaded now")
         return edit
 
+    def is_loaded(self, name: str) -> bool:
+        """Whether requests may use the edit of this name now."""
+        return name in self._loaded
+
     def load(self, name: str) -> Edit | None:
         """Read an edit (again) from where it was found; returns the one that it replaces.
 

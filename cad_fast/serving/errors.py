@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -42,6 +43,15 @@ def error_response(
     return JSONResponse({"error": body}, status, headers)
 
 
+def misfit(fault: Mapping[str, Any]) -> ApiError:
+    """The error for what pydantic says does not fit in a request's body."""
+    # The "field" of broken JSON is where it breaks.
+    param = None if fault["type"] == "json_invalid" else _path(fault["loc"])
+    what = {"extra_forbidden": "there is no such field", "json_invalid": "the body is not valid JSON"}
+    message = what.get(fault["type"], fault["msg"])
+    return ApiError(400, f"{param}: {message}" if param else message, code="invalid", param=param)
+
+
 def from_job(error: BaseException, request_id: str) -> ApiError:
     """The error of a job as a client may see it: nothing of the server's insides."""
     if isinstance(error, QueueFull):
@@ -66,11 +76,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         metrics.rejections.labels("invalid").inc()
         first = error.errors()[0]
-        # The "field" of broken JSON is where it breaks.
-        param = None if first["type"] == "json_invalid" else _path(first["loc"])
-        what = {"extra_forbidden": "there is no such field", "json_invalid": "the body is not valid JSON"}
-        message = what.get(first["type"], first["msg"])
-        return error_response(400, f"{param}: {message}" if param else message, code="invalid", param=param)
+        return misfit({**first, "loc": first["loc"][1:]}).response()  # without "body"
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -83,8 +89,8 @@ def install(app: FastAPI, metrics: Metrics) -> None:
 
 
 def _path(location: tuple[Any, ...]) -> str | None:
-    """``("body", "edits", 0, "name")`` as ``edits[0].name``."""
+    """``("edits", 0, "name")`` as ``edits[0].name``."""
     text = ""
-    for part in location[1:]:
+    for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text or None

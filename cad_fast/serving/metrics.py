@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     GCCollector,
     Histogram,
+    Metric,
     ProcessCollector,
     generate_latest,
 )
@@ -17,10 +20,14 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class Metrics:
-    """The figures of one server, in a registry of its own; the batcher's observer."""
+    """The figures of one server, in a registry of its own; the batcher's observer.
+
+    ``labels``, such as which of several replicas this is, are put to every figure in ``text``.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.labels: dict[str, str] = {}
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         own = {"namespace": "cad_fast", "registry": self.registry}
@@ -58,4 +65,16 @@ class Metrics:
 
     def text(self) -> bytes:
         """All figures in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(_Labelled(self.registry, self.labels))
+
+
+class _Labelled:
+    """A registry's figures with labels added."""
+
+    def __init__(self, registry: CollectorRegistry, labels: dict[str, str]) -> None:
+        self._registry, self._labels = registry, labels
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [each._replace(labels={**self._labels, **each.labels}) for each in metric.samples]
+            yield metric

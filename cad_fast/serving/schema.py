@@ -27,6 +27,7 @@ class Limits:
     max_timestep: float = 1000.0
     deadline: float = 120.0
     body_bytes: int = field(default=64 * 1024)
+    picture_urls: bool = True
 
 
 class Strict(BaseModel):
@@ -51,12 +52,13 @@ def image_request(limits: Limits) -> type[BaseModel]:
             Field(None, description="[highest, lowest] timestep at which the edit holds; all by default"),
         ),
     )
+    formats = ("b64_json", "url") if limits.picture_urls else ("b64_json",)
     bounded: dict[str, Any] = {
         "prompt": (Annotated[str, Field(min_length=1, max_length=limits.max_prompt)], ...),
         "model": (str | None, None),
         "n": (Annotated[int, Field(ge=1, le=limits.max_n)] | None, 1),
         "size": (Literal[("auto", *limits.sizes)] | None, "auto"),
-        "response_format": (Literal["b64_json", "url"] | None, "b64_json"),
+        "response_format": (Literal[formats] | None, "b64_json"),
         "user": (Annotated[str, Field(max_length=256)] | None, None),
         # OpenAI's further fields, as far as there is nothing to choose.
         "output_format": (Literal["png"] | None, None),

@@ -48,6 +48,18 @@ class Server:
         )
         self.warm = False
 
+    def start(self) -> None:
+        """Start the batcher and, where the settings say so, draw a picture; returns when requests can be taken."""
+        self.batcher.start()
+        if self.settings.warm_up:
+            arguments = {"num_inference_steps": 2} if "num_inference_steps" in self.parameters else {}
+            self.batcher.submit(Job("warm-up", "warm-up", arguments=arguments)).future.result()
+        self.warm = True
+
+    def stop(self) -> None:
+        """Take no more requests; finish what was accepted, in the time the settings allow."""
+        self.batcher.close(self.settings.drain)
+
     @property
     def ready(self) -> bool:
         return self.warm and self.batcher.accepting
@@ -146,6 +158,7 @@ class Server:
             max_strength=own.max_strength,
             deadline=own.deadline,
             body_bytes=own.body_bytes,
+            picture_urls=own.picture_urls,
         )
 
 

@@ -12,7 +12,8 @@ class Settings:
 
     Seconds: ``batch_timeout`` (the first picture of an idle server waits so long for company), ``deadline`` (a request
     that takes longer is ended), ``drain`` (on shutdown, what was accepted may take so long), ``keep_pictures`` (those
-    fetched by URL). ``admin_token``: None leaves the admin routes out.
+    fetched by URL). ``admin_token``: None leaves the admin routes out. ``picture_urls``: whether answers may be URLs,
+    which only the process that drew the pictures can answer.
     """
 
     model: str = "model"
@@ -32,6 +33,7 @@ class Settings:
     body_bytes: int = 64 * 1024
     keep_pictures: float = 600.0
     keep_bytes: int = 64 * 2**20
+    picture_urls: bool = True
     admin_token: str | None = None
     allowed_hosts: tuple[str, ...] | None = None
     warm_up: bool = True

@@ -12,8 +12,8 @@ from ..attribution import Attributor, Scores
 from ..edits import Edit, amplify, erase, refine
 from ..evaluation import Comparison, Evaluation, compare, emoji_prompts, evaluate
 from ..objectives import ConceptErasure, DenoisingLoss
-from ..recording import Recording, record, record_images
-from . import OBJECTS, load, pictures, prompts, scorer
+from ..recording import Recording, record, record_images, with_base
+from . import OBJECTS, STYLES, caption, load, pictures, prompts, scorer
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -30,6 +30,8 @@ ROWS_PER_PASS = 40
 # Trajectories per object for first-order scores, and for the object that is erased, whose scores are then refined.
 SAMPLES = 6
 REFINING_SAMPLES = 12
+# Random signs per row for sensitivities.
+PROBES = 2
 # Refining aims as far beyond the unconditional output as the concept was on this side of it: edits that only cancel the
 # concept leave traces, which guidance brings out again.
 NEGATIVE_GUIDANCE = 1.0
@@ -38,6 +40,12 @@ KEEP_WEIGHT = 0.5
 # What is drawn is settled in the first steps; over all timesteps the last ones, with the largest distances, would
 # outweigh them, and edits chosen so leave the objects as they were.
 OBJECT_TIMESTEPS = (850.0, 1000.0)
+# How much what the others' outputs would lose counts in the ranking (see ``against_damage``).
+EXPONENT = 0.5
+# A style is what its prompts add to the object's, in the steps after those that settle the object.
+STYLE_TIMESTEPS = (400.0, 849.0)
+STYLE_MODULES = "cross-attention"
+STYLE_ROUNDS = 8
 
 
 @dataclass
@@ -50,7 +58,8 @@ class Study:
     pipeline: StableDiffusionPipeline = field(default_factory=load)
     scorer: Any = field(default_factory=scorer)
     objective: ConceptErasure = field(default_factory=lambda: ConceptErasure(timesteps=OBJECT_TIMESTEPS))
-    _recordings: dict[str, Recording] = field(default_factory=dict)
+    _recordings: dict[Any, Recording] = field(default_factory=dict)
+    _sensitivities: dict[str, Scores] = field(default_factory=dict)
 
     def evaluate(self, edit: Edit | None = None, strength: float = 1.0, **settings: Any) -> Evaluation:
         """Pictures of every object, with ``edit`` or without."""
@@ -79,13 +88,28 @@ class Study:
 
     def attribute(self, objects: Sequence[str] = OBJECTS, samples: int = SAMPLES) -> dict[str, Scores]:
         """First-order scores of the cross-attention keys and values and of the feed-forward weights, per object."""
-        recording = self.record(objects, samples)
-        attributor = Attributor(self.pipeline, self.objective, target_modules=BOTH)
+        return self._scored(Attributor(self.pipeline, self.objective, target_modules=BOTH), objects, samples)
+
+    def sensitivities(self, objects: Sequence[str] = OBJECTS, samples: int = SAMPLES) -> dict[str, Scores]:
+        """How far the removal of each of these weights moves the outputs, per object; computed once."""
+        missing = [obj for obj in objects if obj not in self._sensitivities]
+        if missing:
+            attributor = Attributor(
+                self.pipeline, self.objective, target_modules=BOTH, method="sensitivity", probes=PROBES
+            )
+            self._sensitivities |= self._scored(attributor, objects, samples)
+        return {obj: self._sensitivities[obj] for obj in objects}
+
+    def _scored(self, attributor: Attributor, objects: Sequence[str], samples: int) -> dict[str, Scores]:
+        """From one recording of all objects, kept for the next attributor."""
+        key = (*objects, samples)
+        if key not in self._recordings:
+            self._recordings[key] = self.record(objects, samples)
         scores = {}
         for number, obj in enumerate(objects):
-            rows = range(number * samples, (number + 1) * samples)
-            own = recording.select(rows=rows)
-            scores[obj] = attributor.run(own, concept=obj, rows_per_pass=ROWS_PER_PASS, progress=self.progress)
+            own = self._recordings[key].select(rows=range(number * samples, (number + 1) * samples))
+            rows = ROWS_PER_PASS if attributor.method == "gradient" else None
+            scores[obj] = attributor.run(own, concept=obj, rows_per_pass=rows, progress=self.progress)
         return scores
 
     def attribute_drawing(self, obj: str, timesteps: int = STEPS) -> Scores:
@@ -104,25 +128,77 @@ class Study:
         modules: str = CROSS_ATTENTION,
         keep_weight: float = KEEP_WEIGHT,
     ) -> Edit:
-        """An edit that erases ``obj``, sparing what the other objects' scores say they need."""
-        parts = {name: value.of_modules(modules) for name, value in scores.items()}
-        keep = [value for name, value in parts.items() if name != obj] if keep_weight else []
-        settings: dict[str, Any] = {"ratio": ratio, "keep": keep, "keep_weight": keep_weight}
+        """An edit that erases ``obj``, sparing what the other objects' scores and outputs say they need."""
+        others = [name for name in scores if name != obj]
+        sensitivities = self.sensitivities(tuple(scores))
+        settings: dict[str, Any] = {
+            "ratio": ratio,
+            "keep": [scores[name].of_modules(modules) for name in others] if keep_weight else [],
+            "keep_weight": keep_weight,
+            "sensitivity": [sensitivities[name].of_modules(modules) for name in others],
+            "exponent": EXPONENT,
+        }
         refined = refine(
             self.pipeline,
             self.recordings(obj),
-            parts[obj],
+            scores[obj].of_modules(modules),
             objective=ConceptErasure(timesteps=OBJECT_TIMESTEPS, negative_guidance=NEGATIVE_GUIDANCE),
             progress=self.progress,
             **settings,
         )
         return erase(refined, name=f"{obj}-erase", **settings)
 
+    def erased_style(self, style: str, ratio: float, rounds: int = STYLE_ROUNDS) -> Edit:
+        """An edit that erases ``style``, what its prompts add to the objects alone, and spares the other styles."""
+        window = {"timesteps": STYLE_TIMESTEPS, "base": "base"}
+        recordings = {name: self._record_style(name) for name in STYLES}
+        made = {}
+        for method in ("gradient", "sensitivity"):
+            attributor = Attributor(
+                self.pipeline, ConceptErasure(**window), target_modules=STYLE_MODULES, method=method
+            )
+            made[method] = {
+                name: attributor.run(recording, concept=name, progress=self.progress)
+                for name, recording in recordings.items()
+            }
+        others = [name for name in STYLES if name != style]
+        settings: dict[str, Any] = {
+            "ratio": ratio,
+            "keep": [made["gradient"][name] for name in others],
+            "keep_weight": KEEP_WEIGHT,
+            "sensitivity": [made["sensitivity"][name] for name in others],
+            "exponent": EXPONENT,
+        }
+        refined = refine(
+            self.pipeline,
+            recordings[style],
+            made["gradient"][style],
+            objective=ConceptErasure(**window, negative_guidance=NEGATIVE_GUIDANCE),
+            rounds=rounds,
+            progress=self.progress,
+            **settings,
+        )
+        return erase(refined, name=f"{style}-erase", **settings)
+
+    def _record_style(self, style: str) -> Recording:
+        """One trajectory per object in ``style``, with the outputs for the object alone as the base."""
+        recording = record(
+            self.pipeline,
+            prompts(style),
+            seeds=ATTRIBUTION_SEED,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            batch_size=24,
+            progress=self.progress,
+        )
+        return with_base(recording, self.pipeline, [caption(obj) for obj in OBJECTS], progress=self.progress)
+
     def recordings(self, obj: str) -> Recording:
         """The trajectories that edits of an object are refined on; recorded once."""
-        if obj not in self._recordings:
-            self._recordings[obj] = self.record([obj], REFINING_SAMPLES)
-        return self._recordings[obj]
+        key = (obj, REFINING_SAMPLES)
+        if key not in self._recordings:
+            self._recordings[key] = self.record([obj], REFINING_SAMPLES)
+        return self._recordings[key]
 
     def amplified(self, scores: Scores, ratio: float, modules: str = CROSS_ATTENTION) -> Edit:
         """An edit that removes what stands in the way of the scores' concept."""

@@ -11,19 +11,21 @@ from typing import Any
 
 from ..evaluation.plots import tradeoff_plot
 from ..files import read_json, require_writable_folder, write_bytes, write_json, write_text
-from . import OBJECTS, RARE_OBJECT
+from . import OBJECTS, RARE_OBJECT, STYLES
 from .study import CROSS_ATTENTION, FEED_FORWARD, KEEP_WEIGHT, Study
 
 MODEL_PER_CONCEPT = 36
 # (modules, ratio), the most telling first.
 ERASURES = (
-    (CROSS_ATTENTION, 0.03),
-    (FEED_FORWARD, 0.03),
-    (CROSS_ATTENTION, 0.01),
     (CROSS_ATTENTION, 0.06),
+    (FEED_FORWARD, 0.06),
+    (CROSS_ATTENTION, 0.03),
+    (CROSS_ATTENTION, 0.01),
+    (FEED_FORWARD, 0.03),
     (FEED_FORWARD, 0.01),
-    (FEED_FORWARD, 0.1),
 )
+STYLE_RATIO = 0.06
+STYLE_PER_CONCEPT = 48
 AMPLIFY_RATIOS = (0.003, 0.01, 0.03)
 AMPLIFY_PER_CONCEPT = 96
 
@@ -72,6 +74,18 @@ class Tables:
 
         return self.stored(f"erase-{modules}-{ratio:g}-{obj}", compute)
 
+    def erase_style(self, style: str) -> dict[str, Any]:
+        """What erasing ``style`` does to it, to the other styles and to the objects."""
+
+        def compute() -> dict[str, Any]:
+            settings = {"axis": "style", "per_concept": STYLE_PER_CONCEPT}
+            edit = self.study.erased_style(style, STYLE_RATIO)
+            comparison, _ = self.study.compare(self.study.evaluate(**settings), edit, style, **settings)
+            print(f"{comparison.table()}\n", flush=True)
+            return comparison.to_dict()
+
+        return self.stored(f"erase-style-{style}", compute)
+
     def amplify(self, modules: str, ratio: float) -> dict[str, Any]:
         """What amplifying the rare object does to it."""
 
@@ -113,6 +127,8 @@ def main() -> None:
     arguments = parser.parse_args()
     tables = Tables(arguments.output, Study(per_concept=arguments.per_concept))
     tables.model()
+    for style in STYLES:
+        tables.erase_style(style)
     curves: dict[str, list[dict[str, Any]]] = {}
     for modules, ratio in ERASURES:
         rows = {obj: tables.erase(obj, modules, ratio) for obj in OBJECTS}

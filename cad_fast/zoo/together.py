@@ -19,7 +19,7 @@ from ..files import require_writable_folder, write_bytes, write_json
 from .study import CROSS_ATTENTION, Study
 
 OBJECTS = ("car", "clock", "moon")
-RATIO = 0.03
+RATIO = 0.06
 
 
 @dataclass

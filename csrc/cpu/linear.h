@@ -45,20 +45,40 @@ struct Operand {
   const typename Steps::Bits* kept;
 };
 
+// Tiles of x as they are.
+class PlainRows {
+ public:
+  explicit PlainRows(const Linear& task) : task_(task) {}
+
+  template <class Steps, class Input>
+  void pack(std::int64_t row, std::int64_t rows, std::int64_t element, std::int64_t count,
+            typename Steps::Element* target, std::int64_t stride) const {
+    const auto* x = static_cast<const Input*>(task_.x) + row * task_.inner + element;
+    pack_tile<Steps>(x, task_.inner, rows, count, target, stride);
+  }
+
+ private:
+  const Linear& task_;
+};
+
 // Weights is the op's part:
 //   std::int64_t segment_of(row)          the segment that a row belongs to
 //   std::int64_t end_of(segment)          the row behind a segment
 //   Operand<Steps> edit(block, segment, packed)   the panels for a segment, possibly edited in place
 //   void restore(packed)                  undoes what edit did to the packed panels
-template <class Input, class Weights>
+// Rows copies tiles of x, for an op that changes them on the way.
+template <class Input, class Weights, class Rows = PlainRows>
 class Product {
  public:
   using Steps = typename StepsOf<Input>::Type;
   using Element = typename Steps::Element;
 
-  Product(const Linear& task, Weights& weights, Scratch& scratch)
+  Product(const Linear& task, Weights& weights, Scratch& scratch) : Product(task, weights, scratch, Rows(task)) {}
+
+  Product(const Linear& task, Weights& weights, Scratch& scratch, Rows rows)
       : task_(task),
         weights_(weights),
+        rows_(rows),
         packed_(scratch.take<Element>(block_panels * panel_width * block_steps * Steps::step_size)),
         tile_(scratch.take<Element>(most_tile_rows * tile_steps * Steps::step_size)),
         edge_(scratch.take<float>(most_tile_rows * block_panels * panel_width)),
@@ -155,8 +175,8 @@ class Product {
     const std::int64_t most = operand.kept != nullptr ? most_tile_rows : tile_rows;
     for (std::int64_t tiles = ceil_div(last - row, most); tiles > 0; --tiles) {
       const auto rows = static_cast<int>(ceil_div(last - row, tiles));
+      rows_.template pack<Steps, Input>(row, rows, block.element, block.elements, tile_, tile_steps * Steps::step_size);
       const auto* x = static_cast<const Input*>(task_.x) + row * task_.inner + block.element;
-      pack_tile<Steps>(x, task_.inner, rows, block.elements, tile_, tile_steps * Steps::step_size);
       prefetch_rows(x + rows * task_.inner, last - row - rows, block.elements);
       if constexpr (sizeof(Input) < 4) {
         tile.y_stride = block_panels * panel_width;
@@ -205,6 +225,7 @@ class Product {
 
   const Linear& task_;
   Weights& weights_;
+  Rows rows_;
   Element* packed_;
   Element* tile_;
   float* edge_;

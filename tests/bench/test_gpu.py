@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("op", list(gpu.OPS))
 def test_a_line_has_every_contender(op: str) -> None:
-    layer = conv("model", "layer", 8, 4) if op == "masked_conv2d" else Layer("model", "layer", rows=3, n=40, k=70)
+    layer = conv("model", "layer", 8, 4) if op.endswith("conv2d") else Layer("model", "layer", rows=3, n=40, k=70)
     line = gpu.measure(op, layer, "float32", CPU, seconds=0)
     assert line["seconds"].keys() >= {gpu.DENSE, "cad_fast native", gpu.OPS[op][2]}
     assert all(value > 0 for value in line["seconds"].values())

@@ -27,6 +27,18 @@ def test_materialising_writes_and_reads_the_weight_of_every_variant() -> None:
     assert product.flops == roofline.product(LAYER, "bfloat16").flops
 
 
+def test_gates_of_their_own_pass_read_and_write_what_they_gate() -> None:
+    (work,) = roofline.gated(LAYER, "bfloat16")
+    assert work.bytes == 2 * (16 * 3 * 33 + 16 * 3 * 5 + 5 * 33 + 16 * 33)
+    scaling, product = roofline.composed(LAYER, "bfloat16")
+    assert scaling.bytes == 2 * 2 * 16 * 3 * 33
+    assert product.bytes == work.bytes - 2 * 16 * 33 and product.flops == work.flops
+    layer = roofline.conv("model", "layer", channels=7, size=4)
+    assert roofline.composed(layer, "float32")[0].bytes == 4 * 2 * 16 * 32 * 7
+    (filters,) = roofline.gated_filters(layer, "float32")
+    assert filters.bytes == roofline.product(layer, "float32").bytes + 4 * 16 * 7
+
+
 def test_a_convolution_reads_its_input_once() -> None:
     layer = roofline.conv("model", "layer", channels=7, size=4)
     assert roofline.product(layer, "float32").bytes == 4 * (16 * 32 * 7 + 16 * 32 * 7 + 7 * 63)

@@ -10,6 +10,8 @@ from cad_fast.kernels import (
     count_bits,
     edited_conv2d,
     edited_linear,
+    gated_conv2d,
+    gated_linear,
     masked_conv2d,
     masked_linear,
     masked_linear_scores,
@@ -61,7 +63,26 @@ def launch_edited_conv2d(rows: int, dtype: torch.dtype, precision: str, other: b
     edited_conv2d.run(x, weight, bounds, *_edit(2), bias, *SAME, size, out=out, precision=precision)
 
 
+def launch_gated_linear(rows: int, dtype: torch.dtype, precision: str, other: bool) -> None:
+    weight, gates = torch.zeros(1280, 640, dtype=dtype), torch.zeros(4, 16 if other else 640, dtype=dtype)
+    x = torch.zeros(4, rows, 1280 if other else 640, dtype=dtype)
+    bias = None if other else torch.zeros(1280, dtype=dtype)
+    gated_linear.run(x, weight, gates, bias, other, precision=precision)
+
+
+def launch_gated_conv2d(rows: int, dtype: torch.dtype, precision: str, other: bool) -> None:
+    """As launch_masked_conv2d."""
+    weight, gates = torch.zeros(640, 320, 3, 3, dtype=dtype), torch.zeros(4, 640, dtype=dtype)
+    x, out = (
+        torch.zeros(4, 1, channels, rows // 4, 4, dtype=dtype) for channels in ((640, 320), (320, 640))[not other]
+    )
+    size, bias = ([rows // 4, 4], None) if other else (None, torch.zeros(640, dtype=dtype))
+    gated_conv2d.run(x, weight, gates, bias, *SAME, size, out=out, precision=precision)
+
+
 PRODUCTS = {
+    "gated_linear": launch_gated_linear,
+    "gated_conv2d": launch_gated_conv2d,
     "masked_linear": launch_masked_linear,
     "edited_linear": launch_edited_linear,
     "masked_conv2d": launch_masked_conv2d,
@@ -100,6 +121,8 @@ def launch_of_size(op: str, size: int, transposed: bool, seed: int) -> None:
         "edited_linear": lambda: edited_linear.run(weight, weight, *edit, given, transposed),
         "masked_conv2d": lambda: masked_conv2d.run(of_images, filters, words, given, factors, *how, out=of_images),
         "edited_conv2d": lambda: edited_conv2d.run(images, filters, *edit, given, *how, out=images),
+        "gated_linear": lambda: gated_linear.run(x, weight, weight, given, transposed),
+        "gated_conv2d": lambda: gated_conv2d.run(of_images, filters, weight, given, *how, out=of_images),
         "masked_linear_scores": lambda: masked_linear_scores.run(x, x, weight, words, weight, weight),
         "seeded_mask": lambda: seeded_mask.run(seed, size, size, size, min(seed, 2**32), CPU),
         "pack_bits": lambda: pack_bits.run(weight.bool()),

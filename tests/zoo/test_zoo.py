@@ -94,3 +94,12 @@ def test_the_whole_path_erases(pipeline):
     comparison, _ = study.compare(before, study.erased(scores, "car", 0.03), "car")
     assert comparison.target.after <= 0.5 * comparison.target.before
     assert comparison.others.kept >= 80
+
+
+def test_a_style_is_erased_and_the_objects_stay(pipeline):
+    study = Study(per_concept=12, progress=False, seed=7, pipeline=pipeline)
+    before = study.evaluate(axis="style")
+    edit = study.erased_style("noto", 0.06, rounds=1)
+    comparison, _ = study.compare(before, edit, "noto", axis="style")
+    assert comparison.target.after <= 0.5 * comparison.target.before
+    assert comparison.others.kept >= 80 and comparison.axes["object"].kept >= 80

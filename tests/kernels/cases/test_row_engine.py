@@ -1,4 +1,4 @@
-"""Rows under ablations by way of the Triton kernels: masks, edits and scores, in every dtype."""
+"""Rows under ablations by way of the Triton kernels: masks, edits, gates and scores, in every dtype."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from cad_fast.ablation import Ablation
 from cad_fast.components import ComponentSpace
 from cad_fast.ops import use_backend
 from cad_fast.ops._registry import OPS
+from cad_fast.row_engine.forms import Gated, run_form
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -45,6 +46,36 @@ def test_rows_and_scores(device, dtype: torch.dtype, many: bool, ops: tuple[str,
         after = [OPS[op].runs[backend] for op in (*ops, "masked_linear_scores")]
         assert all(later > earlier for earlier, later in zip(before, after, strict=True))
         results.append([y.detach(), leaf.grad, *engine.kept.values(), *engine.ablated.values()])
+    for mine, expected in zip(*results, strict=True):
+        assert mine.isfinite().all()
+        error = (mine.double() - expected.double()).norm() / expected.double().norm()
+        assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("module", "op", "gates", "block"),
+    [
+        (lambda: nn.Linear(24, 40), "gated_linear", 24, 1),
+        (lambda: nn.Linear(24, 40, bias=False), "gated_linear", 4, 6),
+        (lambda: nn.Conv2d(7, 10, 3, padding="same"), "gated_conv2d", 10, 1),
+    ],
+    ids=["neurons", "heads", "filters"],
+)
+def test_gates(device, dtype: torch.dtype, module, op: str, gates: int, block: int) -> None:
+    module = module().to(device, dtype)
+    x = torch.randn(*(6, 5, 24) if op == "gated_linear" else (6, 7, 5, 24), device=device).to(dtype)
+    values = torch.rand(3, gates, device=device) + 0.5
+    values[:, ::3] = 0
+    results = []
+    for backend in ("triton", "reference"):
+        before = OPS[op].runs[backend]
+        leaves = [x.clone().requires_grad_(), values.to(dtype).requires_grad_()]
+        with use_backend(backend):
+            y = run_form(Gated(leaves[1], block, True, None), module, leaves[0], 3)
+            found = torch.autograd.grad(y.float().square().sum(), leaves)
+        assert OPS[op].runs[backend] > before
+        results.append([y.detach(), *found])
     for mine, expected in zip(*results, strict=True):
         assert mine.isfinite().all()
         error = (mine.double() - expected.double()).norm() / expected.double().norm()

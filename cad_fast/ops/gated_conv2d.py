@@ -1,0 +1,198 @@
+"""gated_conv2d: a convolution whose filters each variant multiplies by gates of its own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cad_fast.ops import _backend, _check, _conv, _gates, _triton, reference
+from cad_fast.ops._conv import Geometry
+from cad_fast.ops._registry import Op, register
+
+
+def gated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    gates: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    input_size: Sequence[int] | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Convolve the images of each variant, the filters of every variant times its own gates.
+
+    y[v] = conv2d(x[v], weight) * gates[v] + bias, a gate per filter. A gate of 0 leaves exactly the bias, even if x or
+    the weight is infinite or NaN. A gate of 1 leaves, bit for bit, what the same backend gives with gates of 1 alone;
+    on the CPU that is torch's own conv2d. With `input_size`, the transposed convolution of x[v] * gates[v] to an input
+    of that size, by which gradients go back: a gate of 0 then drops the filter's images (the weight must be finite).
+
+    Differentiable in `x`, `weight`, `gates` and `bias`.
+
+    Args:
+        x: [V, R, C, H, W], float32, bfloat16 or float16; any strides. With `input_size` [V, R, N, H', W'].
+        weight: [N, C / groups, kh, kw], dtype of x.
+        gates: [V, N], dtype of x.
+        bias: [N], dtype of x, or None. Must be None with `input_size`.
+        stride: as for torch's conv2d, an int or two of them; so are the next ones.
+        padding: of zeros, on both sides.
+        dilation: the step between elements of the kernel.
+        groups: into how many groups the channels are divided.
+        input_size: (H, W) asks for the transposed convolution.
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
+
+    Returns:
+        [V, R, N, H', W'], or [V, R, C, H, W] if input_size is given; dtype of x, channels last where torch's conv2d
+        would give that.
+
+    Raises:
+        TypeError: an argument is no tensor or no int where one is needed, or a tensor has another dtype.
+        ValueError: a shape, a device or a number does not fit; the message names it.
+        RuntimeError: the backend asked for cannot run.
+    """
+    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    _check_arguments(x, weight, gates, bias, how)
+    if _backend.untraced(x, weight, gates, bias):
+        return _backend.run("gated_conv2d", backend, x, weight, gates, bias, *how)
+    return _op(x, weight, gates, bias, *how, backend)
+
+
+def _check_arguments(x: Any, weight: Any, gates: Any, bias: Any, how: Geometry) -> None:
+    _conv.check(x, weight, bias, how, 5)
+    _gates.check(gates, x)
+    _check.exact_shape("gates", gates, (x.shape[0], weight.shape[0]))
+
+
+@torch.library.custom_op("cad_fast::gated_conv2d", mutates_args=())
+def _op(
+    x: Tensor,
+    weight: Tensor,
+    gates: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    input_size: Sequence[int] | None,
+    backend: str | None,
+) -> Tensor:
+    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    _check_arguments(x, weight, gates, bias, how)
+    return _backend.run("gated_conv2d", backend, x, weight, gates, bias, *how)
+
+
+@_op.register_fake
+def _(x, weight, gates, bias, stride, padding, dilation, groups, input_size, backend):
+    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    _check_arguments(x, weight, gates, bias, how)
+    return _conv.empty_result(x, weight, how)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, gates, _, *how, backend = inputs
+    for_weight, for_gates = ctx.needs_input_grad[1:3]
+    # The gates' gradient needs the convolution without them: it is made again, as the result has lost it to zeros.
+    ctx.save_for_backward(x if for_weight or for_gates else None, weight, gates)
+    ctx.how, ctx.image_size, ctx.backend = Geometry(*how), list(x.shape[-2:]), backend
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, gates = ctx.saved_tensors
+    how, back = ctx.how, ctx.how.transposed(ctx.image_size if ctx.how.input_size is None else None)
+    for_x, for_weight, for_gates, for_bias, *_ = ctx.needs_input_grad
+    of_x = of_weight = of_gates = None
+    if for_x:
+        of_x = _op(grad, weight, gates, None, *back, ctx.backend)
+    if for_weight:
+        transposed = how.input_size is not None
+        filters, images = (x, grad) if transposed else (grad, x)
+        filters = reference.gated(filters, gates, 2)
+        rows = (images, filters) if transposed else (filters, images)
+        of_weight = _conv.weight_gradient(*(part.flatten(0, 1) for part in rows), weight, how)
+    if for_gates:
+        images, of_filters = (x, grad) if how.input_size is None else (grad, x)
+        plain = how._replace(input_size=None)
+        y = _conv.convolve(images.flatten(0, 1), weight, None, plain).reshape(of_filters.shape)
+        of_gates = (y * of_filters).sum((1, 3, 4))
+    of_bias = grad.sum((0, 1, 3, 4)) if for_bias else None
+    return of_x, of_weight, of_gates, of_bias, *[None] * 6
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _native_gated_conv2d(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    how = Geometry(*rest)
+    if how.input_size is None:
+        y = torch.conv2d(x.flatten(0, 1), weight, bias, how.stride, how.padding, how.dilation, how.groups)
+        gated = y if _is_dense(y) else y.contiguous()
+        _pass(gated, gated, gates, bias, x.shape[1])
+        if gated.is_contiguous() and x.is_contiguous() and weight.is_contiguous():
+            return gated.view(*x.shape[:2], *gated.shape[1:])
+    else:
+        images = x.flatten(0, 1)
+        images = images if _is_dense(images) else images.contiguous()
+        gated = torch.empty_like(images)
+        _pass(images, gated, gates, None, x.shape[1])
+        gated = _conv.convolve(gated, weight, None, how)
+    return _conv.laid_out(gated.view(*x.shape[:2], *gated.shape[1:]), x, weight, how)
+
+
+def _is_dense(images: Tensor) -> bool:
+    return images.is_contiguous() or images.is_contiguous(memory_format=torch.channels_last)
+
+
+def _pass(source: Tensor, target: Tensor, gates: Tensor, bias: Tensor | None, images: int) -> None:
+    _gates.native_pass(source, target, gates, bias, images, last=not source.is_contiguous())
+
+
+def _triton_gated_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    out = _conv.empty_result(x, weight, Geometry(*rest[-5:]))
+    return _triton.of("gated_conv2d", products=True)(x, weight, *rest, out=out)
+
+
+def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return _conv.laid_out(reference.gated_conv2d(x, weight, *rest), x, weight, Geometry(*rest[-5:]))
+
+
+def _samples() -> list[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(
+        shape: list[int], filters: int, kernel: list[int], *how: Any, dtype: torch.dtype = torch.float32
+    ) -> list:
+        def values(*shape: int) -> Tensor:
+            return torch.randint(-2, 3, shape, generator=generator).to(dtype)
+
+        weight = values(filters, shape[2] // how[3], *kernel)
+        gates = torch.randint(-1, 2, (shape[0], filters), generator=generator).to(dtype)
+        return [values(*shape), weight, gates, values(filters), *how, None]
+
+    plain = sample([3, 2, 5, 4, 3], 7, [3, 3], [1, 1], [1, 1], [1, 1], 1)
+    wide = sample([2, 3, 4, 9, 8], 6, [2, 3], [2, 1], [0, 2], [1, 2], 2)
+    half = sample([2, 1, 3, 4, 4], 13, [1, 1], [1, 1], [0, 0], [1, 1], 1, dtype=torch.bfloat16)
+    trained = [t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in plain]
+    without = [*plain[:3], None, *plain[4:]]
+    channels_last = [plain[0].transpose(-1, -3).contiguous().transpose(-1, -3), *plain[1:]]
+    empty = [plain[0][:0], plain[1], plain[2][:0], *plain[3:]]
+    grad = torch.randint(-2, 3, (3, 2, 7, 4, 3), generator=generator).float()
+    back = [grad, plain[1], plain[2], None, *plain[4:8], [4, 3]]
+    return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
+
+
+register(
+    Op(
+        "gated_conv2d",
+        _op,
+        {
+            "triton": _triton_gated_conv2d,
+            "native": _native_gated_conv2d,
+            "reference": _reference,
+        },
+        _samples,
+    )
+)

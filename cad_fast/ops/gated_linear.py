@@ -1,0 +1,183 @@
+"""gated_linear: a linear layer whose input columns each variant multiplies by gates of its own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cad_fast.ops import _backend, _check, _gates, _linear, _native, _triton, reference
+from cad_fast.ops._registry import OPS, Op, register
+
+
+def gated_linear(
+    x: Tensor,
+    weight: Tensor,
+    gates: Tensor,
+    bias: Tensor | None = None,
+    transposed: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Apply a linear layer to the rows of each variant, the columns of every variant's input times its own gates.
+
+    y[v] = (x[v] * gates[v]) @ weight.T + bias, each gate serving a block of k / c neighbouring columns. A gate of 0
+    drops its columns exactly, even if x is infinite or NaN there (the weight must be finite). A gate of 1 gives the
+    plain product. With `transposed`, y[v] = (x[v] @ weight) * gates[v].
+
+    The gated input is rounded to the dtype, sums are float32. A row's result does not depend on what the other rows and
+    variants hold; nor on how many there are and on the number of threads, except as torch's own product does, which is
+    the native one in bfloat16 and with `transposed`.
+
+    Differentiable in `x`, `weight`, `gates` and `bias`.
+
+    Args:
+        x: [variants, rows, k], float32, bfloat16 or float16; any strides. With `transposed` [variants, rows, n].
+        weight: [n, k], dtype of `x`; any strides.
+        gates: [variants, c], dtype of `x`, where c divides k: one for each block of k / c columns.
+        bias: [n], dtype of `x`, or None. Must be None with `transposed`.
+        transposed: multiply by the weight rather than by its transpose, and gate the result.
+        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
+
+    Returns:
+        [variants, rows, n], dtype of `x`. With `transposed` [variants, rows, k].
+
+    Raises:
+        TypeError: an argument is no tensor or has another dtype.
+        ValueError: shapes or devices do not fit, or there is a bias with `transposed`.
+        RuntimeError: the backend asked for cannot run.
+    """
+    _check.tensors(x=x, weight=weight, gates=gates)
+    if _backend.untraced(x, weight, gates, bias):
+        _check_arguments(x, weight, gates, bias, transposed)
+        return _backend.run("gated_linear", backend, x, weight, gates, bias, transposed)
+    return _op(x, weight, gates, bias, transposed, backend)
+
+
+def _check_arguments(x: Any, weight: Any, gates: Any, bias: Any, transposed: bool) -> None:
+    _, k = _linear.check_operands(x, weight, bias, 3, transposed)
+    _gates.check(gates, x)
+    blocks = gates.shape[1]
+    if k % blocks if blocks else k:
+        raise ValueError(f"gates must be [variants, c] with c a divisor of {k}, got {_check.shape(gates)}")
+
+
+@torch.library.custom_op("cad_fast::gated_linear", mutates_args=())
+def _op(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool, backend: str | None) -> Tensor:
+    _check_arguments(x, weight, gates, bias, transposed)
+    return _backend.run("gated_linear", backend, x, weight, gates, bias, transposed)
+
+
+@_op.register_fake
+def _(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool, backend: str | None) -> Tensor:
+    _check_arguments(x, weight, gates, bias, transposed)
+    return x.new_empty((*x.shape[:2], weight.shape[1 if transposed else 0]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, gates, _, ctx.transposed, ctx.backend = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else None, weight, gates)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, gates = ctx.saved_tensors
+    for_x, for_weight, for_gates, for_bias, *_ = ctx.needs_input_grad
+    of_x = of_weight = of_gates = None
+    if for_gates:
+        # The product before the gates is what their gradient needs, so that of x is made of it too.
+        columns, other = (x @ weight, grad) if ctx.transposed else (grad @ weight, x)
+        of_gates = _of_gates(columns, other, gates)
+    if for_x and for_gates and not ctx.transposed:
+        of_x = _gates.apply(columns, _each(gates, weight), -1)
+    elif for_x:
+        of_x = _op(grad, weight, gates, None, not ctx.transposed, ctx.backend)
+    if for_weight:
+        outputs, inputs = (x, grad) if ctx.transposed else (grad, x)
+        of_weight = outputs.flatten(0, 1).mT @ reference.gated(inputs, _each(gates, weight), -1).flatten(0, 1)
+    return of_x, of_weight, of_gates, grad.sum((0, 1)) if for_bias else None, None, None
+
+
+def _of_gates(columns: Tensor, other: Tensor, gates: Tensor) -> Tensor:
+    """The sum of their products over rows and blocks of columns, [variants, c]."""
+    products = (columns * other).sum(1)
+    return products.unflatten(-1, (gates.shape[1], -1)).sum(-1) if gates.numel() else torch.zeros_like(gates)
+
+
+def _each(gates: Tensor, weight: Tensor) -> Tensor:
+    """One gate per column, [variants, k]."""
+    if gates.shape[1] == weight.shape[1]:
+        return gates
+    return gates.repeat_interleave(weight.shape[1] // max(1, gates.shape[1]), 1)
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _native_gated_linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    each = _each(gates, weight)
+    if transposed:
+        y = (x.flatten(0, 1) @ weight).view(*x.shape[:2], weight.shape[1])
+        _gates.native_pass(y, y, each, None, x.shape[1], last=True)
+        return y
+    x = x.contiguous()
+    own = x.dtype == torch.float32  # oneDNN's product in bfloat16 is the faster one
+    OPS["gated_linear"].ways["own product" if own else "torch's product, of an input gated before"] += 1
+    if own:
+        return _by_product(x, weight.contiguous(), each, bias)
+    gated = torch.empty_like(x)
+    _gates.native_pass(x, gated, each, None, x.shape[1], last=True)
+    return torch.nn.functional.linear(gated, weight.contiguous(), _linear.contiguous(bias))
+
+
+def _by_product(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None) -> Tensor:
+    gates, bias = gates.float().contiguous(), _linear.contiguous(bias)
+    n, k = weight.shape
+    variants, rows, _ = x.shape
+    y = torch.empty((variants, rows, n), dtype=x.dtype)
+    _native.load().gated_linear(
+        x.data_ptr(),
+        weight.data_ptr(),
+        gates.data_ptr(),
+        _linear.address(bias),
+        y.data_ptr(),
+        variants,
+        rows,
+        n,
+        k,
+        x.dtype == torch.bfloat16,
+    )
+    return y
+
+
+def _samples() -> list[tuple[Any, ...]]:
+    def sample(variants: int, rows: int, n: int, k: int, c: int, dtype: torch.dtype, transposed: bool) -> tuple:
+        generator = torch.Generator().manual_seed(n * k + rows)
+
+        def values(*shape: int) -> Tensor:
+            # Small integers, so that bfloat16 holds the sums and all backends agree to the last bit.
+            return torch.randint(-1, 2, shape, generator=generator).to(dtype)
+
+        x = values(variants, rows, n if transposed else k).requires_grad_()
+        bias = values(n).requires_grad_() if not transposed else None
+        return x, values(n, k).requires_grad_(), values(variants, c).requires_grad_(), bias, transposed
+
+    return [
+        sample(3, 5, 33, 65, 13, torch.float32, False),
+        sample(2, 1, 7, 31, 31, torch.float32, False),
+        sample(2, 3, 35, 96, 12, torch.bfloat16, True),
+        sample(2, 7, 35, 99, 99, torch.bfloat16, False),
+        sample(0, 3, 5, 9, 3, torch.float32, False),
+    ]
+
+
+register(
+    Op(
+        "gated_linear",
+        _op,
+        {
+            "triton": _triton.of("gated_linear", products=True),
+            "native": _native_gated_linear,
+            "reference": reference.gated_linear,
+        },
+        _samples,
+    )
+)

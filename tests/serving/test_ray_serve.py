@@ -1,0 +1,214 @@
+"""What Ray Serve is told, and what it asks of a replica; and, marked slow, two replicas that it runs."""
+
+import asyncio
+import re
+import socket
+import sys
+import types
+
+import httpx
+import pytest
+
+from cad_fast import zoo
+from cad_fast.serving import ray_serve
+from cad_fast.serving.edit_library import EditLibrary
+from cad_fast.serving.jobs import Job, RequestedEdit
+from cad_fast.serving.ray_serve import RayArguments, Replica, deployment_options
+from cad_fast.serving.server import Server
+from cad_fast.serving.settings import Settings
+from tests.pipelines import stable_diffusion
+from tests.serving.common import ROUNDING, Alone, decoded, distance, make_server, random_edit, run
+
+
+def test_arguments_from_a_command_line() -> None:
+    arguments = RayArguments.model_validate(
+        {"model": "zoo:emoji", "edit_dir": "edits", "replicas": "2", "num_cpus": "0.5", "max_batch_size": "16"}
+    )
+    assert arguments.replicas == 2 and arguments.num_cpus == 0.5 and arguments.max_batch_size == 16
+    settings = arguments.settings()
+    assert settings.allowed_hosts == ("localhost", "127.0.0.1") and settings.picture_urls is False
+    assert ray_serve.app.__annotations__["arguments"] is RayArguments, "Ray reads the type from there"
+    with pytest.raises(ValueError, match=r"model\n +Field required"):
+        RayArguments.model_validate({})
+    for name, value, message in (
+        ("replica", "2", "Extra inputs"),
+        ("replicas", "0", "greater than"),
+        ("picture_urls", True, "should be False"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}\n +.*{message}"):
+            RayArguments.model_validate({"model": "a", name: value})
+
+
+def test_options() -> None:
+    fixed = deployment_options(RayArguments(model="a", replicas=3, max_batch_size=4, max_queue=10, drain=7))
+    assert fixed["num_replicas"] == 3 and "autoscaling_config" not in fixed
+    assert fixed["max_ongoing_requests"] > 4 + 10, "a full queue is the replica's to refuse"
+    assert fixed["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
+    assert fixed["graceful_shutdown_timeout_s"] > 7
+    scaled = deployment_options(RayArguments(model="a", device="cuda:0", min_replicas=0, max_replicas=4))
+    assert "num_replicas" not in scaled and scaled["ray_actor_options"]["num_gpus"] == 1
+    assert scaled["autoscaling_config"] == {
+        "min_replicas": 0,
+        "initial_replicas": 1,
+        "max_replicas": 4,
+        "target_ongoing_requests": 8,
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"min_replicas": 1}, "min_replicas is given without max_replicas"),
+        ({"target_ongoing_requests": 1}, "target_ongoing_requests is given without max_replicas"),
+        (
+            {"replicas": 5, "max_replicas": 4},
+            r"replicas is 5, expected it from min_replicas \(5\) to max_replicas \(4\)",
+        ),
+        ({"replicas": 2, "min_replicas": 3, "max_replicas": 4}, "replicas is 2, expected"),
+    ],
+)
+def test_replicas_that_do_not_fit(values, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        deployment_options(RayArguments(model="a", **values))
+
+
+def test_without_ray_the_extra_is_named(monkeypatch) -> None:
+    for module in ("ray", "ray.serve"):  # ray alone comes without what its serving needs
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.setitem(sys.modules, "ray", None if module == "ray" else types.ModuleType("ray"))
+        for call in (ray_serve.deploy, ray_serve.app):
+            with pytest.raises(ImportError, match=rf"needs {module}: pip install 'cad-fast\[ray-serve\]'"):
+                call(RayArguments(model="zoo:emoji"))
+
+
+@pytest.fixture
+def replica(tmp_path):
+    pipeline = stable_diffusion()
+    for i in range(3):
+        random_edit(pipeline, f"edit{i}", i).save_pretrained(tmp_path / f"edit{i}")
+    server = Server(pipeline, EditLibrary(tmp_path, pipeline), Settings(warm_up=False))
+    made = Replica()
+    made.app = types.SimpleNamespace(state=types.SimpleNamespace(server=server))
+    server.start()
+    yield made
+    server.stop()
+
+
+def loaded(replica) -> list[str]:
+    library = replica.app.state.server.library
+    return [name for name in library.names if library.is_loaded(name)]
+
+
+def test_edits_follow_the_user_config(replica, tmp_path) -> None:
+    library = replica.app.state.server.library
+    replica.reconfigure({})
+    replica.reconfigure({"unloaded": ["edit1"]})
+    assert loaded(replica) == ["edit0", "edit2"]
+    replica.reconfigure({"unloaded": ["edit2"]})
+    assert loaded(replica) == ["edit0", "edit1"]
+    before = library.get("edit0")
+    replica.reconfigure({"unloaded": ["edit2"]})
+    assert library.get("edit0") is before
+    random_edit(stable_diffusion(), "edit0", 7).save_pretrained(tmp_path / "edit0")
+    replica.reconfigure({"generation": 1})
+    assert loaded(replica) == ["edit0", "edit1", "edit2"]
+    assert library.get("edit0").digest() != before.digest()
+    with pytest.raises(ValueError, match="there are no edits nobody; there are: edit0, edit1, edit2"):
+        replica.reconfigure({"unloaded": ["nobody"]})
+    with pytest.raises(ValueError, match="Extra inputs"):
+        replica.reconfigure({"unload": ["edit0"]})
+
+
+def test_health(replica) -> None:
+    replica.check_health()
+    replica.app.state.server.stop()
+    with pytest.raises(RuntimeError, match="the batcher's thread has ended"):
+        replica.check_health()
+
+
+def test_metrics_carry_the_replica() -> None:
+    server = make_server(stable_diffusion())
+    plain = server.metrics.text().decode()
+    assert "\ncad_fast_pictures_total 0.0\n" in plain and "replica" not in plain
+    server.metrics.labels["replica"] = "abc"
+    server.metrics.requests.labels("ok").inc()
+    marked = server.metrics.text().decode()
+    assert '\ncad_fast_pictures_total{replica="abc"} 0.0\n' in marked
+    assert '\ncad_fast_requests_total{outcome="ok",replica="abc"} 1.0\n' in marked
+
+
+def serves_with_ray() -> str | None:
+    """Why Ray Serve cannot run here, or None."""
+    try:
+        import ray.serve  # noqa: F401
+    except ImportError as error:
+        return f"Ray Serve is not installed: {error}"
+    return None
+
+
+@pytest.mark.slow
+def test_two_replicas_and_one_that_dies(tmp_path) -> None:
+    """Mixed edits through OpenAI's client; pictures are as drawn alone, also those asked for as a replica is killed."""
+    reason = serves_with_ray()
+    if reason:
+        pytest.skip(reason)
+    import openai
+    import ray
+    from ray import serve
+
+    pipeline = zoo.load()
+    pipeline.set_progress_bar_config(disable=True)
+    edits = [random_edit(pipeline, f"edit{i}", i, 0.01) for i in range(3)]
+    for edit in edits:
+        edit.save_pretrained(tmp_path / edit.name)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    steps, guidance = 6, 3.0
+    arguments = {"model": "zoo:emoji", "edit_dir": str(tmp_path), "steps": steps, "guidance_scale": guidance}
+    alone = Alone(pipeline)
+    replicas: set[str] = set()
+
+    async def ask(client: openai.AsyncOpenAI, number: int) -> None:
+        use = {"name": edits[number % 3].name, "strength": (1.0, -1.0)[number % 2]}
+        uses = [use] if number % 4 else []
+        answer = await client.images.generate(prompt="a car in noto style", extra_body={"edits": uses, "seed": number})
+        expected = tuple(RequestedEdit(edits[number % 3], each["strength"]) for each in uses)
+        sampling = {"num_inference_steps": steps, "guidance_scale": guidance}
+        job = Job("", "a car in noto style", seed=number, arguments=sampling, edits=expected)
+        drawn.append((decoded(answer.data[0].b64_json), job))
+
+    async def go() -> None:
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=8, timeout=120)
+        await asyncio.gather(*(ask(client, number) for number in range(24)))
+        assert len(drawn) == 24
+        with pytest.raises(openai.BadRequestError, match="response_format"):
+            await client.images.generate(prompt="a cat", response_format="url")
+        with pytest.raises(openai.NotFoundError, match="there is no edit 'nobody'"):
+            await client.images.generate(prompt="a cat", extra_body={"edits": [{"name": "nobody"}]})
+        async with httpx.AsyncClient() as http:
+            assert (await http.get(f"{url}/health", headers={"host": "example.org"})).status_code == 400
+            for _ in range(40):
+                replicas.update(
+                    re.findall(r'pictures_total\{replica="(\w+)"\}', (await http.get(f"{url}/metrics")).text)
+                )
+        assert len(replicas) == 2, "both replicas answer"
+        waiting = [asyncio.ensure_future(ask(client, number)) for number in range(24, 48)]
+        await asyncio.sleep(0.3)
+        assert not all(each.done() for each in waiting)
+        actors = [a for a in ray.util.list_named_actors(all_namespaces=True) if a["name"].startswith("SERVE_REPLICA::")]
+        assert len(actors) == 2
+        ray.kill(ray.get_actor(actors[0]["name"], actors[0]["namespace"]), no_restart=True)
+        await asyncio.gather(*waiting)
+
+    drawn: list = []
+    try:
+        ray_serve.deploy(RayArguments(**arguments, replicas=2, max_batch_size=4), port=port)
+        run(go(), 300)
+        for picture, job in drawn:
+            assert distance(picture, alone.draw(job)) <= 2 * ROUNDING
+        assert len(drawn) == 48
+    finally:
+        serve.shutdown()
+        ray.shutdown()
