@@ -30,15 +30,16 @@ from cad_fast.files import read_json, require_writable_folder, write_bytes, writ
 from .published import cad, coar_seconds
 
 CONCEPTS = ("car", "cat", "flower", "tree")
-KINDS = ("weight", "neuron", "filter")
+KINDS = ("weight", "neuron", "filter", "head")
 FRACTION = 0.05
 HELD_OUT = 1 << 42
 STEPS, GUIDANCE = 10, 3.0
 RIDGE = (100, 200, 400)
 # For the first concept; the others are measured with one partition and the first two numbers of ablations.
 PARTITIONS = (1, 2, 4)
-# As many as there are neurons and a few more, up to half as many again.
-OLS = (2200, 2600, 3000)
+# As many as there are neurons and a few more, up to several times as many.
+OLS = (2200, 2600, 3000, 4000, 6000, 9000, 12000)
+OLS_CHUNK = 500
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -111,10 +112,15 @@ class Bench:
         each = self.stored("coar-seconds", self.coar_seconds)["seconds_per_ablation"]
         drawn = [Ablation.random(space.n, FRACTION, 20_000 + number) for number in range(OLS[-1])]
         # One ablation's J does not depend on what runs beside it, so they are measured many at a time.
-        j = self.measured(concept, space, drawn)
+        j: list[float] = []
+        for at in range(0, len(drawn), OLS_CHUNK):
+            part = drawn[at : at + OLS_CHUNK]
+            j += self.stored(f"ols-j-{at:05d}", lambda part=part: {"j": self.measured(concept, space, part).tolist()})[
+                "j"
+            ]
         points = []
         for m in OLS:
-            found = fit(Design.of(drawn[:m]), j[:m], "ols")
+            found = fit(Design.of(drawn[:m]), torch.tensor(j[:m], dtype=torch.float64), "ols")
             trust = Trust.of(predicted_change(found.alpha, held), held_j, FRACTION)
             cost = {"row_evaluations": m * recording.n_rows * STEPS, "seconds": m * each}
             r = {"r": trust.pearson, "interval": list(trust.pearson_interval)}

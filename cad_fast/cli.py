@@ -14,6 +14,9 @@ EXIT_CODES = "exit codes: 0 done, 1 a run failed, 2 wrong input or arguments, 13
 # Imported here, since the commands' modules import torch: `cad-fast --help` should answer at once.
 KINDS = ("weight", "neuron", "filter", "head")
 METHODS = ("gradient", "ablated_gradient", "regression", "exact", "sensitivity")
+SOLVERS = ("ols", "ridge", "lasso", "lsmr")
+DRAWS = ("partitions", "bernoulli")
+EXECUTORS = ("local", "ray")
 MODEL_HELP = "zoo:emoji, a local diffusers folder, or a Hub repository"
 
 
@@ -45,9 +48,19 @@ def _add_attribute(commands: Any) -> None:
         "cad-fast attribute zoo:emoji --concept cat --target-modules cross-attention-kv -o runs/cat",
     )
     parser.add_argument("model", help=MODEL_HELP)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--concept", help="a concept of a zoo model, in all its prompts")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--concept",
+        nargs="+",
+        action="extend",
+        help="a concept of a zoo model, in all its prompts; scores of several are then read as OUTPUT/CONCEPT",
+    )
     what.add_argument("--prompt", action="append", help="a prompt that expresses the concept (repeat for more)")
+    parser.add_argument(
+        "--concepts",
+        metavar="FILE",
+        help="JSON file with concepts and their prompts, as for `cad-fast evaluate`; all, or those of --concept",
+    )
     parser.add_argument("--samples", type=int, default=6, help="images to sample, spread over the prompts (default 6)")
     parser.add_argument("--target-modules", help="preset, regular expression or comma-separated names of modules")
     parser.add_argument("--kind", choices=KINDS, default="weight", help="what a component is (default weight)")
@@ -60,8 +73,18 @@ def _add_attribute(commands: Any) -> None:
     parser.add_argument("--base-prompt", help="erasure: compare with this prompt instead of the unconditional output")
     parser.add_argument("--images", help="denoising: a folder of real pictures, or `zoo` (default: own samples)")
     parser.add_argument("--timesteps", type=float, nargs=2, metavar=("LOW", "HIGH"), help="use these timesteps only")
-    parser.add_argument("--method", choices=METHODS, default="gradient", help="how to estimate (default gradient)")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        help="how to estimate (default: gradient for single weights, ablated_gradient for other kinds)",
+    )
     parser.add_argument("--partitions", type=int, help="ablated_gradient: at most so many partitions (default 1)")
+    parser.add_argument(
+        "--fraction", type=float, help="ablated_gradient, regression: share of the components ablated (default 0.05)"
+    )
+    parser.add_argument("--ablations", type=int, help="regression: at most so many ablations (default 1000)")
+    parser.add_argument("--solver", choices=SOLVERS, help="regression: how to fit (default ridge)")
+    parser.add_argument("--draw", choices=DRAWS, help="regression: how ablations are drawn (default partitions)")
     parser.add_argument("--stop-at-r", type=float, help="ablated_gradient, regression: stop when r reaches this")
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="stop when so long was spent")
     parser.add_argument(
@@ -69,6 +92,10 @@ def _add_attribute(commands: Any) -> None:
     )
     parser.add_argument("--holdout", type=int, default=0, help="ablations to check the scores on (default 0)")
     parser.add_argument("--rows-per-pass", type=int, help="rows per pass of the denoiser (default: the method's)")
+    parser.add_argument(
+        "--executor", choices=EXECUTORS, help="regression, exact: who measures the ablations (default local)"
+    )
+    parser.add_argument("--workers", type=int, help="ray: how many workers (default: all CPUs or GPUs of the cluster)")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
     parser.add_argument("-o", "--output", required=True, help="folder for scores.safetensors")
     _add_sampling(parser, steps=20)

@@ -4,174 +4,33 @@ from __future__ import annotations
 
 import argparse
 import io
-import itertools
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from . import zoo
-from .attribution import Attributor, StopWhen
-from .attribution.compare import compare_estimators
-from .attribution.trust import trust_lines
-from .components import ComponentSpace
+from .attribute_commands import run_attribute, target_modules
 from .denoiser_hooks import generators, plain_tensors, silent
 from .edit_commands import run_edit_diff, run_edit_export, run_edit_inspect, run_edit_verify
 from .edit_making import run_edit
 from .edits import Edit
-from .evaluation import PromptSet, compare, cost_plot, emoji_prompts, evaluate
+from .evaluation import PromptSet, compare, emoji_prompts, evaluate
 from .evaluation.scorers import ClipScorer, Scorer
 from .evaluation.sheets import before_after_sheet, contact_sheet
-from .extras import require
 from .files import require_writable_folder, write_bytes, write_json
-from .objectives import ConceptErasure, DenoisingLoss, Objective
 from .pipelines import load_pipeline
-from .recording import Recording, record, record_images, renoise, with_base
 
 # `cad_fast.cli` finds every command here.
-__all__ = ["run_edit", "run_edit_diff", "run_edit_export", "run_edit_inspect", "run_edit_verify"]
-
-
-def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Record, score, and save the scores."""
-    output = require_writable_folder(arguments.output)
-    prompts = _prompts(arguments)
-    pipeline = load_pipeline(arguments.model).to(arguments.device)
-    objective = _objective(arguments)
-    if arguments.compare:
-        return _compare_estimators(arguments, pipeline, objective, prompts, output)
-    attributor = Attributor(
-        pipeline,
-        objective,
-        kind=arguments.kind,
-        target_modules=target_modules(arguments.target_modules),
-        method=arguments.method,
-        **_estimator_options(arguments),
-    )
-    recording = _record(arguments, pipeline, prompts)
-    scores = attributor.run(
-        recording,
-        concept=arguments.concept or prompts[0],
-        rows_per_pass=arguments.rows_per_pass,
-        holdout=arguments.holdout,
-        stop_when=_stop_when(arguments),
-        output_dir=output,
-        resume=arguments.resume,
-        progress=not arguments.quiet,
-    )
-    cost = scores.provenance["cost"]
-    _say(
-        arguments,
-        f"{scores!r}\n"
-        f"cost: {cost['recorded_denoiser_calls']} denoiser calls to record, {cost['forward_passes']} "
-        f"forward and {cost['backward_passes']} backward passes of up to {cost['rows_per_pass']} rows, "
-        f"{cost['seconds']} s\n"
-        + "".join(f"{line}\n" for line in trust_lines(scores))
-        + "".join(f"  {value:+.3e}  {name}\n" for name, value in scores.top(5))
-        + f"written to {output / 'scores.safetensors'}",
-    )
-    return {
-        "scores": str(output / "scores.safetensors"),
-        "n": scores.space.n,
-        "cost": cost,
-        "trust": scores.trust,
-        "top": scores.top(10),
-    }
-
-
-def _compare_estimators(
-    arguments: argparse.Namespace, pipeline: Any, objective: Objective, prompts: list[str], output: Path
-) -> dict[str, Any]:
-    """Every estimator on the same recording: a table, ``compare.json`` and ``compare.png``."""
-    require("matplotlib", "report")
-    space = ComponentSpace.of(pipeline, arguments.kind, target_modules(arguments.target_modules))
-    points = compare_estimators(
-        pipeline,
-        _record(arguments, pipeline, prompts),
-        objective,
-        space,
-        holdout=arguments.holdout or 120,
-        progress=not arguments.quiet,
-    )
-    write_json(output / "compare.json", {"points": points})
-    write_bytes(output / "compare.png", cost_plot(points))
-    lines = [
-        f"{point['r']:+.2f} [{point['interval'][0]:+.2f}, {point['interval'][1]:+.2f}]  "
-        f"{point['row_evaluations']:>9} rows {point['seconds']:>8.1f} s  {point['method']}"
-        for point in points
-    ]
-    _say(arguments, "\n".join([*lines, f"written to {output}"]))
-    return {"points": points}
-
-
-def _estimator_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.partitions is None:
-        return {}
-    if arguments.method != "ablated_gradient":
-        raise ValueError("--partitions goes with --method ablated_gradient")
-    return {"partitions": arguments.partitions}
-
-
-def _stop_when(arguments: argparse.Namespace) -> StopWhen | None:
-    given = {"r": arguments.stop_at_r, "seconds": arguments.stop_after}
-    given = {key: value for key, value in given.items() if value is not None}
-    return StopWhen(**given) if given else None
-
-
-def _prompts(arguments: argparse.Namespace) -> list[str]:
-    if arguments.samples < 1:
-        raise ValueError(f"--samples is {arguments.samples}, expected at least 1")
-    if arguments.concept is not None and not arguments.model.startswith("zoo:"):
-        raise ValueError("--concept names a concept of a zoo model; for other models give --prompt")
-    prompts = zoo.prompts(arguments.concept) if arguments.concept is not None else arguments.prompt
-    return list(itertools.islice(itertools.cycle(prompts), arguments.samples))
-
-
-def _objective(arguments: argparse.Namespace) -> Objective:
-    window = tuple(arguments.timesteps) if arguments.timesteps else None
-    if arguments.objective == "denoising":
-        if arguments.base_prompt is not None:
-            raise ValueError("--base-prompt goes with --objective erasure")
-        return DenoisingLoss(timesteps=window)
-    if arguments.images is not None:
-        raise ValueError("--images goes with --objective denoising")
-    return ConceptErasure(base="unconditional" if arguments.base_prompt is None else "base", timesteps=window)
-
-
-def target_modules(value: str | None) -> str | list[str] | None:
-    """What ``--target-modules`` names: a preset or pattern, or a list where there are commas."""
-    return value.split(",") if value is not None and "," in value else value
-
-
-def _record(arguments: argparse.Namespace, pipeline: Any, prompts: list[str]) -> Recording:
-    progress = not arguments.quiet
-    if arguments.images is not None:
-        if arguments.concept is None and len(arguments.prompt) > 1:
-            raise ValueError("with --images give one --prompt: the caption of all the pictures")
-        pictures, captions = _real_pictures(arguments)
-        return record_images(pipeline, pictures, captions, timesteps=arguments.steps, seed=arguments.seed)
-    recording = record(
-        pipeline,
-        prompts,
-        seeds=arguments.seed,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-        progress=progress,
-    )
-    if arguments.objective == "denoising":
-        return renoise(recording, pipeline, timesteps=arguments.steps, seed=arguments.seed)
-    if arguments.base_prompt is not None:
-        return with_base(recording, pipeline, arguments.base_prompt, progress=progress)
-    return recording
-
-
-def _real_pictures(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    if arguments.images != "zoo":
-        return arguments.images, arguments.prompt[0] if arguments.prompt else zoo.prompts(arguments.concept)[0]
-    if arguments.concept is None:
-        raise ValueError("--images zoo needs --concept")
-    files, captions = zip(*zoo.pictures(arguments.concept), strict=True)
-    return [Image.open(file).convert("RGB") for file in files], list(captions)
+__all__ = [
+    "run_attribute",
+    "run_edit",
+    "run_edit_diff",
+    "run_edit_export",
+    "run_edit_inspect",
+    "run_edit_verify",
+    "target_modules",
+]
 
 
 def run_generate(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from cad_fast import cli
+from cad_fast.attribution import Scores
 from cad_fast.cli import build_parser, main
 from tests.pipelines import stable_diffusion
 
@@ -36,7 +38,8 @@ def test_attribute(workspace, capsys):
         "--quiet", "--json", "-o", workspace / "heads",
     )  # fmt: skip
     result = json.loads(out)
-    assert code == 0 and result["cost"]["backward_passes"] == 1 and "head" in result["top"][0][0]
+    # Heads have the ablated gradient by default: 2 rows under 20 ablations, 32 rows a pass.
+    assert code == 0 and result["cost"]["backward_passes"] == 2 and "head" in result["top"][0][0]
     assert (workspace / "heads" / "scores.safetensors").exists()
 
 
@@ -112,6 +115,90 @@ def test_attribute_stops_and_says_why(tmp_path, capsys):
     assert code == 2 and "--partitions goes with --method ablated_gradient" in err
 
 
+def test_many_concepts_at_once(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    common = ["--kind", "head", "--samples", 1, "--steps", 2, "--quiet", "--json"]
+    regression = ["--method", "regression", "--ablations", 40, "--fraction", 0.1, "--draw", "bernoulli", "--holdout", 8]
+    arguments = ["attribute", "zoo:emoji", "--concept", "car", "cat", "--concept", "dog", *common, *regression]
+    code, out, err = run(capsys, *arguments, "-o", tmp_path / "many")
+    assert code == 0, err
+    result = json.loads(out)
+    assert list(result["concepts"]) == ["car", "cat", "dog"]
+    assert {one["cost"]["shared_by_concepts"] for one in result["concepts"].values()} == {3}
+    assert all(len(one["trust"]) == 3 for one in result["concepts"].values())
+    alone = ["attribute", "zoo:emoji", "--concept", "cat", *common, *regression]
+    assert run(capsys, *alone, "-o", tmp_path / "cat")[0] == 0
+    options = {"ablations": 40, "fraction": 0.1, "draw": "bernoulli", "solver": "ridge"}
+    mine, theirs = Scores.load(tmp_path / "many" / "cat"), Scores.load(tmp_path / "cat")
+    assert mine.concept == "cat" and mine.provenance["options"].items() >= options.items()
+    scale = float(theirs.values.abs().max())
+    torch.testing.assert_close(mine.values, theirs.values, rtol=1e-2, atol=1e-2 * scale)
+    shared = json.loads((tmp_path / "many" / "overlap.json").read_text())
+    assert shared["concepts"] == ["car", "cat", "dog"] and [row[i] for i, row in enumerate(shared["shares"])] == [1] * 3
+    assert (tmp_path / "many" / "overlap.png").read_bytes().startswith(b"\x89PNG")
+    edit = ["edit", tmp_path / "many" / "car", "--erase", "--ratio", 0.1, "--keep", tmp_path / "many" / "dog"]
+    assert run(capsys, *edit, "-o", tmp_path / "edit")[0] == 0
+
+
+def test_many_concepts_of_a_file_by_gradients(tmp_path, capsys):
+    prompts = {"concepts": {"tree": ["a tree in noto style"], "clock/old": ["an old clock"], "dog": ["a dog"]}}
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    common = ["--concepts", tmp_path / "prompts.json", "--kind", "head", "--samples", 1, "--steps", 2, "--quiet"]
+    code, out, err = run(
+        capsys, "attribute", "zoo:emoji", *common, "--method", "gradient", "--holdout", 8, "-o", tmp_path / "all"
+    )
+    assert code == 0, err
+    assert "3 concepts, gradient" in out and out.count("slope") == 9 and "clock/old: " in out
+    assert Scores.load(tmp_path / "all" / "tree").provenance["prompts"] == ["a tree in noto style"]
+    assert json.loads((tmp_path / "all" / "concepts.json").read_text())["clock/old"] == "00001.safetensors"
+    some = ["attribute", "zoo:emoji", *common, "--concept", "dog", "--method", "exact", "-o", tmp_path / "dog"]
+    assert run(capsys, *some)[0] == 0 and Scores.load(tmp_path / "dog").concept == "dog"
+    code, _, err = run(capsys, "attribute", "zoo:emoji", *common, "--concept", "doge", "-o", tmp_path / "doge")
+    assert code == 2 and "unknown concept 'doge'; did you mean 'dog'?" in err
+
+
+@pytest.mark.slow
+def test_attribute_on_a_ray_cluster(tmp_path, capsys):
+    pytest.importorskip("ray")
+    common = ["attribute", "zoo:emoji", "--concept", "car", "cat", "--kind", "head", "--samples", 1, "--steps", 2]
+    common += ["--method", "regression", "--ablations", 30, "--fraction", 0.1, "--holdout", 8, "--quiet"]
+    for folder, more in (("local", []), ("ray", ["--executor", "ray", "--workers", 2])):
+        code, _, err = run(capsys, *common, *more, "-o", tmp_path / folder)
+        assert code == 0, err
+    for concept in ("car", "cat"):
+        local, ray = (Scores.load(tmp_path / folder / concept) for folder in ("local", "ray"))
+        assert torch.equal(local.values, ray.values) and local.trust == ray.trust
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--fraction", "0.1"], "--fraction goes with --method ablated_gradient or regression, here it is gradient"),
+        (["--ablations", "9", "--method", "exact"], "--ablations goes with --method regression, here it is exact"),
+        (
+            ["--solver", "lsmr", "--kind", "neuron"],
+            "--solver goes with --method regression, here it is ablated_gradient",
+        ),
+        (["--draw", "bernoulli"], "--draw goes with --method regression"),
+        (["--stop-at-r", "0.9", "--method", "exact"], "--stop-at-r goes with --method ablated_gradient or regression"),
+        (["--executor", "ray"], "--executor ray goes with --method regression or exact, here it is gradient"),
+        (["--workers", "2", "--method", "exact"], "--workers goes with --executor ray"),
+        (["--holdout", "8", "--method", "sensitivity"], "--holdout goes with --method gradient or "),
+        (["--holdout", "7"], "holdout is 7, expected at least 8"),
+        (["--compare", "--method", "exact"], "--method does not go with --compare"),
+        (["--compare", "--ablations", "9"], "--ablations does not go with --compare"),
+        (["--compare", "--concept", "dog"], "--compare takes one concept, got 2"),
+        (["--concept", "dog", "cat"], "--concept cat is given twice"),
+        (["--concept", "dog", "--images", "folder", "--objective", "denoising"], "--images folder is a folder for one"),
+    ],
+)
+def test_options_of_attribution_that_do_not_go_together(tmp_path, capsys, more, message):
+    common = ["--samples", 1, "--steps", 1, "--quiet", "-o", tmp_path / "out"]
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", *more, *common)
+    assert code == 2 and message in err, err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_edit_is_refined(workspace, tmp_path, capsys):
     refining = ["--refine", "zoo:emoji", "--samples", 2, "--rounds", 1, "--negative-guidance", 1, "--quiet"]
     refining += ["--keep", workspace / "clock"]
@@ -184,6 +271,8 @@ def test_env(capsys):
         ),
         (["attribute", "zoo:emoji", "--concept", "cat", "--images", "x", "-o", "OUT"], "--images goes with"),
         (["attribute", "zoo:emoji", "--concept", "cat", "--samples", "0", "-o", "OUT"], "--samples is 0"),
+        (["attribute", "zoo:emoji", "-o", "OUT"], "--concept, --concepts or --prompt is needed"),
+        (["attribute", "zoo:emoji", "--prompt", "x", "--concepts", "y", "-o", "OUT"], "does not go with --prompt"),
         (["attribute", "./no/where", "--prompt", "x", "-o", "OUT"], "does not exist"),
         (["edit", "OUT/none", "--erase", "--ratio", "0.1", "-o", "OUT"], "does not exist"),
         (["generate", "zoo:emoji", "--prompt", "x", "--strength", "1", "-o", "OUT"], "--strength needs --edit"),
@@ -219,6 +308,10 @@ def test_a_missing_command_is_a_usage_error(capsys):
 
 def test_the_choices_are_those_of_the_library() -> None:
     from cad_fast.attribution import METHODS
+    from cad_fast.attribution.draws import DRAWS
+    from cad_fast.attribution.measure import EXECUTORS
+    from cad_fast.attribution.solvers import SOLVERS
     from cad_fast.components import KINDS
 
     assert (cli.KINDS, cli.METHODS) == (KINDS, METHODS)
+    assert (cli.SOLVERS, cli.DRAWS, cli.EXECUTORS) == (SOLVERS, DRAWS, EXECUTORS)

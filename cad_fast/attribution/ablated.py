@@ -127,7 +127,7 @@ def ablated_gradient_scores(
                         state.update(begin + place + 1, sums.tensors)
                         bar.update()
             found = sums.averaged((number + 1) * (parts - 1), number + 1, plan.n_rows, ablated_weight)
-            if watch.enough(found.values, found.standard_error, 2 * (number + 1) * parts * plan.n_rows):
+            if watch.enough(found.values[None], found.standard_error, 2 * (number + 1) * parts * plan.n_rows):
                 break
             bar.set_postfix(watch.shown(), refresh=False)
     return found, number + 1

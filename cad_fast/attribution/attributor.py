@@ -20,24 +20,21 @@ from ..recording import record
 from ..recording_data import Recording
 from ..version import __version__
 from .ablated import objective_under_ablations
+from .held_out import HOLDOUT_FRACTIONS, ROWS_PER_PASS, held_out, require_holdout, watch_for
 from .measure import Executor, Target
-from .methods import Job, Method, make_estimator
+from .methods import Job, Method, default_method, make_estimator
 from .passes import recorded_j
 from .scores import Scores
-from .stop import StopWhen, Watch
+from .stop import StopWhen
 from .store import resumable
-from .trust import Trust, correlation, predicted_change
-
-# Held-out ablations come from seeds of their own, so that no estimate has seen them.
-HOLDOUT_SEED = 1 << 40
-STOPPING_SEED = 1 << 41
-HOLDOUT_FRACTIONS = (0.01, 0.05, 0.2)
+from .trust import Trust
 
 
 class Attributor:
     """Estimates scores of components of a pipeline's denoiser for an objective.
 
-    ``components`` is a ComponentSpace, or None to make one from ``kind`` and ``target_modules``. ``method``:
+    ``components`` is a ComponentSpace, or None to make one from ``kind`` and ``target_modules``. ``method``, by default
+    "gradient" for single weights and "ablated_gradient" for other kinds (see ``methods.default_method``):
 
     - "gradient": first order at the intact network (CAD); one forward and backward pass of the recording;
     - "ablated_gradient": gradients at randomly ablated networks; 1 / ``fraction`` times that cost, several ablations
@@ -59,13 +56,13 @@ class Attributor:
         *,
         kind: Kind = "weight",
         target_modules: str | Sequence[str] | None = None,
-        method: Method = "gradient",
+        method: Method | None = None,
         **options: Any,
     ) -> None:
-        self.estimator = make_estimator(method, options)
         self.denoiser = denoiser_of(pipeline)
         self.objective = objective or ConceptErasure()
         self.space = components or ComponentSpace.of(self.denoiser, kind, target_modules)
+        self.estimator = make_estimator(method or default_method(self.space.kind, self.space.n), options)
 
     @property
     def method(self) -> Method:
@@ -99,8 +96,10 @@ class Attributor:
         rows_per_pass = rows_per_pass or self.estimator.rows_per_pass
         settings = self._settings(recording, rows_per_pass)
         self._require_executor(executor)
-        watch = self._watch(stop_when, recording, progress)
+        require_holdout(holdout, self.method)
         target = Target(self.objective, recording)
+        how = {"progress": progress, "executor": executor, "workers": workers}
+        watch = watch_for(stop_when, self.estimator, self.denoiser, [target], self.space, **how)
         started = time.perf_counter()
         with resumable(output_dir, {**settings, "model": self.space.fingerprint.to_dict()}, resume=resume) as state:
             job = Job(self.denoiser, (target,), self.space, rows_per_pass, state, progress, watch, executor, workers)
@@ -123,15 +122,9 @@ class Attributor:
                 "versions": versions(),
             }
             if stop_when is not None:
-                provenance["stop_when"] = {
-                    **stop_when.to_dict(),
-                    "reason": watch.reason or "none was reached",
-                    "r": watch.r,
-                }
+                provenance["stop_when"] = watch.to_dict()
             scores = Scores(estimate.values, self.space, provenance, estimate.standard_error)
             if holdout:
-                if self.method == "sensitivity":
-                    raise ValueError("holdout: a sensitivity predicts no change of J, there is nothing to hold out")
                 checks = self.check(scores, recording, holdout, holdout_fractions, progress=progress)
                 provenance["trust"] = [check.to_dict() for check in checks]
             if output_dir is not None:
@@ -159,7 +152,7 @@ class Attributor:
         fractions: Sequence[float] = HOLDOUT_FRACTIONS,
         *,
         seed: int = 0,
-        rows_per_pass: int = 64,
+        rows_per_pass: int = ROWS_PER_PASS,
         progress: bool = True,
     ) -> list[Trust]:
         """How well ``scores`` predict J under so many fresh random ablations of each fraction of the components.
@@ -168,13 +161,9 @@ class Attributor:
         """
         if scores.space != self.space:
             raise ValueError(f"the scores are over {scores.space}, expected {self.space}")
-        checks = []
-        for fraction in fractions:
-            first = HOLDOUT_SEED + seed * ablations
-            drawn = [Ablation.random(self.space.n, fraction, first + number) for number in range(ablations)]
-            measured = self.measured(recording, drawn, rows_per_pass=rows_per_pass, progress=progress)
-            checks.append(Trust.of(predicted_change(scores.values, drawn), measured, fraction))
-        return checks
+        targets = {scores.concept: Target(self.objective, recording)}
+        how = {"seed": seed, "rows_per_pass": rows_per_pass, "progress": progress}
+        return held_out(self.denoiser, targets, self.space, [scores.values], ablations, fractions, **how)[0]
 
     def measured(
         self, recording: Recording, ablations: Sequence[Ablation], *, rows_per_pass: int = 64, progress: bool = True
@@ -182,23 +171,6 @@ class Attributor:
         """J float64 [len(ablations)] under each ablation."""
         what = (self.denoiser, recording, self.objective, self.space)
         return objective_under_ablations(*what, ablations, rows_per_pass=rows_per_pass, progress=progress)
-
-    def _watch(self, stop: StopWhen | None, recording: Recording, progress: bool) -> Watch:
-        """Raises ValueError for a method that has no place to stop."""
-        if stop is None:
-            return Watch()
-        if self.method not in ("ablated_gradient", "regression"):
-            raise ValueError(
-                f"stop_when: method {self.method!r} cannot stop early; ablated_gradient and regression can"
-            )
-        if stop.interval_width is not None and self.method == "regression":
-            raise ValueError("stop_when: interval_width goes with ablated_gradient; a regression may stop by r")
-        if stop.r is None:
-            return Watch(stop)
-        fraction = self.estimator.config()["fraction"]
-        drawn = [Ablation.random(self.space.n, fraction, STOPPING_SEED + number) for number in range(stop.ablations)]
-        measured = self.measured(recording, drawn, progress=progress)
-        return Watch(stop, lambda values: float(correlation(predicted_change(values, drawn), measured)))
 
     def _settings(self, recording: Recording, rows_per_pass: int) -> dict[str, Any]:
         return {**self.common_settings(rows_per_pass), **self.target_settings(Target(self.objective, recording))}
@@ -248,7 +220,7 @@ def attribute(
     kind: Kind = "weight",
     target_modules: str | Sequence[str] | None = None,
     concept: str | None = None,
-    method: Method = "gradient",
+    method: Method | None = None,
     options: Mapping[str, Any] | None = None,
     progress: bool = True,
     **run_kwargs: Any,

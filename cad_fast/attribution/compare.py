@@ -12,7 +12,8 @@ from ..ablation import Ablation
 from ..components import ComponentSpace
 from ..objectives import Objective
 from ..recording_data import Recording
-from .attributor import HOLDOUT_SEED, Attributor
+from .attributor import Attributor
+from .held_out import HOLDOUT_SEED
 from .methods import parts_of
 from .scores import Scores
 from .solvers import Design, fit

@@ -1,26 +1,30 @@
-"""Scores for many concepts from one set of ablated passes."""
+"""Scores for many concepts: from one set of ablated passes where the method allows it, else one after another."""
 
 from __future__ import annotations
 
+import copy
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import read_json, write_json
+from ..files import require_writable_folder, write_json
 from ..objectives import Objective
 from ..recording_data import Recording
+from .held_out import HOLDOUT_FRACTIONS, held_out, require_holdout, watch_for
 from .measure import Executor, Target
-from .methods import Estimate, Job
+from .methods import Estimate, Job, SharingEstimator
 from .passes import recorded_j
-from .scores import Scores
-from .stop import Watch
+from .scores import CONCEPTS_NAME, Scores, numbered_files
+from .stop import StopWhen, Watch
 from .store import resumable
 
 if TYPE_CHECKING:
     from .attributor import Attributor
 
-CONCEPTS_NAME = "concepts.json"
+# What scores say of how they came about beyond the settings: not compared when a run goes on.
+_OUTCOMES = ("intact_j", "estimate", "cost", "versions", "stop_when", "trust")
 
 
 def run_many(
@@ -28,35 +32,46 @@ def run_many(
     concepts: Mapping[str, Recording | tuple[Objective, Recording]],
     *,
     rows_per_pass: int | None = None,
+    holdout: int = 0,
+    holdout_fractions: Sequence[float] = HOLDOUT_FRACTIONS,
+    stop_when: StopWhen | None = None,
     output_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
     executor: Executor = "local",
     workers: int | None = None,
 ) -> dict[str, Scores]:
-    """Scores per concept, each from its recording and its objective (or the attributor's), under the same ablations.
+    """Scores per concept, each from its recording and its objective (or the attributor's).
 
-    Concepts with one recording share its passes; different recordings go through the denoiser beside each other. One
-    factorisation of the regression serves all. With ``output_dir`` the scores are saved there, numbered, with
-    ``concepts.json`` to say which is whose, and the run is resumable as ``Attributor.run`` is. The other arguments and
-    the errors are those of ``Attributor.run``; a method of one concept at a time raises ValueError.
+    Methods of ablations ("regression", "exact") measure all concepts under the same ones: concepts with one recording
+    share its passes, different recordings go through the denoiser beside each other, one factorisation serves all, and
+    so do the ablations of ``holdout`` and of ``stop_when``, which ends the run when every concept has reached r.
+    Methods of gradients take the concepts one after another.
+
+    With ``output_dir`` the scores are saved there, numbered, with ``concepts.json`` to say which is whose, and the run
+    is resumable as ``Attributor.run`` is. The other arguments and the errors are those of ``Attributor.run``.
     """
-    from .attributor import versions
-
     if not concepts:
         raise ValueError("there are no concepts")
     targets = {name: _target(value, attributor.objective) for name, value in concepts.items()}
     for name, target in targets.items():
         attributor.space.fingerprint.require_same(target.recording.fingerprint, f"the component space (for {name!r})")
     attributor._require_executor(executor)
+    require_holdout(holdout, attributor.method)
     rows_per_pass = rows_per_pass or attributor.estimator.rows_per_pass
+    measuring: dict[str, Any] = {"progress": progress, "executor": executor, "workers": workers}
+    check = {"holdout": holdout, "holdout_fractions": holdout_fractions, "stop_when": stop_when}
+    if not isinstance(attributor.estimator, SharingEstimator):
+        run = {"rows_per_pass": rows_per_pass, "resume": resume, **check, **measuring}
+        return _one_after_another(attributor, targets, output_dir, run)
     common = attributor.common_settings(rows_per_pass)
     own = {name: attributor.target_settings(target) for name, target in targets.items()}
     settings = {**common, "concepts": own, "model": attributor.space.fingerprint.to_dict()}
+    where = (attributor.denoiser, tuple(targets.values()), attributor.space)
     started = time.perf_counter()
     with resumable(output_dir, settings, resume=resume) as state:
-        where = (attributor.denoiser, tuple(targets.values()), attributor.space)
-        job = Job(*where, rows_per_pass, state, progress, Watch(), executor, workers)
+        watch = watch_for(stop_when, attributor.estimator, *where, **measuring)
+        job = Job(*where, rows_per_pass, state, progress, watch, executor, workers)
         estimates = attributor.estimator.run_all(job)
         passes = estimates[0].passes or attributor.estimator.cost(job)
         cost = {
@@ -66,25 +81,75 @@ def run_many(
             "shared_by_concepts": len(targets),
             "seconds": round(time.perf_counter() - started, 2),
         }
-
-        def scores(name: str, estimate: Estimate) -> Scores:
-            target = targets[name]
-            provenance: dict[str, Any] = {
-                "concept": name,
-                **common,
-                **own[name],
-                "intact_j": recorded_j(target.recording, target.objective),
-                "estimate": estimate.facts,
-                "cost": cost,
-                "versions": versions(),
-            }
-            return Scores(estimate.values, attributor.space, provenance, estimate.standard_error)
-
-        found = {name: scores(name, one) for name, one in zip(targets, estimates, strict=True)}
+        found = {}
+        for number, (name, estimate) in enumerate(zip(targets, estimates, strict=True)):
+            provenance = {"concept": name, **common, **own[name]}
+            provenance |= _outcome(targets[name], estimate, cost, watch, number)
+            found[name] = Scores(estimate.values, attributor.space, provenance, estimate.standard_error)
+        if holdout:
+            values = [scores.values for scores in found.values()]
+            what = (attributor.denoiser, targets, attributor.space, values)
+            trusts = held_out(*what, holdout, holdout_fractions, **measuring)
+            for scores, checks in zip(found.values(), trusts, strict=True):
+                scores.provenance["trust"] = [one.to_dict() for one in checks]
         if output_dir is not None:
             save_many(found, output_dir)
         state.finish()
     return found
+
+
+def _outcome(target: Target, estimate: Estimate, cost: dict[str, Any], watch: Watch, number: int) -> dict[str, Any]:
+    """The part of the provenance that is known in the end, for target ``number``."""
+    from .attributor import versions
+
+    stopped = watch.to_dict(number)
+    return {
+        "intact_j": recorded_j(target.recording, target.objective),
+        "estimate": estimate.facts,
+        "cost": cost,
+        "versions": versions(),
+        **({} if stopped is None else {"stop_when": stopped}),
+    }
+
+
+def _one_after_another(
+    attributor: Attributor, targets: Mapping[str, Target], output_dir: str | Path | None, run: dict[str, Any]
+) -> dict[str, Scores]:
+    """A run per concept, each in a folder of its own until all are there."""
+    folder = None if output_dir is None else require_writable_folder(output_dir)
+    found, parts = {}, []
+    for number, (name, target) in enumerate(targets.items()):
+        one = copy.copy(attributor)
+        one.objective = target.objective
+        part = None if folder is None else folder / f"{number:05d}"
+        if part is None or not (part / "scores.safetensors").exists():
+            found[name] = one.run(target.recording, concept=name, output_dir=part, **run)
+        else:
+            found[name] = _kept(part, name, one, target, run)
+        parts += [] if part is None else [part]
+    if folder is not None:
+        save_many(found, folder)
+        for part in parts:
+            (part / "scores.safetensors").unlink()
+            part.rmdir()
+    return found
+
+
+def _kept(part: Path, name: str, attributor: Attributor, target: Target, run: dict[str, Any]) -> Scores:
+    """The scores that an unfinished run of many left for a concept. Raises as ``RunState`` does."""
+    if not run["resume"]:
+        raise FileExistsError(f"{part} is of an unfinished run: pass resume=True to go on with it, or delete it")
+    scores = Scores.load(part)
+    attributor.space.fingerprint.require_same(scores.space.fingerprint, f"the component space (for {part})")
+    settings = {**attributor.common_settings(run["rows_per_pass"]), **attributor.target_settings(target)}
+    now = json.loads(json.dumps({"concept": name, **settings}))
+    then = {key: value for key, value in scores.provenance.items() if key not in _OUTCOMES}
+    for key in sorted(now.keys() | then.keys()):
+        if now.get(key) != then.get(key):
+            raise ValueError(
+                f"{part} was made with other settings ({key}: {then.get(key)!r} then, {now.get(key)!r} now)"
+            )
+    return scores
 
 
 def _target(value: Recording | tuple[Objective, Recording], objective: Objective) -> Target:
@@ -107,9 +172,5 @@ def save_many(scores: Mapping[str, Scores], folder: str | Path) -> Path:
 
 def load_many(folder: str | Path) -> dict[str, Scores]:
     """Read what ``save_many`` wrote. Raises FileNotFoundError, or ValueError naming what is damaged."""
-    path = Path(folder) / CONCEPTS_NAME
-    names = read_json(path)
-    expected = [f"{number:05d}.safetensors" for number in range(len(names))]
-    if list(names.values()) != expected:
-        raise ValueError(f"{path} is damaged: its files are not numbered from 00000.safetensors on")
-    return {concept: Scores.load(path.with_name(name)) for concept, name in names.items()}
+    folder = Path(folder)
+    return {concept: Scores.load(folder / name) for concept, name in numbered_files(folder).items()}

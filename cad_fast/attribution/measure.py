@@ -47,6 +47,11 @@ class MeasurePlan:
     variants: int
     n_rows: list[int]  # per target: over how many rows its J is the mean
 
+    @property
+    def rows(self) -> int:
+        """Rows through the denoiser per ablation, those that several targets look at once."""
+        return sum(len(numbers) for pieces in self.passes for _, _, numbers in pieces)
+
     @classmethod
     def of(cls, targets: Sequence[Target], rows_per_pass: int) -> MeasurePlan:
         """Every row that some target's objective looks at, once, whatever the number of its targets.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ablation import Ablation
-from ..components import ComponentSpace
+from ..components import ComponentSpace, Kind
 from ..objectives import Objective
 from ..recording_data import Recording
 from .ablated import Plan, ablated_gradient_scores
@@ -21,7 +21,7 @@ from .gradient import Via, gradient_scores
 from .measure import Executor, MeasurePlan, Measurer, Target, measure_all
 from .scores import Scores
 from .sensitivity import output_sensitivity
-from .solvers import SOLVERS, Fit, Solver, fit, fit_all
+from .solvers import SOLVERS, Fit, Solver, fit_all
 from .stop import Watch
 from .store import RunState
 
@@ -103,12 +103,6 @@ class Estimator(ABC):
     def cost(self, job: Job) -> dict[str, int]:
         """Passes of the denoiser over ``job.rows_per_pass`` rows at most: {"forward": ..., "backward": ...}."""
 
-    def run_all(self, job: Job) -> list[Estimate]:
-        """An estimate per target, from the same passes. Raises ValueError for a method of one target at a time."""
-        raise ValueError(
-            f"method {self.name!r} takes one concept at a time; 'regression' and 'exact' take many from the same passes"
-        )
-
     def config(self) -> dict[str, Any]:
         """The options as JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
@@ -118,6 +112,17 @@ class Estimator(ABC):
             else value
             for key, value in values.items()
         }
+
+
+class SharingEstimator(Estimator):
+    """A method that only measures J under ablations: the same passes serve many targets."""
+
+    @abstractmethod
+    def run_all(self, job: Job) -> list[Estimate]:
+        """An estimate per target."""
+
+    def run(self, job: Job) -> Estimate:
+        return self.run_all(job)[0]
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ class AblatedGradient(Estimator):
 
 
 @dataclass(frozen=True)
-class Regression(Estimator):
+class Regression(SharingEstimator):
     """A linear fit of J on random ablations (COAR, arXiv 2404.11534); see ``solvers.fit``.
 
     ``draw``: balanced partitions, or every component with probability ``fraction`` as in COAR. ``prior``: scores whose
@@ -198,9 +203,6 @@ class Regression(Estimator):
             parts_of(self.fraction, n)
         return Drawn(self.draw, n, self.fraction, self.seed, self.ablations)
 
-    def run(self, job: Job) -> Estimate:
-        return self.run_all(job)[0]
-
     def run_all(self, job: Job) -> list[Estimate]:
         if self.prior is not None and self.prior.space != job.space:
             raise ValueError(f"prior has scores over {self.prior.space}, expected {job.space}")
@@ -215,8 +217,9 @@ class Regression(Estimator):
             count = j.shape[1]
             if count // STOP_BATCH == max(0, count - plan.variants) // STOP_BATCH:
                 return False
-            found = fit(drawn.design(count), j[0], self.solver, prior=priors[0])
-            return job.watch.enough(found.alpha, None, count * plan.n_rows[0])
+            design = drawn.design(count, in_memory=self.solver != "lsmr")
+            alpha = torch.stack([found.alpha for found in fit_all(design, j, self.solver, priors=priors)])
+            return job.watch.enough(alpha, None, count * plan.rows)
 
         j = job.objectives_under(drawn, None if job.watch.stop is None else until)
         count = j.shape[1]
@@ -241,14 +244,11 @@ class Regression(Estimator):
 
 
 @dataclass(frozen=True)
-class Exact(Estimator):
+class Exact(SharingEstimator):
     """alpha_i = J of the intact network less J without component i: one forward pass per component, the yardstick."""
 
     name = "exact"
     rows_per_pass = 64
-
-    def run(self, job: Job) -> Estimate:
-        return self.run_all(job)[0]
 
     def run_all(self, job: Job) -> list[Estimate]:
         n = job.space.n
@@ -295,6 +295,18 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     cls.name: cls for cls in (Gradient, AblatedGradient, Regression, Exact, Sensitivity)
 }
 METHODS: tuple[Method, ...] = tuple(ESTIMATORS)  # type: ignore[assignment]
+
+
+def default_method(kind: Kind, n: int | None = None) -> Method:
+    """What is used for n components of a kind where no method is asked for; docs/attribution.md has the figures.
+
+    Single weights: the gradient, whose edits erase as well as those of the ablated gradient at a twentieth of its cost.
+    Neurons, filters and heads, along which J bends: the ablated gradient; or, where there are too few to be cut into
+    partitions, each ablated alone, which is cheaper still.
+    """
+    if kind == "weight":
+        return "gradient"
+    return "ablated_gradient" if n is None or n >= round(1 / AblatedGradient.fraction) else "exact"
 
 
 def make_estimator(method: str, options: dict[str, Any]) -> Estimator:

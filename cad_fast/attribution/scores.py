@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ..components import ComponentSpace, match_names
-from ..files import read_tensors, write_tensors
+from ..files import read_json, read_tensors, write_tensors
 
 FORMAT_VERSION = 1
+# Says which file of a folder holds the scores of which concept: {"cat": "00000.safetensors", ...}.
+CONCEPTS_NAME = "concepts.json"
 
 
 @dataclass
@@ -113,8 +115,13 @@ class Scores:
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Read what ``save`` wrote. Raises FileNotFoundError, or ValueError naming the damaged file."""
+        """Read what ``save`` wrote; FOLDER/cat is also that of concept cat in a folder of many (``save_many``).
+
+        Raises FileNotFoundError, or ValueError naming the damaged file.
+        """
         path = Path(path)
+        if not path.exists() and (path.parent / CONCEPTS_NAME).is_file():
+            path = path.parent / numbered_files(path.parent).get(path.name, path.name)
         if path.is_dir():
             path = path / "scores.safetensors"
         tensors, metadata = read_tensors(path)
@@ -125,3 +132,12 @@ class Scores:
             return cls(tensors["values"], space, dict(metadata["provenance"]), tensors.get("standard_error"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def numbered_files(folder: Path) -> dict[str, str]:
+    """{concept: name of its file} of a folder of many. Raises FileNotFoundError, or ValueError when it is damaged."""
+    path = folder / CONCEPTS_NAME
+    names = read_json(path)
+    if list(names.values()) != [f"{number:05d}.safetensors" for number in range(len(names))]:
+        raise ValueError(f"{path} is damaged: its files are not numbered from 00000.safetensors on")
+    return names

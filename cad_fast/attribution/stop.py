@@ -23,7 +23,8 @@ class StopWhen:
     ``row_evaluations``: rows through the denoiser, forward, and again backward where there is a gradient.
 
     Looked at after every whole partition (ablated gradient) or every batch of ablations (regression), never in between:
-    what was stopped after so many is what would have been asked for with so many.
+    what was stopped after so many is what would have been asked for with so many. Concepts that share the passes of a
+    regression stop together, when the last of them has reached r.
     Raises ValueError for a value out of range, or when nothing is given.
     """
 
@@ -50,19 +51,20 @@ class StopWhen:
 
 
 class Watch:
-    """Looks at a running estimate; ``reason`` says in words why it stopped, None if it did not.
+    """Looks at running estimates; ``reason`` says in words why they stopped, None if they did not.
 
-    ``r_of`` gives r of scores [n] on the ablations that are kept for stopping.
+    ``r_of`` gives r of scores [t, n], one row per target, on the ablations that are kept for stopping; ``r`` are those
+    of the last look, empty if there was none.
     """
 
-    def __init__(self, stop: StopWhen | None = None, r_of: Callable[[Tensor], float] | None = None) -> None:
+    def __init__(self, stop: StopWhen | None = None, r_of: Callable[[Tensor], list[float]] | None = None) -> None:
         self.stop, self.r_of = stop, r_of
         self.started = time.perf_counter()
-        self.r: float | None = None
+        self.r: list[float] = []
         self.reason: str | None = None
 
     def enough(self, values: Tensor, standard_error: Tensor | None, row_evaluations: int) -> bool:
-        """Whether scores [n] that have cost so much will do."""
+        """Whether scores [t, n], one row per target, that have cost so much will do."""
         stop = self.stop
         if stop is None:
             return False
@@ -72,8 +74,9 @@ class Watch:
         width = None
         if standard_error is not None and float(values.std()) > 0:
             width = 2 * _HALF * float(standard_error.double().square().mean().sqrt()) / float(values.double().std())
-        if stop.r is not None and self.r is not None and self.r >= stop.r:
-            self.reason = f"r reached {self.r:.3f}, asked for {stop.r:g}"
+        if stop.r is not None and self.r and all(r >= stop.r for r in self.r):
+            every = f" for every one of {len(self.r)} concepts" if len(self.r) > 1 else ""
+            self.reason = f"r reached {min(self.r):.3f}{every}, asked for {stop.r:g}"
         elif stop.interval_width is not None and width is not None and width <= stop.interval_width:
             self.reason = f"the interval width reached {width:.3g}, asked for {stop.interval_width:g}"
         elif stop.seconds is not None and seconds >= stop.seconds:
@@ -83,5 +86,12 @@ class Watch:
         return self.reason is not None
 
     def shown(self) -> dict[str, str]:
-        """For a progress bar."""
-        return {} if self.r is None else {"r": f"{self.r:.3f}"}
+        """For a progress bar: the lowest r."""
+        return {"r": f"{min(self.r):.3f}"} if self.r else {}
+
+    def to_dict(self, target: int = 0) -> dict[str, Any] | None:
+        """What was waited for, and how it ended for one of the targets; None where nothing was."""
+        if self.stop is None:
+            return None
+        r = self.r[target] if self.r else None
+        return {**self.stop.to_dict(), "reason": self.reason or "none was reached", "r": r}

@@ -14,6 +14,8 @@ from .scores import Scores
 
 BOOTSTRAP = 2000
 LEVEL = 0.95
+# Fewer ablations than this are not correlated.
+FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Trust:
         """From predicted and measured J, float [n]. Raises ValueError for fewer than 8 or values that are all equal."""
         if predicted.shape != measured.shape or predicted.dim() != 1:
             raise ValueError(f"predicted has shape {list(predicted.shape)}, measured {list(measured.shape)}")
-        if len(measured) < 8:
-            raise ValueError(f"a correlation needs at least 8 ablations, got {len(measured)}")
+        if len(measured) < FEWEST:
+            raise ValueError(f"a correlation needs at least {FEWEST} ablations, got {len(measured)}")
         predicted, measured = predicted.double().cpu(), measured.double().cpu()
         for name, values in (("predicted", predicted), ("measured", measured)):
             if float(values.std()) == 0:

@@ -5,6 +5,7 @@ import torch
 
 import cad_fast
 from cad_fast.attribution import Attributor, Scores
+from cad_fast.attribution.methods import default_method
 from cad_fast.attribution.store import STATE_NAME
 from cad_fast.components import ComponentSpace
 from tests.pipelines import stable_diffusion, stable_diffusion_xl
@@ -26,6 +27,22 @@ def test_five_lines(pipeline, tmp_path):
     with edit.applied(pipeline):
         pipeline("a cat", num_inference_steps=1, output_type="latent")
     assert scores.concept == "a cat" and edit.n_weights == round(0.01 * scores.space.n)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("weight", "gradient"), ("neuron", "ablated_gradient"), ("filter", "ablated_gradient")]
+)
+def test_the_method_is_chosen_by_the_kind_of_component(pipeline, kind, method) -> None:
+    attributor = Attributor(pipeline, kind=kind)
+    assert attributor.method == method
+    assert Attributor(pipeline, components=attributor.space).method == method
+    assert Attributor(pipeline, components=attributor.space, method="regression").method == "regression"
+
+
+def test_few_components_are_ablated_alone(pipeline) -> None:
+    heads = Attributor(pipeline, kind="head")
+    assert heads.space.n < 20 and heads.method == "exact"
+    assert (default_method("head", 19), default_method("head", 20)) == ("exact", "ablated_gradient")
 
 
 def test_the_cost_is_counted(pipeline, recording):

@@ -186,6 +186,29 @@ def test_factoring_is_decomposing(m: int, n: int) -> None:
         assert float(factored.loo_residual[t].square().mean()) < 1.02 * float(best)
 
 
+@pytest.mark.parametrize(("shift", "factored"), [(None, True), (0, True), (-2, True), (2, True), (9, False)])
+def test_one_target_of_a_small_problem_has_the_penalty_of_leaving_one_out(monkeypatch, shift, factored: bool) -> None:
+    """Wherever the search begins: the numbers of the eigendecomposition, to which it falls back when it is too far."""
+    monkeypatch.setattr(ridge, "LEAST_FACTORED", 100)
+    design, j = random_problem(150, 400, 1)
+    y = j - j.mean(1, keepdim=True)
+    decomposed = ridge._Decomposed.of(design)
+    expected = decomposed.fit(y, True)
+    if shift is not None:
+        best = int((ridge.GRID * decomposed.unit / expected.penalty - 1).abs().argmin())
+        losses = (torch.arange(len(ridge.GRID)) - best - shift).abs()[None]
+        monkeypatch.setattr(ridge._Factored, "_generalised_losses", lambda *_: losses)
+    of, used = ridge._Decomposed.of, []
+    monkeypatch.setattr(ridge._Decomposed, "of", lambda design: used.append(1) or of(design))
+    found = ridge.ridge(design, y, standard_errors=True)
+    assert bool(used) != factored
+    torch.testing.assert_close(found.penalty, expected.penalty, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.alpha, expected.alpha, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(found.loo_residual, expected.loo_residual, rtol=2e-3, atol=1e-4)
+    assert found.standard_error is not None and expected.standard_error is not None
+    torch.testing.assert_close(found.standard_error, expected.standard_error, rtol=2e-3, atol=1e-6)
+
+
 def test_factoring_falls_back_to_double_precision() -> None:
     """At a penalty of 1e-6 of the mean eigenvalue, single precision has no factor, or one that leads nowhere."""
     design, j = random_problem(200, 60, 1)
