@@ -133,7 +133,7 @@ def _add_edit(commands: Any) -> None:
     parser.add_argument("--samples", type=int, default=12, help="refining: images to sample (default 12)")
     parser.add_argument("--rounds", type=int, default=12, help="refining: rounds (default 12)")
     parser.add_argument(
-        "--negative-guidance", type=float, default=0.0, help="refining: aim this far beyond the base (default 0)"
+        "--negative-guidance", type=float, default=1.0, help="refining: aim this far beyond the base (default 1)"
     )
     parser.add_argument(
         "--predict", nargs="+", default=[], metavar="SCORES", help="print what the edit will do to these concepts"
