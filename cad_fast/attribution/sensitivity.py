@@ -16,18 +16,22 @@ from .passes import Pass, gather, plan_passes
 from .store import RunState
 
 
-class _OutputItself(Objective):
-    """No objective, but the window of one: which calls are looked at."""
+class RandomSigns(Objective):
+    """J = v . output, with signs v drawn from ``seed``, of every row its own."""
 
-    name = "output"
+    name = "random_signs"
+    seed = 0
 
     def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
-        raise NotImplementedError("the sensitivity is of the output, not of a number")
+        generator = torch.Generator().manual_seed(self.seed)
+        signs = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
+        return (output.float() * signs.to(output.device)).flatten(1).sum(1)
 
 
 class _SquaredGradients(GradientPasses):
-    """Sums of squares of the gradients of v . output over passes, for random signs v."""
+    """Sums of squares of the gradients of v . output over passes, for ``probes`` draws of v each."""
 
+    objective: RandomSigns
     probes: int
     seed: int
 
@@ -39,12 +43,10 @@ class _SquaredGradients(GradientPasses):
         if check and call.output is not None:
             require_replayed(output.detach(), call.output)
         for probe in range(self.probes):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number * self.probes + probe)
-            signs = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
+            self.objective.seed = self.seed * 1_000_003 + number * self.probes + probe
             gradients = torch.autograd.grad(
-                output,
+                self.objective(output, call).sum(),
                 list(leaves.values()),
-                signs.to(output.device, output.dtype),
                 retain_graph=probe + 1 < self.probes,
                 allow_unused=True,
             )
@@ -78,10 +80,10 @@ def output_sensitivity(
     """
     if probes < 1:
         raise ValueError(f"probes is {probes}, expected at least 1")
-    window = _OutputItself(timesteps)
-    passes = plan_passes(recording, window, rows_per_pass)
+    signs = RandomSigns(timesteps)
+    passes = plan_passes(recording, signs, rows_per_pass)
     rows = sum(len(numbers) for pieces in passes for _, numbers in pieces)
-    runner = _SquaredGradients(denoiser, recording, window, space, "weight" if space.kind == "weight" else "gate")
+    runner = _SquaredGradients(denoiser, recording, signs, space, "weight" if space.kind == "weight" else "gate")
     runner.probes, runner.seed = probes, seed
     sums = runner.run(passes, state or RunState(None, {}, resume=False), progress)
     parts = []
