@@ -16,6 +16,7 @@ from .edited_passes import EditedPasses
 from .fair_queue import FairQueue
 from .hub import Hub
 from .jobs import Cancelled, Closed, Job, Picture, QueueFull, Ticket
+from .thread_pool import release_thread_pool
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ class Batcher:
         self._thread = threading.Thread(target=self._serve, name="cad-fast-batcher", daemon=True)
 
     def start(self) -> Batcher:
-        """Start the thread."""
+        """Start the thread, to which the caller, who is taken to have loaded the model, leaves the processors."""
+        release_thread_pool()
         self._thread.start()
         return self
 
