@@ -1,8 +1,8 @@
 """Torch's thread pool, where the thread that loads a model is not the one that runs it.
 
-Under GNU OpenMP every thread that runs torch has a pool of its own. Once all pools together have more threads than there
-are processors, waiting threads no longer spin but sleep between any two operations, and small ones then wait longer for
-their helpers than they compute (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
+Under GNU OpenMP every thread that runs torch has a pool of its own. Once all pools together have more threads than
+there are processors, waiting threads no longer spin but sleep between any two operations, and small ones then wait
+longer for their helpers than they compute (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
 """
 
 from __future__ import annotations
