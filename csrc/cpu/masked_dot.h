@@ -123,6 +123,8 @@ class DotTile {
 #pragma GCC unroll 4
       for (int o = 0; o < outputs; ++o) {
         const std::uint32_t* words = task.words + v * task.variant_words + o * row_words + word;
+        // The next outputs' words follow; each is used once, and no CPU foresees so many short rows.
+        __builtin_prefetch(words + outputs * row_words, 0, 2);
         const __m512i ablated = _mm512_maskz_loadu_epi32(there, words);
         _mm512_store_si512(keep[o * variants + v], _mm512_xor_si512(ablated, ones));
       }
