@@ -30,9 +30,9 @@ struct Linear {
   std::int64_t first_row(std::int64_t chunk) const { return rows * chunk / chunks; }
 };
 
-// Panels packed at once. A tile of x is copied once for all of them, and as edited for one variant they have to stay in
-// a core's L2 cache while the variant's rows go by.
-constexpr std::int64_t block_panels = 8;
+// Panels packed at once. A tile of x is copied once for all of them, which with many rows is the more often the fewer they
+// are; with few rows per variant they are read often, and should stay in a core's L2 cache.
+constexpr std::int64_t block_panels = 12;
 
 // Steps along the inner dimension packed at once. A step is one element, or a pair where the CPU multiplies pairs. The
 // steps of a tile of x (at most 14 rows) fit a core's L1 cache.

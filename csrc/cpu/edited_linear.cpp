@@ -43,7 +43,7 @@ class EditedWeights {
         patch_rows(block, group, packed);
       }
     }
-    return {packed, nullptr};
+    return {packed};
   }
 
   void restore(Element* packed) const {

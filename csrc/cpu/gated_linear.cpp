@@ -16,7 +16,7 @@ class SharedWeights {
 
   std::int64_t segment_of(std::int64_t) const { return 0; }
   std::int64_t end_of(std::int64_t) const { return rows_; }
-  Operand<Steps> edit(const Block&, std::int64_t, const Element* packed) { return {packed, nullptr}; }
+  Operand<Steps> edit(const Block&, std::int64_t, const Element* packed) { return {packed}; }
   void restore(Element*) {}
 
  private:

@@ -5,6 +5,7 @@
 // registers together.
 #pragma once
 
+#include "cpu/ahead.h"
 #include "cpu/panel.h"
 
 namespace cad_fast::CAD_FAST_TARGET {
@@ -17,27 +18,39 @@ struct Tile {
   const typename Steps::Element* x;       // rows tile_steps steps apart
   const typename Steps::Element* panels;  // block_steps steps apart
   const typename Steps::Bits* kept;       // bits of the weights to keep, or null for all; block_steps apart
+  typename Steps::Element* written;       // where the panels go as kept has them, or null
   int lane;                               // of its panel, where the tile begins
   std::int64_t steps;
   float* y;
   std::int64_t y_stride;
   const float* bias;  // or null
   bool accumulate;    // onto what is in y
+  Lines ahead[2];     // fetched on the way
 };
 
-template <class Steps, bool masked>
+// Between two lines that are fetched ahead.
+constexpr std::int64_t ahead_steps = 4;
+
+// What a tile does with the bits of what to keep.
+enum class Kept { all, masked, written };
+
+template <class Steps, Kept kept>
 Vec load_weights(const Tile<Steps>& tile, std::int64_t step, int column) {
   constexpr std::int64_t step_length = panel_width * Steps::step_size;
   const std::int64_t panel = column / panel_width;
   const int lane = column % panel_width;
-  const auto* address = tile.panels + (panel * block_steps + step) * step_length + lane * Steps::step_size;
+  const std::int64_t place = (panel * block_steps + step) * step_length + lane * Steps::step_size;
 #if defined(__AVX512F__)
-  if constexpr (masked) return Steps::load_kept(address, tile.kept + panel * block_steps + step, tile.lane + lane);
+  if constexpr (kept != Kept::all) {
+    const Vec w = Steps::load_kept(tile.panels + place, tile.kept + panel * block_steps + step, tile.lane + lane);
+    if constexpr (kept == Kept::written) Steps::store_step(tile.written + place, w);
+    return w;
+  }
 #endif
-  return Steps::load_step(address);
+  return Steps::load_step(tile.panels + place);
 }
 
-template <class Steps, bool masked, int rows, int vectors>
+template <class Steps, Kept kept, int rows, int vectors>
 void multiply_tile(const Tile<Steps>& tile) {
   Vec sum[rows][vectors];
 #pragma GCC unroll 16
@@ -51,15 +64,21 @@ void multiply_tile(const Tile<Steps>& tile) {
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) __builtin_prefetch(tile.y + r * tile.y_stride + v * lanes, 1);
   }
-  for (std::int64_t step = 0; step < tile.steps; ++step) {
-    Vec w[vectors];
+  Lines ahead[2] = {tile.ahead[0], tile.ahead[1]};
+  for (std::int64_t step = 0; step < tile.steps;) {
+    ahead[0].fetch();
+    ahead[1].fetch();
+    const std::int64_t end = step + ahead_steps < tile.steps ? step + ahead_steps : tile.steps;
+    for (; step < end; ++step) {
+      Vec w[vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) w[v] = load_weights<Steps, masked>(tile, step, v * lanes);
+      for (int v = 0; v < vectors; ++v) w[v] = load_weights<Steps, kept>(tile, step, v * lanes);
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      const Vec x = Steps::broadcast_step(tile.x + (r * tile_steps + step) * Steps::step_size);
+      for (int r = 0; r < rows; ++r) {
+        const Vec x = Steps::broadcast_step(tile.x + (r * tile_steps + step) * Steps::step_size);
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) sum[r][v] = Steps::multiply_add_step(x, w[v], sum[r][v]);
+        for (int v = 0; v < vectors; ++v) sum[r][v] = Steps::multiply_add_step(x, w[v], sum[r][v]);
+      }
     }
   }
   const Tile<Steps> out = tile;  // a copy, which stores to y cannot change
@@ -76,18 +95,19 @@ void multiply_tile(const Tile<Steps>& tile) {
   }
 }
 
-template <class Steps, bool masked, int vectors, int rows>
+template <class Steps, Kept kept, int vectors, int rows>
 void multiply_rows(int count, const Tile<Steps>& tile) {
-  if (count == rows) return multiply_tile<Steps, masked, rows, vectors>(tile);
-  if constexpr (rows > 1) multiply_rows<Steps, masked, vectors, rows - 1>(count, tile);
+  if (count == rows) return multiply_tile<Steps, kept, rows, vectors>(tile);
+  if constexpr (rows > 1) multiply_rows<Steps, kept, vectors, rows - 1>(count, tile);
 }
 
 template <class Steps, int vectors, int most_rows>
 void multiply_columns(int rows, const Tile<Steps>& tile) {
 #if defined(__AVX512F__)
-  if (tile.kept != nullptr) return multiply_rows<Steps, true, vectors, most_rows>(rows, tile);
+  if (tile.written != nullptr) return multiply_rows<Steps, Kept::written, vectors, most_rows>(rows, tile);
+  if (tile.kept != nullptr) return multiply_rows<Steps, Kept::masked, vectors, most_rows>(rows, tile);
 #endif
-  multiply_rows<Steps, false, vectors, most_rows>(rows, tile);
+  multiply_rows<Steps, Kept::all, vectors, most_rows>(rows, tile);
 }
 
 // A tile whose y is not whole vectors goes through a buffer.
@@ -107,17 +127,20 @@ void multiply_edge(int rows, std::int64_t columns, Tile<Steps> tile, float* buff
 // Strips of so many vectors, from `column` on, as long as that leaves none of their pairs of vectors idle.
 template <class Steps, int vectors, int most_rows>
 std::int64_t multiply_strips(int rows, std::int64_t column, std::int64_t columns, const Tile<Steps>& block,
-                             float* buffer) {
+                             Ahead& ahead, float* buffer) {
   constexpr std::int64_t width = vectors * lanes;
   constexpr std::int64_t idle = width < 2 * lanes ? 0 : width - 2 * lanes;
   for (; columns - column > idle; column += width) {
     Tile<Steps> tile = block;
     const std::int64_t panel = column / panel_width;
-    tile.panels += (panel * block_steps * panel_width + column % panel_width) * Steps::step_size;
+    const std::int64_t place = (panel * block_steps * panel_width + column % panel_width) * Steps::step_size;
+    tile.panels += place;
+    if (tile.written != nullptr) tile.written += place;
     if (tile.kept != nullptr) tile.kept += panel * block_steps;
     tile.lane = static_cast<int>(column % panel_width);
     if (tile.bias != nullptr) tile.bias += column;
     tile.y += column;
+    ahead.take(ceil_div(tile.steps, ahead_steps), tile.ahead);
     if (columns - column >= width) {
       multiply_columns<Steps, vectors, most_rows>(rows, tile);
     } else {
@@ -129,17 +152,17 @@ std::int64_t multiply_strips(int rows, std::int64_t column, std::int64_t columns
 
 // A tile of x with all the columns of a block. Panels and bias are padded to whole panels, y is not.
 template <class Steps>
-void multiply_block(int rows, std::int64_t columns, const Tile<Steps>& block, float* buffer) {
+void multiply_block(int rows, std::int64_t columns, const Tile<Steps>& block, Ahead& ahead, float* buffer) {
   std::int64_t column = 0;
   if constexpr (lanes > 4) {
     // Few rows leave registers for more columns; without them the latency of the additions would show.
-    if (rows == 1) column = multiply_strips<Steps, 8, 1>(rows, column, columns, block, buffer);
-    if (rows <= 3) column = multiply_strips<Steps, 4, 3>(rows, column, columns, block, buffer);
+    if (rows == 1) column = multiply_strips<Steps, 8, 1>(rows, column, columns, block, ahead, buffer);
+    if (rows <= 3) column = multiply_strips<Steps, 4, 3>(rows, column, columns, block, ahead, buffer);
   }
 #if defined(__AVX512F__)
-  if (rows > tile_rows) multiply_strips<Steps, 1, most_tile_rows>(rows, column, columns, block, buffer);
+  if (rows > tile_rows) multiply_strips<Steps, 1, most_tile_rows>(rows, column, columns, block, ahead, buffer);
 #endif
-  if (rows <= tile_rows) multiply_strips<Steps, 2, tile_rows>(rows, column, columns, block, buffer);
+  if (rows <= tile_rows) multiply_strips<Steps, 2, tile_rows>(rows, column, columns, block, ahead, buffer);
 }
 
 }  // namespace

@@ -38,11 +38,14 @@ struct Block {
   }
 };
 
-// What a segment multiplies by: panels, and the bits of what to keep of them or null for all.
+// What a segment multiplies by: panels, and the bits of what to keep of them or null for all. The first tile of rows
+// writes what it has masked, if there is a place for it, and the others read it there.
 template <class Steps>
 struct Operand {
   const typename Steps::Element* panels;
-  const typename Steps::Bits* kept;
+  const typename Steps::Bits* kept = nullptr;
+  typename Steps::Element* written = nullptr;
+  Region ahead = {};  // what the next segment needs
 };
 
 // Tiles of x as they are.
@@ -119,7 +122,12 @@ class Product {
       const std::int64_t left = task_.inner - element;
       const Block block{column, columns, element, left < most ? left : most, first};
       element += most;
-      run_block(block, element < task_.inner ? Ahead{column, element} : Ahead{column + columns, 0});
+      if (element < task_.inner) {
+        plan_weight(block, column, element);
+      } else {
+        plan_weight(block, column + columns, 0);
+      }
+      run_block(block);
     } while (element < task_.inner);
     if constexpr (sizeof(Input) < 4) round_sums(column, columns);
   }
@@ -137,12 +145,7 @@ class Product {
     for (std::int64_t i = 0; i < block_panels * panel_width; ++i) bias_[i] = i < columns ? to_float(bias[i]) : 0;
   }
 
-  // Where the block that comes next begins.
-  struct Ahead {
-    std::int64_t column, element;
-  };
-
-  void run_block(const Block& block, Ahead ahead) {
+  void run_block(const Block& block) {
     const auto* weight = static_cast<const Input*>(task_.weight);
     for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
       Element* target = packed_ + panel * panel_width * block_steps * Steps::step_size;
@@ -156,9 +159,10 @@ class Product {
       const std::int64_t segment = weights_.segment_of(row);
       const std::int64_t end = weights_.end_of(segment);
       const std::int64_t last = end < last_row_ ? end : last_row_;
-      run_rows(block, row, last, weights_.edit(block, segment, packed_));
+      const Operand<Steps> operand = weights_.edit(block, segment, packed_);
+      ahead_.segment = operand.ahead;
+      run_rows(block, row, last, operand);
       weights_.restore(packed_);
-      prefetch_weight(block, ahead, row, last);
       row = last;
     }
   }
@@ -168,16 +172,21 @@ class Product {
     tile.x = tile_;
     tile.panels = operand.panels;
     tile.kept = operand.kept;
+    tile.written = operand.written;
     tile.lane = 0;
     tile.steps = ceil_div(block.elements, Steps::step_size);
     tile.accumulate = block.element > 0;
     tile.bias = task_.bias != nullptr && block.element + block.elements == task_.inner ? bias_ : nullptr;
-    const std::int64_t most = operand.kept != nullptr ? most_tile_rows : tile_rows;
+    constexpr std::int64_t size = sizeof(Input);
+    const std::int64_t most = operand.kept != nullptr && operand.written == nullptr ? most_tile_rows : tile_rows;
     for (std::int64_t tiles = ceil_div(last - row, most); tiles > 0; --tiles) {
       const auto rows = static_cast<int>(ceil_div(last - row, tiles));
       rows_.template pack<Steps, Input>(row, rows, block.element, block.elements, tile_, tile_steps * Steps::step_size);
       const auto* x = static_cast<const Input*>(task_.x) + row * task_.inner + block.element;
-      prefetch_rows(x + rows * task_.inner, last - row - rows, block.elements);
+      // Behind the segment's last rows come the next one's.
+      const std::int64_t behind = last_row_ - row - rows;
+      const std::int64_t next = behind < rows ? behind : rows;
+      ahead_.rows = next <= 0 ? Region() : Region(x + rows * task_.inner, task_.inner * size, next, block.elements * size);
       if constexpr (sizeof(Input) < 4) {
         tile.y_stride = block_panels * panel_width;
         tile.y = sums_ + (row - first_row_) * tile.y_stride;
@@ -185,34 +194,27 @@ class Product {
         tile.y_stride = task_.outer;
         tile.y = static_cast<float*>(task_.y) + row * task_.outer + block.column;
       }
-      multiply_block(rows, block.columns, tile, edge_);
+      multiply_block(rows, block.columns, tile, ahead_, edge_);
       row += rows;
+      if (tile.written != nullptr) {
+        tile.panels = tile.written;
+        tile.kept = nullptr;
+        tile.written = nullptr;
+      }
     }
   }
 
-  // The weight of the next block, into the L2 cache and little by little: the share of its outputs that these rows are
-  // of all. Packing would wait for it otherwise, as it reads 32 rows side by side, too many for the CPU to foresee.
-  void prefetch_weight(const Block& block, Ahead ahead, std::int64_t row, std::int64_t last) const {
-    if (task_.transposed) return;
-    constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(Input));
-    const std::int64_t rows = last_row_ - first_row_;
-    const std::int64_t from = ahead.column + block.columns * (row - first_row_) / rows;
-    std::int64_t to = ahead.column + block.columns * (last - first_row_) / rows;
-    if (to > task_.outer) to = task_.outer;
-    const auto* weight = static_cast<const Input*>(task_.weight) + ahead.element;
-    const std::int64_t left = task_.inner - ahead.element;
-    const std::int64_t count = left < block.elements ? left : block.elements;
-    for (std::int64_t output = from; output < to; ++output) {
-      for (std::int64_t i = 0; i < count; i += line) __builtin_prefetch(weight + output * task_.inner + i, 0, 2);
-    }
-  }
-
-  // The tile that comes next, into the L2 cache while this one is multiplied.
-  void prefetch_rows(const Input* x, std::int64_t rows, std::int64_t count) const {
-    constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(Input));
-    for (std::int64_t r = 0; r < rows && r < tile_rows; ++r) {
-      for (std::int64_t i = 0; i < count; i += line) __builtin_prefetch(x + r * task_.inner + i, 0, 2);
-    }
+  // The weight of the block that comes next. Packing would wait for it otherwise, as it reads 32 rows side by side, too
+  // many for the CPU to foresee.
+  void plan_weight(const Block& block, std::int64_t column, std::int64_t element) {
+    ahead_.weight = {};
+    const std::int64_t left = task_.outer - column;
+    if (task_.transposed || left <= 0) return;
+    constexpr std::int64_t size = sizeof(Input);
+    const auto* weight = static_cast<const Input*>(task_.weight) + column * task_.inner + element;
+    const std::int64_t there = task_.inner - element;
+    ahead_.weight = Region(weight, task_.inner * size, left < block.columns ? left : block.columns,
+                           (there < block.elements ? there : block.elements) * size);
   }
 
   void round_sums(std::int64_t column, std::int64_t columns) {
@@ -231,6 +233,7 @@ class Product {
   float* edge_;
   float* bias_;
   float* sums_;  // of bfloat16 outputs: [rows of the chunk, columns of the block]; last, so of any length
+  Ahead ahead_;
   std::int64_t first_row_ = 0;
   std::int64_t last_row_ = 0;
 };

@@ -40,10 +40,13 @@ class MaskedWeights {
         kept_of_rows(variant, block.part(panel), kept_ + panel * block_steps);
       }
     }
-    if (!task_.transposed && end_of(variant) < task_.rows) prefetch_words(block, variant + 1);
+    const Region ahead = words_of_next(block, variant);
     const Input* type = nullptr;
     const float factor = task_.factors == nullptr ? 0 : factor_as(task_.factors[variant], type);
-    if (factor == 0 && task_.variant_rows <= most_masked_rows) return {packed, kept_};
+    if (factor == 0 && task_.variant_rows <= most_masked_rows) return {packed, kept_, nullptr, ahead};
+#if defined(__AVX512F__)
+    if (factor == 0) return {packed, kept_, edited_, ahead};
+#endif
     constexpr std::int64_t length = panel_width * Steps::step_size;
     const std::int64_t steps = ceil_div(block.elements, Steps::step_size);
     for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
@@ -51,7 +54,7 @@ class MaskedWeights {
         Steps::edit_step(packed + i * length, edited_ + i * length, ~kept_[i], factor);
       }
     }
-    return {edited_, nullptr};
+    return {edited_, nullptr, nullptr, ahead};
   }
 
  private:
@@ -70,15 +73,12 @@ class MaskedWeights {
     }
   }
 
-  // What the next variant needs comes from far away, a short piece of each row; its wait would stop the multiplication.
-  void prefetch_words(const Block& block, std::int64_t variant) const {
+  // They come from far away, a short piece of each row; turning them around would wait for them.
+  Region words_of_next(const Block& block, std::int64_t variant) const {
+    if (task_.transposed || end_of(variant) >= task_.rows) return {};
     const std::int64_t row_words = ceil_div(task_.inner, 32);
-    const std::uint32_t* words = task_.words + (variant * task_.outer + block.column) * row_words + block.element / 32;
-    const std::int64_t count = ceil_div(block.elements, 32);
-    for (std::int64_t i = 0; i < block.columns; ++i, words += row_words) {
-      __builtin_prefetch(words, 0, 2);
-      __builtin_prefetch(words + count - 1, 0, 2);
-    }
+    const std::uint32_t* words = task_.words + ((variant + 1) * task_.outer + block.column) * row_words;
+    return Region(words + block.element / 32, 4 * row_words, block.columns, 4 * ceil_div(block.elements, 32));
   }
 
   void kept_of_columns(std::int64_t variant, const Part& part, Bits* kept) const {

@@ -19,6 +19,7 @@ struct Floats {
   static constexpr std::int64_t step_size = 1;
 
   static Vec load_step(const float* address) { return load(address); }
+  static void store_step(float* address, Vec w) { store(address, w); }
   static Vec broadcast_step(const float* address) { return broadcast(*address); }
   static Vec multiply_add_step(Vec x, Vec w, Vec sum) { return multiply_add(x, w, sum); }
 
@@ -59,6 +60,7 @@ struct Pairs {
   static constexpr std::int64_t step_size = 2;
 
   static Vec load_step(const bfloat16* address) { return _mm512_loadu_ps(address); }
+  static void store_step(bfloat16* address, Vec w) { _mm512_storeu_ps(address, w); }
   static Vec broadcast_step(const bfloat16* address) {
     float pair;
     std::memcpy(&pair, address, sizeof pair);

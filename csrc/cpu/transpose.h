@@ -46,12 +46,65 @@ void transpose_eight_rows(const std::uint8_t* source, std::int64_t stride, int c
 
 #endif
 
+#if defined(__AVX512F__)
+
+// target[c][r] = word c of row r, for r below 16 and c below count (16 at most): whole cache lines of the source at a time.
+void transpose_sixteen_rows(const std::uint8_t* source, std::int64_t stride, int count, std::uint32_t* target) {
+  const auto there = static_cast<__mmask16>((1u << count) - 1);
+  __m512i row[16], pair[16], quad[16], half[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) row[r] = _mm512_maskz_loadu_epi32(there, source + r * stride);
+#pragma GCC unroll 8
+  for (int r = 0; r < 16; r += 2) {
+    pair[r] = _mm512_unpacklo_epi32(row[r], row[r + 1]);
+    pair[r + 1] = _mm512_unpackhi_epi32(row[r], row[r + 1]);
+  }
+  // quad[4 * i + c]: of each quarter, column c of rows 4 * i up to 4 * i + 4.
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    quad[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 2]);
+    quad[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 2]);
+    quad[i + 2] = _mm512_unpacklo_epi64(pair[i + 1], pair[i + 3]);
+    quad[i + 3] = _mm512_unpackhi_epi64(pair[i + 1], pair[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    half[c] = _mm512_shuffle_i32x4(quad[c], quad[4 + c], 0x88);
+    half[4 + c] = _mm512_shuffle_i32x4(quad[c], quad[4 + c], 0xdd);
+    half[8 + c] = _mm512_shuffle_i32x4(quad[8 + c], quad[12 + c], 0x88);
+    half[12 + c] = _mm512_shuffle_i32x4(quad[8 + c], quad[12 + c], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512i columns[4] = {_mm512_shuffle_i32x4(half[c], half[8 + c], 0x88),
+                                _mm512_shuffle_i32x4(half[4 + c], half[12 + c], 0x88),
+                                _mm512_shuffle_i32x4(half[c], half[8 + c], 0xdd),
+                                _mm512_shuffle_i32x4(half[4 + c], half[12 + c], 0xdd)};
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      if (4 * q + c < count) _mm512_storeu_si512(target + 32 * (4 * q + c), columns[q]);
+    }
+  }
+}
+
+#endif
+
 // target[c][r] = word c of row r of the source, for r below 32 and c below ceil(bytes / 4). Rows are stride bytes apart
 // and bytes long; what does not exist of a last word, and rows from `rows` on, are zero.
 [[maybe_unused]] void transpose_words(const std::uint8_t* source, std::int64_t stride, std::int64_t rows,
                                       std::int64_t bytes, std::uint32_t* target) {
   const std::int64_t words = (bytes + 3) / 4, whole = bytes / 4;
   if (rows < 32) std::memset(target, 0, static_cast<std::size_t>(words * 32 * 4));
+#if defined(__AVX512F__)
+  if (rows == 32 && whole == words) {
+    for (std::int64_t c = 0; c < words; c += 16) {
+      const int count = words - c < 16 ? static_cast<int>(words - c) : 16;
+      transpose_sixteen_rows(source + 4 * c, stride, count, target + 32 * c);
+      transpose_sixteen_rows(source + 16 * stride + 4 * c, stride, count, target + 32 * c + 16);
+    }
+    return;
+  }
+#endif
   for (std::int64_t r = 0; r < rows; r += 8) {
     const std::int64_t together = r + 8 <= rows ? whole : 0;
     for (std::int64_t c = 0; c < together; c += 4) {
