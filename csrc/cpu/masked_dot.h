@@ -21,6 +21,12 @@ struct Along<float> {
   static constexpr bool exists = true;
   using Mask = __mmask16;
   static constexpr int width = 16;
+  // Compilers take the way through a general register, which occupies the ports of the multiplications for longer.
+  static Mask load_mask(const std::uint8_t* address) {
+    Mask mask;
+    asm("kmovw %1, %0" : "=k"(mask) : "m"(*reinterpret_cast<const Mask*>(address)));
+    return mask;
+  }
   static Vec load_kept(const float* address, Mask keep) { return _mm512_maskz_loadu_ps(keep, address); }
   static Vec load_all(const float* address) { return _mm512_loadu_ps(address); }
   static Vec add_product(Vec x, Vec w, Vec sum) { return _mm512_fmadd_ps(x, w, sum); }
@@ -33,6 +39,11 @@ struct Along<bfloat16> {
   static constexpr bool exists = true;
   using Mask = __mmask32;
   static constexpr int width = 32;
+  static Mask load_mask(const std::uint8_t* address) {
+    Mask mask;
+    asm("kmovd %1, %0" : "=k"(mask) : "m"(*reinterpret_cast<const Mask*>(address)));
+    return mask;
+  }
   static Vec load_kept(const bfloat16* address, Mask keep) {
     return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(keep, address));
   }
@@ -135,8 +146,7 @@ class DotTile {
   __attribute__((always_inline)) static void add_vector(const Dot<Input>& task, std::int64_t first, std::int64_t i, Mask there,
                          const std::uint32_t (&keep)[outputs * variants][dot_words], Vec (&sum)[sums]) {
     const auto kept = [&](int row) {
-      Mask mask;
-      std::memcpy(&mask, reinterpret_cast<const std::uint8_t*>(keep[row]) + i / 8, sizeof mask);
+      const Mask mask = Part::load_mask(reinterpret_cast<const std::uint8_t*>(keep[row]) + i / 8);
       return static_cast<Mask>(tail ? mask & there : mask);
     };
     const Input* weight = task.weight + first + i;
@@ -188,7 +198,7 @@ class MaskedDot {
   // Panels win with more rows, which share what it costs to pack them and to turn their bits around; the more so the
   // shorter the sums are, as the lanes of each have to be added up here.
   static bool suits(const MaskedLinear& task) {
-    const std::int64_t most_rows = task.inner < 1024 ? 8 : 16;
+    const std::int64_t most_rows = task.inner < 512 ? 4 : task.inner < 2048 ? 8 : 16;
     return !task.transposed && task.factors == nullptr && task.variant_rows <= most_rows;
   }
 
