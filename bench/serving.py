@@ -220,7 +220,7 @@ def plot(figures: dict[str, Any]) -> bytes:
             values = [1000 * entry[key] for entry in own]
             right.plot(rates, values, style, color=f"C{number}", marker="o", label=f"{contender}, {key}")
     right.set(xlabel="requests per second", ylabel="milliseconds", yscale="log", title="from request to picture")
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
