@@ -36,6 +36,7 @@ from .schema import (
     image_request,
 )
 from .server import Server
+from .thread_pool import release_thread_pool
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
@@ -49,6 +50,7 @@ def make_app(server: Server) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        release_thread_pool()  # of the event loop's thread, which has loaded the model; `start` runs in another
         await asyncio.to_thread(server.start)
         try:
             yield

@@ -15,6 +15,8 @@ from .arguments import ServerArguments, Words
 
 EXTRA = "ray-serve"
 NAME = "cad-fast"
+# Arguments that Ray's autoscaling_config takes under the same names, where they are given.
+SCALING = ("target_ongoing_requests", "upscale_delay_s", "downscale_delay_s", "look_back_period_s")
 # Requests beside those for pictures, such as health and metrics, that one replica may answer at once.
 SMALL_REQUESTS = 16
 
@@ -22,15 +24,20 @@ SMALL_REQUESTS = 16
 class RayArguments(ServerArguments):
     """The arguments of a server, and how many of it.
 
-    ``replicas``: so many; the number at the start where ``max_replicas`` lets Ray scale, between ``min_replicas`` (the
-    same number by default) and it, so that a replica has about ``target_ongoing_requests`` (by default as many as fill
-    its batch). ``num_cpus`` (threads of torch, too) and ``num_gpus`` are what a replica takes of its machine.
+    ``replicas``: so many; the number at the start where ``max_replicas`` lets Ray scale, between ``min_replicas`` (each
+    is by default the other) and it, so that a replica has about ``target_ongoing_requests`` (by default as many as fill
+    its batch). ``upscale_delay_s``, ``downscale_delay_s``: for how many seconds requests must be too many, or too few,
+    before Ray starts or ends replicas; ``look_back_period_s``: of how many their mean is taken (Ray's defaults: 30, 600
+    and 30). ``num_cpus`` (threads of torch, too) and ``num_gpus`` are what a replica takes of its machine.
     """
 
     replicas: Annotated[int, Field(ge=1)] = 1
     min_replicas: Annotated[int, Field(ge=0)] | None = None
     max_replicas: Annotated[int, Field(ge=1)] | None = None
     target_ongoing_requests: Annotated[float, Field(gt=0)] | None = None
+    upscale_delay_s: Annotated[float, Field(ge=0)] | None = None
+    downscale_delay_s: Annotated[float, Field(ge=0)] | None = None
+    look_back_period_s: Annotated[float, Field(gt=0)] | None = None
     num_cpus: Annotated[float, Field(ge=0)] = 1
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     # Ray's proxy listens on loopback by default: it then answers to loopback's names alone.
@@ -119,23 +126,37 @@ def deployment_options(arguments: RayArguments) -> dict[str, Any]:
         "user_config": EditState().model_dump(),
     }
     if arguments.max_replicas is None:
-        for name in ("min_replicas", "target_ongoing_requests"):
+        for name in ("min_replicas", *SCALING):
             if getattr(arguments, name) is not None:
                 raise ValueError(f"{name} is given without max_replicas, which is what turns scaling on")
         return {**options, "num_replicas": arguments.replicas}
-    least = arguments.replicas if arguments.min_replicas is None else arguments.min_replicas
-    if not least <= arguments.replicas <= arguments.max_replicas:
-        raise ValueError(
-            f"replicas is {arguments.replicas}, expected it from min_replicas ({least}) to max_replicas "
-            f"({arguments.max_replicas})"
-        )
+    return {**options, "autoscaling_config": _scaling(arguments, taken=most)}
+
+
+def _scaling(arguments: RayArguments, taken: int) -> dict[str, Any]:
+    least, first, most = arguments.min_replicas, arguments.replicas, arguments.max_replicas
+    if least is None:
+        least = first
+    elif "replicas" not in arguments.model_fields_set:
+        first = max(1, least)
+    if arguments.min_replicas is not None and least > most:
+        raise ValueError(f"min_replicas is {least}, expected at most max_replicas ({most})")
+    if not least <= first <= most:
+        raise ValueError(f"replicas is {first}, expected it from min_replicas ({least}) to max_replicas ({most})")
+    given = {name: value for name in SCALING if (value := getattr(arguments, name)) is not None}
     scaling = {
         "min_replicas": least,
-        "initial_replicas": arguments.replicas,
-        "max_replicas": arguments.max_replicas,
-        "target_ongoing_requests": arguments.target_ongoing_requests or batch,
+        "initial_replicas": first,
+        "max_replicas": most,
+        "target_ongoing_requests": arguments.max_batch_size,
+        **given,
     }
-    return {**options, "autoscaling_config": scaling}
+    target = scaling["target_ongoing_requests"]
+    if target > taken:
+        raise ValueError(
+            f"target_ongoing_requests is {target:g}, expected at most {taken}, as many as a replica takes at once"
+        )
+    return scaling
 
 
 def make_replica_app(values: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 import sys
+import time
 import types
 
 import httpx
@@ -53,6 +54,17 @@ def test_options() -> None:
         "max_replicas": 4,
         "target_ongoing_requests": 8,
     }
+    given = {
+        "target_ongoing_requests": 1.5,
+        "upscale_delay_s": 0.0,
+        "downscale_delay_s": 60.0,
+        "look_back_period_s": 5.0,
+    }
+    text = {name: str(value) for name, value in given.items()}
+    words = RayArguments.of({"model": "a", "min_replicas": "2", "max_replicas": "4", **text})
+    for arguments in (words, words.with_whole_paths()):
+        scaling = deployment_options(arguments)["autoscaling_config"]
+        assert scaling == {"min_replicas": 2, "initial_replicas": 2, "max_replicas": 4, **given}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +72,12 @@ def test_options() -> None:
     [
         ({"min_replicas": 1}, "min_replicas is given without max_replicas"),
         ({"target_ongoing_requests": 1}, "target_ongoing_requests is given without max_replicas"),
+        ({"upscale_delay_s": 0}, "upscale_delay_s is given without max_replicas"),
+        ({"min_replicas": 5, "max_replicas": 4}, r"min_replicas is 5, expected at most max_replicas \(4\)"),
+        (
+            {"max_replicas": 4, "max_batch_size": 4, "max_queue": 10, "target_ongoing_requests": 31},
+            "target_ongoing_requests is 31, expected at most 30, as many as a replica takes at once",
+        ),
         (
             {"replicas": 5, "max_replicas": 4},
             r"replicas is 5, expected it from min_replicas \(5\) to max_replicas \(4\)",
@@ -137,34 +155,42 @@ def test_metrics_carry_the_replica() -> None:
     assert '\ncad_fast_requests_total{outcome="ok",replica="abc"} 1.0\n' in marked
 
 
-def serves_with_ray() -> str | None:
-    """Why Ray Serve cannot run here, or None."""
+@pytest.fixture
+def ray_port():
+    """A free port for Ray's proxy; the cluster that the test starts ends with it, also when it fails."""
     try:
-        import ray.serve  # noqa: F401
+        import ray
+        from ray import serve
     except ImportError as error:
-        return f"Ray Serve is not installed: {error}"
-    return None
+        pytest.skip(f"Ray Serve is not installed: {error}")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    yield port
+    try:
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def start_ray(num_cpus: int) -> None:
+    import ray
+
+    ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
 
 
 @pytest.mark.slow
-def test_two_replicas_and_one_that_dies(tmp_path) -> None:
+def test_two_replicas_and_one_that_dies(tmp_path, ray_port) -> None:
     """Mixed edits through OpenAI's client; pictures are as drawn alone, also those asked for as a replica is killed."""
-    reason = serves_with_ray()
-    if reason:
-        pytest.skip(reason)
     import openai
     import ray
-    from ray import serve
 
     pipeline = zoo.load()
     pipeline.set_progress_bar_config(disable=True)
     edits = [random_edit(pipeline, f"edit{i}", i, 0.01) for i in range(3)]
     for edit in edits:
         edit.save_pretrained(tmp_path / edit.name)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    url = f"http://127.0.0.1:{ray_port}"
+    start_ray(num_cpus=3)
     steps, guidance = 6, 3.0
     arguments = {"model": "zoo:emoji", "edit_dir": str(tmp_path), "steps": steps, "guidance_scale": guidance}
     alone = Alone(pipeline)
@@ -203,12 +229,127 @@ def test_two_replicas_and_one_that_dies(tmp_path) -> None:
         await asyncio.gather(*waiting)
 
     drawn: list = []
-    try:
-        ray_serve.deploy(RayArguments(**arguments, replicas=2, max_batch_size=4), port=port)
-        run(go(), 300)
-        for picture, job in drawn:
-            assert distance(picture, alone.draw(job)) <= 2 * ROUNDING
-        assert len(drawn) == 48
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    ray_serve.deploy(RayArguments(**arguments, replicas=2, max_batch_size=4), port=ray_port)
+    run(go(), 300)
+    for picture, job in drawn:
+        assert distance(picture, alone.draw(job)) <= 2 * ROUNDING
+    assert len(drawn) == 48
+
+
+class Load:
+    """Requests for the same few pictures, again and again; every answer must be 200, none is asked for twice."""
+
+    def __init__(self, url: str, bodies: list[dict]) -> None:
+        self.url, self.bodies = url, bodies
+        self.drawn: list[tuple[int, str]] = []  # (number of the body, PNG in base64)
+        self.pictures: dict[str, float] = {}  # drawn by each replica, as last seen
+        self.most_running = 0
+        self.begun = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    async def ask_until(self, over: asyncio.Event, first: int, pause: float = 0.0) -> None:
+        async with httpx.AsyncClient(timeout=120) as http:
+            number = first
+            while not over.is_set():
+                which = number % len(self.bodies)
+                answer = await http.post(f"{self.url}/v1/images/generations", json=self.bodies[which])
+                assert answer.status_code == 200, answer.text
+                self.drawn.append((which, answer.json()["data"][0]["b64_json"]))
+                number += 1
+                await asyncio.sleep(pause)
+
+    async def watch(self) -> int:
+        """Look at the pictures of the replica that happens to be asked, and return how many replicas run."""
+        async with httpx.AsyncClient(timeout=30) as http:
+            text = (await http.get(f"{self.url}/metrics")).text
+        for replica, count in re.findall(r'pictures_total\{replica="(\w+)"\} ([\d.e+]+)', text):
+            self.pictures[replica] = float(count)
+        if len(self.pictures) == 2:
+            self.seconds.setdefault("the second replica answers", time.monotonic() - self.begun)
+        running = await asyncio.to_thread(replicas_running)
+        self.most_running = max(self.most_running, running)
+        return running
+
+    async def while_asked(self, clients: int, until, what: str, seconds: float, pause: float = 0.0) -> None:
+        """Ask from so many clients until ``until(replicas that run)`` holds, or fail."""
+        over, self.begun = asyncio.Event(), time.monotonic()
+        asking = [asyncio.ensure_future(self.ask_until(over, i, pause)) for i in range(clients)]
+        try:
+            while not until(await self.watch()):
+                assert time.monotonic() - self.begun < seconds, f"{what}: not in {seconds} s; pictures {self.pictures}"
+                for each in asking:
+                    if each.done():
+                        each.result()
+                await asyncio.sleep(0.2)
+            self.seconds[what] = time.monotonic() - self.begun
+        finally:
+            over.set()
+            await asyncio.gather(*asking)
+
+
+def replicas_running() -> int:
+    """Replicas that Ray has, those that it is still starting or ending left out."""
+    from ray import serve
+
+    (state,) = serve.status().applications[ray_serve.NAME].deployments.values()
+    return int(state.replica_states.get("RUNNING", 0))
+
+
+@pytest.mark.slow
+def test_replicas_come_and_go_with_the_load(tmp_path, ray_port, monkeypatch) -> None:
+    """No request fails while Ray adds a replica and takes it away; pictures are as drawn alone, whoever draws them."""
+    # How often Ray's proxy tells how many requests it has; the default of 10 s would have the test wait.
+    monkeypatch.setenv("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
+    pipeline = zoo.load()
+    pipeline.set_progress_bar_config(disable=True)
+    edits = [random_edit(pipeline, f"edit{i}", i, 0.01) for i in range(3)]
+    for edit in edits:
+        edit.save_pretrained(tmp_path / edit.name)
+    sampling = {"num_inference_steps": 6, "guidance_scale": 3.0}
+    jobs = []
+    for number in range(7):
+        uses = (RequestedEdit(edits[number % 3], (1.0, -1.0)[number % 2]),) if number % 4 else ()
+        jobs.append(Job("", "a car in noto style", seed=number, arguments=sampling, edits=uses))
+    bodies = [
+        {
+            "prompt": job.prompt,
+            "seed": job.seed,
+            "edits": [{"name": use.edit.name, "strength": use.strength} for use in job.edits],
+            **sampling,
+        }
+        for job in jobs
+    ]
+    scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2}
+    delays = {"upscale_delay_s": 1, "downscale_delay_s": 3, "look_back_period_s": 10.5}
+    start_ray(num_cpus=2)
+    arguments = RayArguments(
+        model="zoo:emoji", edit_dir=str(tmp_path), max_batch_size=4, num_cpus=0.5, **scaling, **delays
+    )
+    ray_serve.deploy(arguments, port=ray_port)
+    load = Load(f"http://127.0.0.1:{ray_port}", bodies)
+
+    def both_draw(running: int) -> bool:
+        return len(load.pictures) == 2 and min(load.pictures.values()) > 2 * len(bodies)
+
+    async def go() -> None:
+        assert await load.watch() == 1, "it starts with one"
+        before = sum(load.pictures.values())
+        await load.while_asked(8, both_draw, "both replicas draw", 150)
+        assert load.most_running == 2
+        assert sum(load.pictures.values()) - before <= len(load.drawn) + 1, "the second one's warm-up is no request"
+        await load.while_asked(1, lambda running: running == 1, "one replica is left", 90, pause=0.3)
+        load.pictures.clear()
+        enough = len(load.drawn) + len(bodies)
+        await load.while_asked(1, lambda running: len(load.drawn) >= enough, "one replica draws on", 60)
+        assert len(load.pictures) == 1 and load.most_running == 2
+
+    run(go(), 320)
+    alone = Alone(pipeline)
+    expected = [alone.draw(job) for job in jobs]
+    drawn = {(which, text): decoded(text) for which, text in load.drawn}
+    assert {which for which, _ in drawn} == set(range(len(jobs)))
+    for (which, _), picture in drawn.items():
+        assert distance(picture, expected[which]) <= 2 * ROUNDING
+    for number, one in enumerate(expected):
+        assert all(distance(one, another) > 4 * ROUNDING for another in expected[:number]), "which tells them apart"
+    print({"answers": len(load.drawn), "pictures that differ": len(drawn), "seconds": load.seconds})
