@@ -1,0 +1,243 @@
+"""Scores and how J bends besides, from gradients of single rows at randomly ablated networks.
+
+Under a random ablation the denoiser's output moves by d, and J, a squared distance, by c . d + d^T A d / 2. Scores
+predict the first part. The second is what is left unexplained where J is concerned with few rows: it varies from
+ablation to ablation, and no sum over components says how.
+
+Of every recorded row, some networks under random ablations j are run forward and backward. Their outputs o_j span the
+directions in which ablations move that row; the gradient of J there is the cotangent c_j, pulled back to the weights, so
+that the differences of the gradients predict d^T A (o_j - o) for any ablation, and with them
+
+    d^T A d / 2  ~  q^T (M + ridge)^-1 M (M + ridge)^-1 q / 2,   q_j = d^T A (o_j - o),   M_jk = (o_j - o)^T A (o_k - o),
+
+the part of d that lies in their span (Nystroem's approximation of the curvature). Rows have few directions each, which
+is why they are kept apart, and rows of large J more networks: their J varies most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..ablation import Ablation
+from ..components import ComponentSpace
+from ..objectives import Objective
+from ..recording_data import Recording
+from .curvature import Curvature, strongest
+from .draws import Drawn, parts_of
+from .gradient import only_gradients_of
+from .passes import gather
+from .row_gradients import row_gradients
+from .store import RunState
+
+# Directions whose size is below the mean count less: they are mostly noise of the gradients.
+RIDGE = 0.3
+FEWEST_NETWORKS = 3
+# No row gets more than so many times the mean number of networks.
+MOST_OF_MEAN = 4
+# How much further J bends than the found directions say, as J of the passes shows it: kept within these.
+STRETCH = (1.0, 3.0)
+# Directions are thinned out when there are so many times more than are to be kept.
+_THIN_AT = 3
+
+
+@dataclass(frozen=True)
+class SecondOrderPlan:
+    """Which rows are run at how many networks: ``places`` (call, row), how many ``networks`` each has, and the passes.
+
+    ``passes`` hold (number of the place, of its network), place by place.
+    """
+
+    places: list[tuple[int, int]]
+    networks: list[int]
+    passes: list[list[tuple[int, int]]]
+
+    @property
+    def rows(self) -> int:
+        """Rows through the denoiser, forward."""
+        return sum(self.networks)
+
+    @classmethod
+    def of(cls, recording: Recording, objective: Objective, mean: int, rows_per_pass: int) -> SecondOrderPlan:
+        """``mean`` networks per row: a fifth as many for each, and the rest shared out by J of the row's call.
+
+        Raises ValueError when mean or rows_per_pass is too small, or the recording lacks what the objective needs.
+        """
+        if mean < FEWEST_NETWORKS:
+            raise ValueError(f"networks is {mean}, expected at least {FEWEST_NETWORKS}")
+        if rows_per_pass < 1:
+            raise ValueError(f"rows_per_pass is {rows_per_pass}, expected at least 1")
+        if objective.both_branches:
+            raise ValueError(f"second_order: {objective.name} moves both branches; use method='ablated_gradient'")
+        objective.check(recording)
+        places, sizes = [], []
+        for number, call in enumerate(recording.calls):
+            if objective.active(call):
+                size = 1.0 if call.output is None else float(objective(call.output, call).double().abs().mean())
+                places += [(number, row) for row in range(call.rows)]
+                sizes += [size] * call.rows
+        least = max(FEWEST_NETWORKS, mean // 5)
+        total = sum(sizes) or 1.0
+        shared = (mean - least) * len(places)
+        networks = [min(MOST_OF_MEAN * mean, least + int(shared * size / total)) for size in sizes]
+        pairs = [(place, network) for place, count in enumerate(networks) for network in range(count)]
+        return cls(places, networks, [pairs[at : at + rows_per_pass] for at in range(0, len(pairs), rows_per_pass)])
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """``values`` float32 [n], the mean gradients; the curvature; by how much it was stretched to fit the passes."""
+
+    values: Tensor
+    curvature: Curvature
+    stretch: float
+
+
+def second_order_scores(
+    denoiser: nn.Module,
+    recording: Recording,
+    objective: Objective,
+    space: ComponentSpace,
+    *,
+    fraction: float = 0.05,
+    networks: int = 20,
+    directions: int = 128,
+    seed: int = 0,
+    rows_per_pass: int = 32,
+    state: RunState | None = None,
+    progress: bool = True,
+) -> SecondOrder:
+    """Scores of single weights and ``directions`` of curvature, from ``networks`` ablated networks per row on average.
+
+    Cost: forward and backward passes of at most ``networks`` times the recording's rows. Memory: the gradients of one
+    row's networks, and up to three times the directions, float32 [n] each.
+    Raises ValueError for other kinds than weights, objectives that move both branches, or options out of range.
+    """
+    if space.kind != "weight":
+        raise ValueError(f"second_order is for kind 'weight', not {space.kind!r}: use method='ablated_gradient'")
+    if directions < 1:
+        raise ValueError(f"directions is {directions}, expected at least 1")
+    plan = SecondOrderPlan.of(recording, objective, networks, rows_per_pass)
+    parts = parts_of(fraction, space.n)
+    drawn = [_networks(plan, place, space.n, fraction, seed) for place in range(len(plan.places))]
+    state = state or RunState(None, {}, resume=False)
+    sums = _RowSums(space.n, 1 / parts, directions, next(iter(space.modules(denoiser).values())).weight, state.sums)
+    bar = tqdm(total=len(plan.passes), initial=state.done, desc="second order", unit="pass", disable=not progress)
+    with bar, only_gradients_of(denoiser, []):
+        for number in range(state.done, len(plan.passes)):
+            pairs = plan.passes[number]
+            call = gather(recording, _pieces(plan, pairs))
+            found = row_gradients(denoiser, objective, space, call, [drawn[place][which] for place, which in pairs])
+            for at, end in _runs(pairs):
+                place, last = pairs[end - 1]
+                sums.add(*(part[at:end] for part in found))
+                if last == plan.networks[place] - 1:
+                    sums.close(drawn[place])
+            state.update(number + 1, sums.tensors)
+            bar.update()
+    return sums.result(len(plan.places))
+
+
+def _networks(plan: SecondOrderPlan, place: int, n: int, fraction: float, seed: int) -> Drawn:
+    """The ablations that a place is run under: the same at every timestep, others for every picture."""
+    whole = -(-max(plan.networks) // parts_of(fraction, n))
+    return Drawn("partitions", n, fraction, seed + plan.places[place][1] * whole, plan.networks[place])
+
+
+def _runs(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where the pairs of one place begin and end, place by place."""
+    starts = [at for at, (place, _) in enumerate(pairs) if at == 0 or pairs[at - 1][0] != place]
+    return list(zip(starts, [*starts[1:], len(pairs)], strict=True))
+
+
+def _pieces(plan: SecondOrderPlan, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, list[int]]]:
+    pieces = []
+    for at, end in _runs(pairs):
+        call, row = plan.places[pairs[at][0]]
+        pieces.append((call, [row] * (end - at)))
+    return pieces
+
+
+class _RowSums:
+    """What is known after so many passes, as ``tensors`` float32: of finished rows, and of the row at hand.
+
+    "alpha" [n], "directions" [K, n] and "weights" [K]; "calibration" [2], the covariance of predicted with measured
+    bending and the variance of the predicted; "gradients" [m, n], "outputs" and "cotangents" [m, elements], "j" [m].
+    """
+
+    OF_ROW = ("gradients", "outputs", "cotangents", "j")
+
+    def __init__(self, n: int, fraction: float, keep: int, like: Tensor, before: dict[str, Tensor]) -> None:
+        self.fraction, self.keep = fraction, keep
+        made = {"alpha": torch.zeros(n), "directions": torch.zeros(0, n), "weights": torch.zeros(0)}
+        made |= {"calibration": torch.zeros(2), **{name: torch.zeros(0) for name in self.OF_ROW}}
+        self.tensors = {name: before.get(name, tensor).to(like.device) for name, tensor in made.items()}
+
+    def add(self, *found: Tensor) -> None:
+        """Gradients, outputs, cotangents and J of further networks of the row at hand."""
+        for name, part in zip(self.OF_ROW, found, strict=True):
+            before = self.tensors[name]
+            self.tensors[name] = torch.cat([before, part]) if before.numel() else part.clone()
+
+    def close(self, networks: Sequence[Ablation]) -> None:
+        """The row at hand has seen these networks, all of its own."""
+        gradients, outputs, cotangents, _ = (self.tensors[name] for name in self.OF_ROW)
+        self.tensors["alpha"] += gradients.mean(0)
+        self.tensors["calibration"] += self._calibration(networks).float().to(gradients.device)
+        vectors, weights = bending(outputs, cotangents)
+        size = weights.abs().sqrt()
+        new = (size[:, None] * vectors.T) @ (gradients - gradients.mean(0))
+        self.tensors["directions"] = torch.cat([self.tensors["directions"], new])
+        self.tensors["weights"] = torch.cat([self.tensors["weights"], weights.sign()])
+        for name in self.OF_ROW:
+            self.tensors[name] = torch.zeros(0)
+        if len(self.tensors["weights"]) > _THIN_AT * self.keep:
+            self._thin()
+
+    def _thin(self) -> None:
+        found, weights = strongest(self.tensors["directions"], self.tensors["weights"], self.keep)
+        self.tensors["directions"] = weights.abs().sqrt()[:, None] * found
+        self.tensors["weights"] = weights.sign()
+
+    def _calibration(self, networks: Sequence[Ablation]) -> Tensor:
+        """What the others' gradients leave of every network's J, on how they say it bends: covariance and variance."""
+        gradients, outputs, cotangents, j = (self.tensors[name] for name in self.OF_ROW)
+        mean = self.fraction * gradients.sum(1)
+        predicted, measured = [], []
+        for number, own in enumerate(networks):
+            others = torch.arange(len(j), device=j.device) != number
+            vectors, weights = bending(outputs[others], cotangents[others])
+            along = (gradients[:, own.indices.to(j.device)].sum(1) - mean)[others]
+            predicted.append(float((weights * (vectors.T @ (along - along.mean())).square()).sum()))
+            measured.append(float(j[number] - j[others].mean() + along.mean()))
+        of_predicted, of_measured = torch.tensor(predicted).double(), torch.tensor(measured).double()
+        of_predicted, of_measured = of_predicted - of_predicted.mean(), of_measured - of_measured.mean()
+        return torch.stack([of_predicted @ of_measured, of_predicted @ of_predicted])
+
+    def result(self, rows: int) -> SecondOrder:
+        """What the finished rows, so many, say."""
+        covariance, variance = self.tensors["calibration"].double().tolist()
+        low, high = STRETCH
+        stretch = min(high, max(low, covariance / variance)) if variance > 0 else low
+        found, weights = strongest(self.tensors["directions"], self.tensors["weights"], self.keep)
+        curvature = Curvature.of(found, weights * stretch / rows, self.fraction)
+        return SecondOrder((self.tensors["alpha"] / rows).cpu(), curvature, stretch)
+
+
+def bending(outputs: Tensor, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+    """(vectors [m, m], weights [m]) such that J of a row bends by sum_k weights_k (vectors_k^T q)^2.
+
+    ``outputs`` and ``cotangents`` dJ / d(output), float32 [m, elements], of one row at m networks; q [m] is what the
+    gradients there, less their mean, predict for an ablation, less their own mean. Nothing bends where J is linear in
+    the output: the weights are 0.
+    """
+    moved, turned = (outputs - outputs.mean(0)).double(), (cotangents - cotangents.mean(0)).double()
+    products = moved @ turned.T
+    sizes, vectors = torch.linalg.eigh((products + products.T) / 2)
+    mean = sizes.abs().mean()
+    weights = torch.zeros_like(sizes) if float(mean) == 0 else sizes / (2 * (sizes.abs() + RIDGE * mean).square())
+    return vectors.float(), weights.float()
