@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ..ablation import Ablation
 from ..components import ComponentSpace
+from ..denoiser_calls import DenoiserCall
 from ..objectives import Objective
 from ..recording_data import Recording
 from .curvature import Curvature, strongest
@@ -40,7 +41,7 @@ FEWEST_NETWORKS = 3
 # No row gets more than so many times the mean number of networks.
 MOST_OF_MEAN = 4
 # How much further J bends than the found directions say, as J of the passes shows it: kept within these.
-STRETCH = (1.0, 3.0)
+STRETCH = (0.0, 3.0)
 # Directions are thinned out when there are so many times more than are to be kept.
 _THIN_AT = 3
 
@@ -49,7 +50,7 @@ _THIN_AT = 3
 class SecondOrderPlan:
     """Which rows are run at how many networks: ``places`` (call, row), how many ``networks`` each has, and the passes.
 
-    ``passes`` hold (number of the place, of its network), place by place.
+    Places go picture by picture. ``passes`` hold (number of the place, of its network), place by place.
     """
 
     places: list[tuple[int, int]]
@@ -74,18 +75,20 @@ class SecondOrderPlan:
         if objective.both_branches:
             raise ValueError(f"second_order: {objective.name} moves both branches; use method='ablated_gradient'")
         objective.check(recording)
-        places, sizes = [], []
-        for number, call in enumerate(recording.calls):
-            if objective.active(call):
-                size = 1.0 if call.output is None else float(objective(call.output, call).double().abs().mean())
-                places += [(number, row) for row in range(call.rows)]
-                sizes += [size] * call.rows
+        calls = [number for number, call in enumerate(recording.calls) if objective.active(call)]
+        places = [(number, row) for row in range(recording.n_rows) for number in calls]
+        size_of = {number: _size(recording.calls[number], objective) for number in calls}
+        sizes = [size_of[number] for number, _ in places]
         least = max(FEWEST_NETWORKS, mean // 5)
         total = sum(sizes) or 1.0
         shared = (mean - least) * len(places)
         networks = [min(MOST_OF_MEAN * mean, least + int(shared * size / total)) for size in sizes]
         pairs = [(place, network) for place, count in enumerate(networks) for network in range(count)]
         return cls(places, networks, [pairs[at : at + rows_per_pass] for at in range(0, len(pairs), rows_per_pass)])
+
+
+def _size(call: DenoiserCall, objective: Objective) -> float:
+    return 1.0 if call.output is None else float(objective(call.output, call).double().abs().mean())
 
 
 @dataclass(frozen=True)
@@ -123,29 +126,33 @@ def second_order_scores(
         raise ValueError(f"directions is {directions}, expected at least 1")
     plan = SecondOrderPlan.of(recording, objective, networks, rows_per_pass)
     parts = parts_of(fraction, space.n)
-    drawn = [_networks(plan, place, space.n, fraction, seed) for place in range(len(plan.places))]
+    drawn: dict[int, Sequence[Ablation]] = {}
     state = state or RunState(None, {}, resume=False)
     sums = _RowSums(space.n, 1 / parts, directions, next(iter(space.modules(denoiser).values())).weight, state.sums)
     bar = tqdm(total=len(plan.passes), initial=state.done, desc="second order", unit="pass", disable=not progress)
     with bar, only_gradients_of(denoiser, []):
         for number in range(state.done, len(plan.passes)):
             pairs = plan.passes[number]
+            pictures = {plan.places[place][1] for place, _ in pairs}
+            drawn = {row: drawn.get(row) or networks_of(plan, row, space.n, fraction, seed) for row in pictures}
+            group = [drawn[plan.places[place][1]][which] for place, which in pairs]
             call = gather(recording, _pieces(plan, pairs))
-            found = row_gradients(denoiser, objective, space, call, [drawn[place][which] for place, which in pairs])
+            found = row_gradients(denoiser, objective, space, call, group)
             for at, end in _runs(pairs):
                 place, last = pairs[end - 1]
                 sums.add(*(part[at:end] for part in found))
                 if last == plan.networks[place] - 1:
-                    sums.close(drawn[place])
-            state.update(number + 1, sums.tensors)
+                    sums.close(drawn[plan.places[place][1]][: last + 1])
+            state.update(number + 1, sums.tensors())
             bar.update()
     return sums.result(len(plan.places))
 
 
-def _networks(plan: SecondOrderPlan, place: int, n: int, fraction: float, seed: int) -> Drawn:
-    """The ablations that a place is run under: the same at every timestep, others for every picture."""
-    whole = -(-max(plan.networks) // parts_of(fraction, n))
-    return Drawn("partitions", n, fraction, seed + plan.places[place][1] * whole, plan.networks[place])
+def networks_of(plan: SecondOrderPlan, row: int, n: int, fraction: float, seed: int) -> list[Ablation]:
+    """The ablations that the rows of a picture are run under, the first so many of them; every picture has others."""
+    most = max(plan.networks)
+    partitions = -(-most // parts_of(fraction, n))
+    return list(Drawn("partitions", n, fraction, seed + row * partitions, most))
 
 
 def _runs(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -163,69 +170,94 @@ def _pieces(plan: SecondOrderPlan, pairs: Sequence[tuple[int, int]]) -> list[tup
 
 
 class _RowSums:
-    """What is known after so many passes, as ``tensors`` float32: of finished rows, and of the row at hand.
+    """What is known after so many passes: of finished rows, and of the row at hand.
 
-    "alpha" [n], "directions" [K, n] and "weights" [K]; "calibration" [2], the covariance of predicted with measured
-    bending and the variance of the predicted; "gradients" [m, n], "outputs" and "cotangents" [m, elements], "j" [m].
+    Tensors float32: ``alpha`` [n]; ``calibration`` [2], the covariance of predicted with measured bending and the
+    variance of the predicted; ``found``, a list of directions [k, n], whose ``signs`` are a list of [k]; and ``of_row``,
+    the gradients [m, n], outputs and cotangents [m, elements] and J [m] of the row at hand, in parts, per pass.
     """
 
     OF_ROW = ("gradients", "outputs", "cotangents", "j")
 
     def __init__(self, n: int, fraction: float, keep: int, like: Tensor, before: dict[str, Tensor]) -> None:
         self.fraction, self.keep = fraction, keep
-        made = {"alpha": torch.zeros(n), "directions": torch.zeros(0, n), "weights": torch.zeros(0)}
-        made |= {"calibration": torch.zeros(2), **{name: torch.zeros(0) for name in self.OF_ROW}}
-        self.tensors = {name: before.get(name, tensor).to(like.device) for name, tensor in made.items()}
+        before = {name: tensor.to(like.device) for name, tensor in before.items()}
+        self.alpha = before.get("alpha", torch.zeros(n, device=like.device))
+        self.calibration = before.get("calibration", torch.zeros(2, device=like.device))
+        self.found = _listed(before, "found")
+        self.signs = _listed(before, "signs")
+        self.of_row = {name: _listed(before, name) for name in self.OF_ROW}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, for ``RunState``."""
+        lists = {"found": self.found, "signs": self.signs, **self.of_row}
+        named = {f"{name} {number}": part for name, parts in lists.items() for number, part in enumerate(parts)}
+        return {"alpha": self.alpha, "calibration": self.calibration, **named}
 
     def add(self, *found: Tensor) -> None:
         """Gradients, outputs, cotangents and J of further networks of the row at hand."""
         for name, part in zip(self.OF_ROW, found, strict=True):
-            before = self.tensors[name]
-            self.tensors[name] = torch.cat([before, part]) if before.numel() else part.clone()
+            self.of_row[name].append(part.clone())
 
     def close(self, networks: Sequence[Ablation]) -> None:
         """The row at hand has seen these networks, all of its own."""
-        gradients, outputs, cotangents, _ = (self.tensors[name] for name in self.OF_ROW)
-        self.tensors["alpha"] += gradients.mean(0)
-        self.tensors["calibration"] += self._calibration(networks).float().to(gradients.device)
+        gradients, outputs, cotangents, j = (torch.cat(self.of_row[name]) for name in self.OF_ROW)
+        mean = gradients.mean(0)
+        self.alpha += mean
+        gradients -= mean
+        self.calibration += self._calibration(networks, gradients, mean, outputs, cotangents, j)
         vectors, weights = bending(outputs, cotangents)
-        size = weights.abs().sqrt()
-        new = (size[:, None] * vectors.T) @ (gradients - gradients.mean(0))
-        self.tensors["directions"] = torch.cat([self.tensors["directions"], new])
-        self.tensors["weights"] = torch.cat([self.tensors["weights"], weights.sign()])
-        for name in self.OF_ROW:
-            self.tensors[name] = torch.zeros(0)
-        if len(self.tensors["weights"]) > _THIN_AT * self.keep:
-            self._thin()
+        self.found.append((weights.abs().sqrt()[:, None] * vectors.T) @ gradients)
+        self.signs.append(weights.sign())
+        self.of_row = {name: [] for name in self.OF_ROW}
+        if sum(map(len, self.signs)) > _THIN_AT * self.keep:
+            directions, weights = self._strongest()
+            self.found, self.signs = [weights.abs().sqrt()[:, None] * directions], [weights.sign()]
 
-    def _thin(self) -> None:
-        found, weights = strongest(self.tensors["directions"], self.tensors["weights"], self.keep)
-        self.tensors["directions"] = weights.abs().sqrt()[:, None] * found
-        self.tensors["weights"] = weights.sign()
+    def _strongest(self) -> tuple[Tensor, Tensor]:
+        return strongest(torch.cat(self.found), torch.cat(self.signs), self.keep)
 
-    def _calibration(self, networks: Sequence[Ablation]) -> Tensor:
-        """What the others' gradients leave of every network's J, on how they say it bends: covariance and variance."""
-        gradients, outputs, cotangents, j = (self.tensors[name] for name in self.OF_ROW)
-        mean = self.fraction * gradients.sum(1)
+    def _calibration(
+        self,
+        networks: Sequence[Ablation],
+        gradients: Tensor,
+        mean: Tensor,
+        outputs: Tensor,
+        cotangents: Tensor,
+        j: Tensor,
+    ) -> Tensor:
+        """What the others' gradients leave of every network's J, on how they say it bends: covariance and variance.
+
+        ``gradients`` [m, n] are less their ``mean`` [n].
+        """
+        removed = torch.stack([own.mask for own in networks]).to(gradients.device).float()
+        along = gradients @ removed.T - self.fraction * gradients.sum(1, keepdim=True)
+        shared = removed @ mean - self.fraction * mean.sum()
         predicted, measured = [], []
-        for number, own in enumerate(networks):
+        for number in range(len(j)):
             others = torch.arange(len(j), device=j.device) != number
             vectors, weights = bending(outputs[others], cotangents[others])
-            along = (gradients[:, own.indices.to(j.device)].sum(1) - mean)[others]
-            predicted.append(float((weights * (vectors.T @ (along - along.mean())).square()).sum()))
-            measured.append(float(j[number] - j[others].mean() + along.mean()))
-        of_predicted, of_measured = torch.tensor(predicted).double(), torch.tensor(measured).double()
+            own = along[others, number]
+            predicted.append((weights * (vectors.T @ (own - own.mean())).square()).sum())
+            measured.append(j[number] - j[others].mean() + own.mean() + shared[number])
+        of_predicted, of_measured = torch.stack(predicted), torch.stack(measured)
         of_predicted, of_measured = of_predicted - of_predicted.mean(), of_measured - of_measured.mean()
         return torch.stack([of_predicted @ of_measured, of_predicted @ of_predicted])
 
     def result(self, rows: int) -> SecondOrder:
         """What the finished rows, so many, say."""
-        covariance, variance = self.tensors["calibration"].double().tolist()
+        covariance, variance = self.calibration.double().tolist()
         low, high = STRETCH
         stretch = min(high, max(low, covariance / variance)) if variance > 0 else low
-        found, weights = strongest(self.tensors["directions"], self.tensors["weights"], self.keep)
-        curvature = Curvature.of(found, weights * stretch / rows, self.fraction)
-        return SecondOrder((self.tensors["alpha"] / rows).cpu(), curvature, stretch)
+        directions, weights = self._strongest()
+        curvature = Curvature.of(directions, weights * stretch / rows, self.fraction)
+        return SecondOrder((self.alpha / rows).cpu(), curvature, stretch)
+
+
+def _listed(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
+    """What was saved as "name 0", "name 1" and on."""
+    count = sum(key.rpartition(" ")[0] == name for key in tensors)
+    return [tensors[f"{name} {number}"] for number in range(count)]
 
 
 def bending(outputs: Tensor, cotangents: Tensor) -> tuple[Tensor, Tensor]:
