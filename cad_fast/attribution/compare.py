@@ -41,8 +41,8 @@ def compare_estimators(
     "method"; "row_evaluations" of the estimate: rows through the denoiser, those backward counted again; "seconds";
     "r" and its "interval" over ``holdout`` random ablations of ``fraction``, the same for all; and what the method
     knows of itself. The gradient; the ablated gradient with each of ``partitions``, and with one by the trapezoid rule;
-    for single weights the second order of as many rows as one; ridge on the first so many of one set of ``ablations``, alone and on the residual of the ablated gradient of one
-    partition.
+    for single weights the second order, of no more rows than one partition; ridge on the first so many of one set of
+    ``ablations``, alone and on the residual of the ablated gradient of one partition.
     Raises ValueError as ``Attributor`` does.
     """
     plain = Attributor(pipeline, objective, components)

@@ -72,7 +72,7 @@ def _tap(own: Tensor) -> Any:
 
 
 def _per_row(module: nn.Module, x: Tensor, grad: Tensor, variants: int) -> Tensor:
-    """weight * dJ/dweight of each variant, float32 [V, count], from its input and the gradient of its output."""
+    """What w * dJ/dw is for each variant, float32 [V, count], from its input and the gradient of its output."""
     weight = module.weight.detach().float()
     if isinstance(module, nn.Linear):
         inputs = x.reshape(variants, -1, x.shape[-1]).float()

@@ -44,7 +44,9 @@ def test_gradients_of_rows_are_those_of_ablated_copies(pipeline, recording, modu
         j = ConceptErasure()(output, own)
         gradients = torch.autograd.grad(j.sum(), [output, *weights], allow_unused=True)
         parts = [
-            torch.zeros(intact[entry.module].weight.numel()) if g is None else (g * intact[entry.module].weight).flatten()
+            torch.zeros(intact[entry.module].weight.numel())
+            if g is None
+            else (g * intact[entry.module].weight).flatten()
             for entry, g in zip(space, gradients[1:], strict=True)
         ]
         assert_close(found[0][row], torch.cat(parts).detach())
