@@ -26,7 +26,7 @@ from .recording import Recording, record, record_images, renoise, with_base
 # Options of the methods, and what else only some of them have.
 _OPTIONS: dict[str, tuple[Method, ...]] = {
     "partitions": ("ablated_gradient",),
-    "fraction": ("ablated_gradient", "regression"),
+    "fraction": ("ablated_gradient", "second_order", "regression"),
     "ablations": ("regression",),
     "solver": ("regression",),
     "draw": ("regression",),

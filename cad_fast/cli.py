@@ -13,7 +13,7 @@ from .version import __version__
 EXIT_CODES = "exit codes: 0 done, 1 a run failed, 2 wrong input or arguments, 130 interrupted"
 # Imported here, since the commands' modules import torch: `cad-fast --help` should answer at once.
 KINDS = ("weight", "neuron", "filter", "head")
-METHODS = ("gradient", "ablated_gradient", "regression", "exact", "sensitivity")
+METHODS = ("gradient", "ablated_gradient", "second_order", "regression", "exact", "sensitivity")
 SOLVERS = ("ols", "ridge", "lasso", "lsmr")
 DRAWS = ("partitions", "bernoulli")
 EXECUTORS = ("local", "ray")
@@ -80,7 +80,9 @@ def _add_attribute(commands: Any) -> None:
     )
     parser.add_argument("--partitions", type=int, help="ablated_gradient: at most so many partitions (default 1)")
     parser.add_argument(
-        "--fraction", type=float, help="ablated_gradient, regression: share of the components ablated (default 0.05)"
+        "--fraction",
+        type=float,
+        help="ablated_gradient, second_order, regression: share of the components ablated (default 0.05)",
     )
     parser.add_argument("--ablations", type=int, help="regression: at most so many ablations (default 1000)")
     parser.add_argument("--solver", choices=SOLVERS, help="regression: how to fit (default ridge)")

@@ -173,7 +173,7 @@ def test_attribute_on_a_ray_cluster(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--fraction", "0.1"], "--fraction goes with --method ablated_gradient or regression, here it is gradient"),
+        (["--fraction", "0.1"], "--fraction goes with --method ablated_gradient or second_order or regression"),
         (["--ablations", "9", "--method", "exact"], "--ablations goes with --method regression, here it is exact"),
         (
             ["--solver", "lsmr", "--kind", "neuron"],

@@ -39,6 +39,8 @@ class Attributor:
     - "gradient": first order at the intact network (CAD); one forward and backward pass of the recording;
     - "ablated_gradient": gradients at randomly ablated networks; 1 / ``fraction`` times that cost, several ablations
       per pass, and far closer to what ablations do;
+    - "second_order": as many rows, shared out by how much J there is, and from their gradients also how J bends: single
+      weights only, the predictions that come closest;
     - "regression": a linear fit of J on ``ablations`` random ablations (COAR), forward passes only;
     - "exact": each component ablated alone, for small component spaces;
     - "sensitivity": not an effect on J but how far a component's removal moves the output, for ``sensitivity`` of
@@ -123,7 +125,7 @@ class Attributor:
             }
             if stop_when is not None:
                 provenance["stop_when"] = watch.to_dict()
-            scores = Scores(estimate.values, self.space, provenance, estimate.standard_error)
+            scores = Scores(estimate.values, self.space, provenance, estimate.standard_error, estimate.curvature)
             if holdout:
                 checks = self.check(scores, recording, holdout, holdout_fractions, progress=progress)
                 provenance["trust"] = [check.to_dict() for check in checks]
@@ -163,7 +165,7 @@ class Attributor:
             raise ValueError(f"the scores are over {scores.space}, expected {self.space}")
         targets = {scores.concept: Target(self.objective, recording)}
         how = {"seed": seed, "rows_per_pass": rows_per_pass, "progress": progress}
-        return held_out(self.denoiser, targets, self.space, [scores.values], ablations, fractions, **how)[0]
+        return held_out(self.denoiser, targets, self.space, [scores], ablations, fractions, **how)[0]
 
     def measured(
         self, recording: Recording, ablations: Sequence[Ablation], *, rows_per_pass: int = 64, progress: bool = True

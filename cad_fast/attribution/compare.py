@@ -13,6 +13,7 @@ from ..components import ComponentSpace
 from ..objectives import Objective
 from ..recording_data import Recording
 from .attributor import Attributor
+from .curvature import Curvature
 from .held_out import HOLDOUT_SEED
 from .methods import parts_of
 from .scores import Scores
@@ -40,8 +41,8 @@ def compare_estimators(
     "method"; "row_evaluations" of the estimate: rows through the denoiser, those backward counted again; "seconds";
     "r" and its "interval" over ``holdout`` random ablations of ``fraction``, the same for all; and what the method
     knows of itself. The gradient; the ablated gradient with each of ``partitions``, and with one by the trapezoid rule;
-    ridge on the first so many of one set of ``ablations``, alone and on the residual of the ablated gradient of one
-    partition.
+    for single weights the second order, of no more rows than one partition; ridge on the first so many of one set of
+    ``ablations``, alone and on the residual of the ablated gradient of one partition.
     Raises ValueError as ``Attributor`` does.
     """
     plain = Attributor(pipeline, objective, components)
@@ -50,8 +51,10 @@ def compare_estimators(
     held_j = plain.measured(recording, held, progress=progress)
     points = []
 
-    def add(method: str, values: Tensor, rows: int, seconds: float, **facts: Any) -> None:
-        trust = Trust.of(predicted_change(values, held), held_j, fraction)
+    def add(
+        method: str, values: Tensor, rows: int, seconds: float, curvature: Curvature | None = None, **facts: Any
+    ) -> None:
+        trust = Trust.of(predicted_change(values, held, curvature), held_j, fraction)
         cost = {"row_evaluations": rows, "seconds": seconds}
         points.append({"method": method, **cost, "r": trust.pearson, "interval": list(trust.pearson_interval), **facts})
 
@@ -60,7 +63,9 @@ def compare_estimators(
         scores = attributor.run(recording, progress=progress)
         cost, facts = scores.provenance["cost"], scores.provenance["estimate"]
         times = facts.get("partitions", 0) * parts_of(fraction, space.n) or 1
-        add(name, scores.values, 2 * rows * times, cost["seconds"], passes=cost["backward_passes"], **facts)
+        through = facts.get("rows", rows * times)
+        what = (name, scores.values, 2 * through, cost["seconds"], scores.curvature)
+        add(*what, **{**facts, "passes": cost["backward_passes"]})
         return scores
 
     rows = sum(call.rows for call in recording.calls if plain.objective.active(call))
@@ -68,6 +73,8 @@ def compare_estimators(
     prior = run("ablated gradient", "ablated_gradient", fraction=fraction)
     before = points[-1]
     run("ablated gradient, trapezoid", "ablated_gradient", fraction=fraction, ablated_weight=0.5)
+    if space.kind == "weight":
+        run("second order", "second_order", fraction=fraction)
     for number in partitions:
         if number > 1:
             run("ablated gradient", "ablated_gradient", fraction=fraction, partitions=number)

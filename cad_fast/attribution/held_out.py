@@ -12,6 +12,7 @@ from ..ablation import Ablation
 from ..components import ComponentSpace
 from .measure import Measurer, Target, measure_all
 from .methods import Estimator, Method
+from .scores import Scores
 from .stop import StopWhen, Watch
 from .trust import FEWEST, Trust, correlation, predicted_change
 
@@ -34,7 +35,7 @@ def held_out(
     denoiser: nn.Module,
     targets: Mapping[str, Target],
     space: ComponentSpace,
-    values: Sequence[Tensor],
+    scores: Sequence[Scores],
     ablations: int,
     fractions: Sequence[float],
     *,
@@ -42,7 +43,7 @@ def held_out(
     rows_per_pass: int = ROWS_PER_PASS,
     **how: Any,
 ) -> list[list[Trust]]:
-    """Per target and fraction, how well its scores ``values``, float [n], predict J under so many fresh ablations.
+    """Per target and fraction, how well its scores predict J under so many fresh ablations.
 
     The targets share the passes. ``how``: progress, executor and workers as for ``measure_all``.
     Raises ValueError naming the concept whose J, or whose predictions, do not vary.
@@ -53,9 +54,9 @@ def held_out(
         first = HOLDOUT_SEED + seed * ablations
         drawn = [Ablation.random(space.n, fraction, first + number) for number in range(ablations)]
         measured = measure_all(measurer, drawn, **how)
-        for checks, name, own, j in zip(found, targets, values, measured, strict=True):
+        for checks, name, own, j in zip(found, targets, scores, measured, strict=True):
             try:
-                checks.append(Trust.of(predicted_change(own, drawn), j, fraction))
+                checks.append(Trust.of(predicted_change(own.values, drawn, own.curvature), j, fraction))
             except ValueError as error:
                 raise ValueError(f"the scores of {name!r} cannot be checked at {fraction:.0%}: {error}") from error
     return found

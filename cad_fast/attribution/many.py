@@ -87,8 +87,7 @@ def run_many(
             provenance |= _outcome(targets[name], estimate, cost, watch, number)
             found[name] = Scores(estimate.values, attributor.space, provenance, estimate.standard_error)
         if holdout:
-            values = [scores.values for scores in found.values()]
-            what = (attributor.denoiser, targets, attributor.space, values)
+            what = (attributor.denoiser, targets, attributor.space, list(found.values()))
             trusts = held_out(*what, holdout, holdout_fractions, **measuring)
             for scores, checks in zip(found.values(), trusts, strict=True):
                 scores.provenance["trust"] = [one.to_dict() for one in checks]

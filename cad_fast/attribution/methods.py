@@ -16,16 +16,18 @@ from ..objectives import Objective
 from ..recording_data import Recording
 from .ablated import Plan, ablated_gradient_scores
 from .averages import more_passes
+from .curvature import Curvature
 from .draws import DRAWS, Draw, Drawn, parts_of
 from .gradient import Via, gradient_scores
 from .measure import Executor, MeasurePlan, Measurer, Target, measure_all
 from .scores import Scores
+from .second_order import SecondOrderPlan, second_order_scores
 from .sensitivity import output_sensitivity
 from .solvers import SOLVERS, Fit, Solver, fit_all
 from .stop import Watch
 from .store import RunState
 
-Method = Literal["gradient", "ablated_gradient", "regression", "exact", "sensitivity"]
+Method = Literal["gradient", "ablated_gradient", "second_order", "regression", "exact", "sensitivity"]
 MOST_EXACT = 20_000
 # A regression looks up whether to stop after every so many ablations.
 STOP_BATCH = 100
@@ -80,13 +82,14 @@ class Job:
 class Estimate:
     """Scores float [n], what is known of their errors (float [n] or None), and JSON-able facts about the estimate.
 
-    ``passes`` as of ``Estimator.cost``, where fewer were made than it foresaw.
+    ``passes`` as of ``Estimator.cost``, where fewer were made than it foresaw. ``curvature``: how J bends besides.
     """
 
     values: Tensor
     standard_error: Tensor | None
     facts: dict[str, Any]
     passes: dict[str, int] | None = None
+    curvature: Curvature | None = None
 
 
 class Estimator(ABC):
@@ -170,6 +173,32 @@ class AblatedGradient(Estimator):
     def _passes(self, job: Job, partitions: int) -> dict[str, int]:
         passes = partitions * job.plan().cost(parts_of(self.fraction, job.space.n))
         return {"forward": passes, "backward": passes}
+
+
+@dataclass(frozen=True)
+class SecondOrder(Estimator):
+    """Gradients of single rows at randomly ablated networks: scores, and how J bends; see ``second_order_scores``."""
+
+    name = "second_order"
+    rows_per_pass = 32
+    fraction: float = 0.05
+    networks: int = 20
+    directions: int = 128
+    seed: int = 0
+
+    def run(self, job: Job) -> Estimate:
+        options = {key: getattr(self, key) for key in ("fraction", "networks", "directions", "seed")}
+        found = second_order_scores(*job.what(), **options, **job.settings())
+        plan = self._plan(job)
+        facts = {"rows": plan.rows, "networks": [min(plan.networks), max(plan.networks)], "stretch": found.stretch}
+        return Estimate(found.values, None, facts, curvature=found.curvature)
+
+    def cost(self, job: Job) -> dict[str, int]:
+        passes = len(self._plan(job).passes)
+        return {"forward": passes, "backward": passes}
+
+    def _plan(self, job: Job) -> SecondOrderPlan:
+        return SecondOrderPlan.of(job.recording, job.objective, self.networks, job.rows_per_pass)
 
 
 @dataclass(frozen=True)
@@ -292,7 +321,7 @@ class Sensitivity(Estimator):
 
 
 ESTIMATORS: dict[str, type[Estimator]] = {
-    cls.name: cls for cls in (Gradient, AblatedGradient, Regression, Exact, Sensitivity)
+    cls.name: cls for cls in (Gradient, AblatedGradient, SecondOrder, Regression, Exact, Sensitivity)
 }
 METHODS: tuple[Method, ...] = tuple(ESTIMATORS)  # type: ignore[assignment]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..components import ComponentSpace, match_names
 from ..files import read_json, read_tensors, write_tensors
+from .curvature import Curvature
 
 FORMAT_VERSION = 1
 # Says which file of a folder holds the scores of which concept: {"cat": "00000.safetensors", ...}.
@@ -24,12 +25,15 @@ class Scores:
 
     Positive components express the concept, negative ones suppress it (arXiv 2412.02542). ``provenance`` is JSON-able:
     concept, method, objective, prompts, seeds, cost, versions. ``standard_error`` float32 [n], where the method knows.
+    ``curvature``: how J bends beside what the values add up to, where the method knows; predictions of J count it in,
+    edits are chosen by the values alone.
     """
 
     values: Tensor
     space: ComponentSpace
     provenance: dict[str, Any] = field(default_factory=dict)
     standard_error: Tensor | None = None
+    curvature: Curvature | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.values.shape) != (self.space.n,):
@@ -43,6 +47,8 @@ class Scores:
                     f"standard_error has shape {list(self.standard_error.shape)}, expected [{self.space.n}]"
                 )
             self.standard_error = self.standard_error.detach().to("cpu", torch.float32)
+        if self.curvature is not None and self.curvature.n != self.space.n:
+            raise ValueError(f"curvature is over {self.curvature.n} components, expected {self.space.n}")
         if not torch.isfinite(self.values).all():
             bad = int((~torch.isfinite(self.values)).nonzero()[0])
             raise ValueError(f"the score of {self.space.label(bad)} is {self.values[bad].item()}")
@@ -82,7 +88,10 @@ class Scores:
         # What was held out were ablations of all components: it says nothing about some of them alone.
         whole = ("trust", "estimate", "stop_when", "halves")
         provenance = {key: value for key, value in self.provenance.items() if key not in whole}
-        return Scores(of_names(self.values), self.space.restrict(names), provenance, error)
+        curvature = self.curvature
+        if curvature is not None:
+            curvature = curvature.of_components(of_names(torch.arange(self.space.n)))
+        return Scores(of_names(self.values), self.space.restrict(names), provenance, error, curvature)
 
     def top(self, k: int = 10, *, negative: bool = False) -> list[tuple[str, float]]:
         """The ``k`` highest (or, with ``negative``, lowest) scores as (component name, score)."""
@@ -111,6 +120,8 @@ class Scores:
         tensors = {"values": self.values}
         if self.standard_error is not None:
             tensors["standard_error"] = self.standard_error
+        if self.curvature is not None:
+            tensors |= {f"curvature.{name}": tensor for name, tensor in self.curvature.tensors().items()}
         return write_tensors(path, tensors, metadata)
 
     @classmethod
@@ -129,7 +140,10 @@ class Scores:
             raise ValueError(f"{path} does not hold scores of format version {FORMAT_VERSION}")
         try:
             space = ComponentSpace.from_dict(metadata["space"])
-            return cls(tensors["values"], space, dict(metadata["provenance"]), tensors.get("standard_error"))
+            parts = {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("curvature.")}
+            curvature = Curvature(**parts) if parts else None
+            error = tensors.get("standard_error")
+            return cls(tensors["values"], space, dict(metadata["provenance"]), error, curvature)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ablation import Ablation
+from .curvature import Curvature
 from .scores import Scores
 
 BOOTSTRAP = 2000
@@ -79,13 +80,17 @@ class Trust:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-def predicted_change(values: Tensor, ablations: Sequence[Ablation]) -> Tensor:
-    """J under each ablation less J of the intact network, as scores [n] predict it; float64 [len(ablations)]."""
+def predicted_change(values: Tensor, ablations: Sequence[Ablation], curvature: Curvature | None = None) -> Tensor:
+    """J under each ablation less J of the intact network, as scores [n] predict it; float64 [len(ablations)].
+
+    ``curvature``: that of the scores, where they have one.
+    """
     values = values.double()
     changes = []
     for ablation in ablations:
         lost = 1 - ablation.factors
-        changes.append(-(values[ablation.indices] * lost).sum())
+        change = -(values[ablation.indices] * lost).sum()
+        changes.append(change if curvature is None else change + curvature.change(ablation))
     return torch.stack(changes)
 
 

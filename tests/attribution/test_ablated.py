@@ -161,7 +161,7 @@ def test_predicted_change_counts_factors() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"method": "svm"}, ValueError, "unknown method 'svm': expected one of gradient, ablated_gradient, regression"),
+        ({"method": "svm"}, ValueError, "unknown method 'svm': expected one of gradient, ablated_gradient"),
         ({"method": "exact", "solver": "ols"}, TypeError, "method 'exact' has no option 'solver'; it has: none"),
         ({"method": "gradient", "fraction": 0.1}, TypeError, "no option 'fraction'; it has: via"),
         ({"method": "regression", "solver": "svm"}, ValueError, "unknown solver 'svm'"),
