@@ -9,9 +9,16 @@ from torch import Tensor
 
 from cad_fast.kernels import configs, entries
 from cad_fast.kernels.entries import weights_of_entries
-from cad_fast.kernels.masked_conv2d import geometry
-from cad_fast.kernels.patches import convolution_product, element, load_patches, store_images
-from cad_fast.kernels.tiles import place
+from cad_fast.kernels.patches import (
+    convolution_product,
+    element_at,
+    geometry,
+    images,
+    load_patches,
+    place_outputs,
+    positions_of,
+    store_images,
+)
 
 BLOCK_ENTRIES = tl.constexpr(16)
 
@@ -29,138 +36,35 @@ def edited_conv2d_kernel(
     entry_d,
     entry_factors,
     blocks,
-    tiles_per_group,
-    groups,
-    m_end,
-    depth,
-    filters,
-    channels,
+    sizes,
     words_width,
-    height,
-    width,
-    out_height,
-    out_width,
-    x_image_stride,
-    x_channel_stride,
-    x_row_stride,
-    x_column_stride,
-    out_image_stride,
-    out_channel_stride,
-    out_row_stride,
-    out_column_stride,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
-    BIASED: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
+    WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BR: tl.constexpr,
     BD: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    m_tile, block = place(tiles_per_group * groups, blocks, GROUP)
-    group = m_tile // tiles_per_group
-    m_start = m_tile % tiles_per_group * BM
-    m = m_start + tl.arange(0, BM)
+    outputs, block = place_outputs(sizes, blocks, BM, GROUP)
     edit = tl.load(position_blocks + 3 * block).to(tl.int64)
-    position = tl.load(position_blocks + 3 * block + 1) + tl.arange(0, BR)
-    position_inside = position < tl.load(position_blocks + 3 * block + 2)
-    image = (position // (out_height * out_width)).to(tl.int64)
-    y, x_column = position // out_width % out_height, position % out_width
+    number = tl.load(position_blocks + 3 * block + 1) + tl.arange(0, BR)
+    at = positions_of(out, 0, number, number < tl.load(position_blocks + 3 * block + 2))
+    own_words = words + edit * sizes.groups * sizes.filters * words_width
     sums = convolution_product(
-        x,
-        image * x_image_stride,
-        y,
-        x_column,
-        position_inside,
-        weight,
-        words + edit * groups * filters * words_width,
-        0.0,
-        group,
-        m,
-        m_start,
-        m_end,
-        depth,
-        filters,
-        channels,
-        words_width,
-        height,
-        width,
-        x_channel_stride,
-        x_row_stride,
-        x_column_stride,
-        KH,
-        KW,
-        SH,
-        SW,
-        PH,
-        PW,
-        DH,
-        DW,
-        False,
-        TRANSPOSED,
-        PRECISION,
-        BM,
-        BR,
-        BD,
+        x, at, weight, outputs, sizes, own_words, words_width, None, None, WINDOW, PRECISION, BM, BR, BD
     )
-    own = bounds + 2 * (edit * tiles_per_group * groups + m_tile)
+    own = bounds + 2 * (edit * tl.cdiv(sizes.m_end, BM) * sizes.groups + outputs.tile)
     end = tl.load(own + 1)
     for start in range(tl.load(own), end, BLOCK_ENTRIES):
         entry = start + tl.arange(0, BLOCK_ENTRIES)
         inside = entry < end
-        at_m = tl.load(entry_m + entry, mask=inside, other=0) - group * m_end
-        at_d = tl.load(entry_d + entry, mask=inside, other=0)
-        filter, inside_filter = element(at_m, at_d, group, filters, channels, KH * KW, TRANSPOSED)
-        weight_at = weight + filter * (channels * KH * KW) + inside_filter
-        tile = weights_of_entries(weight_at, entry_factors, entry, inside, m, at_m)
-        patches = load_patches(
-            x,
-            image * x_image_stride,
-            y,
-            x_column,
-            position_inside,
-            at_d,
-            inside,
-            group * (filters if TRANSPOSED else channels),
-            height,
-            width,
-            x_channel_stride,
-            x_row_stride,
-            x_column_stride,
-            KH,
-            KW,
-            SH,
-            SW,
-            PH,
-            PW,
-            DH,
-            DW,
-            TRANSPOSED,
-        )
+        m = tl.load(entry_m + entry, mask=inside, other=0) - outputs.group * sizes.m_end
+        d = tl.load(entry_d + entry, mask=inside, other=0)
+        weight_at = element_at(weight, m, d, outputs.group, sizes, WINDOW)
+        tile = weights_of_entries(weight_at, entry_factors, entry, inside, outputs.m, m)
+        patches = load_patches(x, at, d, inside, outputs.group, sizes, WINDOW)
         sums = tl.dot(tile, patches, sums, input_precision=PRECISION)
-    store_images(
-        out,
-        image * out_image_stride,
-        y,
-        x_column,
-        position_inside,
-        sums,
-        bias,
-        group,
-        m,
-        m_end,
-        out_channel_stride,
-        out_row_stride,
-        out_column_stride,
-        BIASED,
-    )
+    store_images(out, at, outputs, sizes, sums, bias)
 
 
 def run(
@@ -186,13 +90,12 @@ def run(
     """
     if out.numel() == 0:
         return out
-    m_end, depth, filters, channels, constants = geometry(x, out, weight, stride, padding, dilation, groups, input_size)
+    sizes, window = geometry(x, out, weight, stride, padding, dilation, groups, input_size)
     config = configs.product("edited_conv2d", x, 1, precision)
     weight = weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    tiles = triton.cdiv(m_end, config.block_m)
-    edges = entries.tile_edges(tiles, config.block_m, m_end, x.device)
-    of_groups = torch.arange(groups, device=x.device)[:, None, None] * m_end
+    tiles = triton.cdiv(sizes.m_end, config.block_m)
+    edges = entries.tile_edges(tiles, config.block_m, sizes.m_end, x.device)
+    of_groups = torch.arange(groups, device=x.device)[:, None, None] * sizes.m_end
     prepared = entries.prepare(
         (weight.shape[0], weight[0].numel()),
         offsets,
@@ -200,36 +103,26 @@ def run(
         factors,
         input_size is None,
         *_places(weight, indices, groups, input_size is not None),
-        (groups * m_end, depth),
+        (groups * sizes.m_end, sizes.depth),
         (of_groups + edges).flatten(0, 1),
     )
     position_blocks = entries.blocks(rows * (out.shape[2] * out.shape[3]), config.block_rows, x.device)
     edited_conv2d_kernel[(tiles * groups * len(position_blocks),)](
-        x,
+        images(x),
         weight,
         prepared.words,
-        bias,
-        out,
+        None if bias is None else bias.contiguous(),
+        images(out),
         position_blocks,
         prepared.bounds,
         prepared.m,
         prepared.d,
         prepared.factors,
         len(position_blocks),
-        tiles,
-        groups,
-        m_end,
-        depth,
-        filters,
-        channels,
+        sizes,
         prepared.words.shape[2],
-        *x.shape[2:],
-        *out.shape[2:],
-        *x.stride(),
-        *out.stride(),
-        BIASED=bias is not None,
+        WINDOW=window,
         PRECISION=configs.dot_precision(x, precision),
-        **constants,
         **config.blocks,
         **config.options,
     )

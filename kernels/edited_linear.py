@@ -33,7 +33,6 @@ def edited_linear_kernel(
     x_depth_stride,
     m_stride,
     d_stride,
-    BIASED: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -57,11 +56,10 @@ def edited_linear_kernel(
         d_stride,
         words + group * weight_rows * width,
         width,
-        0.0,
+        None,
         m_tile,
         m_end,
         depth,
-        False,
         TRANSPOSED,
         PRECISION,
         BM,
@@ -81,7 +79,7 @@ def edited_linear_kernel(
         x_at = x + (row * x_row_stride)[None, :] + at_d[:, None] * x_depth_stride
         rows = tl.load(x_at, mask=inside[:, None] & row_inside[None, :], other=0.0)
         sums = tl.dot(tile, rows, sums, input_precision=PRECISION)
-    store_rows(y, row * m_end, row_inside, m_tile, m_end, sums, bias, BIASED, BM)
+    store_rows(y, row * m_end, row_inside, m_tile, m_end, sums, bias, BM)
 
 
 def run(
@@ -135,7 +133,6 @@ def run(
         n,
         *x.stride(),
         *(weight.stride()[::-1] if transposed else weight.stride()),
-        BIASED=bias is not None,
         TRANSPOSED=transposed,
         PRECISION=configs.dot_precision(x, precision),
         **config.blocks,

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cad_fast.kernels import configs
-from cad_fast.kernels.tiles import place, times
+from cad_fast.kernels.tiles import place, rows_of_variant, times
 
 
 @triton.jit
@@ -31,7 +31,6 @@ def gated_linear_kernel(
     x_depth_stride,
     m_stride,
     d_stride,
-    BIASED: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -40,9 +39,7 @@ def gated_linear_kernel(
     GROUP: tl.constexpr,
 ):
     m_tile, block = place(tl.cdiv(m_end, BM), blocks, GROUP)
-    variant = (block // blocks_per_variant).to(tl.int64)
-    row = block % blocks_per_variant * BR + tl.arange(0, BR)
-    row_inside = row < rows
+    variant, row, row_inside = rows_of_variant(block, blocks_per_variant, rows, BR)
     row = variant * rows + row
     own_gates = gates + variant * gate_count
     m = m_tile * BM + tl.arange(0, BM)
@@ -65,7 +62,7 @@ def gated_linear_kernel(
     if TRANSPOSED:
         gate = tl.load(own_gates + m // gate_block, mask=m_inside, other=0.0).to(tl.float32)
         sums = tl.where((gate == 0)[None, :], 0.0, sums * gate[None, :])
-    if BIASED:
+    if bias is not None:
         sums += tl.load(bias + m, mask=m_inside, other=0.0).to(tl.float32)[None, :]
     at = y + row[:, None] * m_end + m[None, :]
     tl.store(at, sums.to(y.dtype.element_ty), mask=row_inside[:, None] & m_inside[None, :])
@@ -100,7 +97,6 @@ def run(
         weight.shape[1] // max(1, gates.shape[1]),
         *flat.stride(),
         *(weight.stride()[::-1] if transposed else weight.stride()),
-        BIASED=bias is not None,
         TRANSPOSED=transposed,
         PRECISION=configs.dot_precision(x, precision),
         **config.blocks,

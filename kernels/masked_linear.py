@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cad_fast.kernels import configs
-from cad_fast.kernels.tiles import linear_product, place, store_rows
+from cad_fast.kernels.tiles import linear_product, place, rows_of_variant, store_rows
 
 
 @triton.jit
@@ -28,8 +28,6 @@ def masked_linear_kernel(
     x_depth_stride,
     m_stride,
     d_stride,
-    BIASED: tl.constexpr,
-    FACTORS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -38,11 +36,9 @@ def masked_linear_kernel(
     GROUP: tl.constexpr,
 ):
     m_tile, block = place(tl.cdiv(m_end, BM), blocks, GROUP)
-    variant = (block // blocks_per_variant).to(tl.int64)
-    row = block % blocks_per_variant * BR + tl.arange(0, BR)
-    row_inside = row < rows
+    variant, row, row_inside = rows_of_variant(block, blocks_per_variant, rows, BR)
     row = variant * rows + row
-    factor = tl.load(factors + variant) if FACTORS else 0.0
+    factor = None if factors is None else tl.load(factors + variant)
     sums = linear_product(
         x,
         x_depth_stride,
@@ -57,14 +53,13 @@ def masked_linear_kernel(
         m_tile,
         m_end,
         depth,
-        FACTORS,
         TRANSPOSED,
         PRECISION,
         BM,
         BR,
         BD,
     )
-    store_rows(y, row * m_end, row_inside, m_tile, m_end, sums, bias, BIASED, BM)
+    store_rows(y, row * m_end, row_inside, m_tile, m_end, sums, bias, BM)
 
 
 def run(
@@ -105,8 +100,6 @@ def run(
         weight.shape[0],
         *flat.stride(),
         *(weight.stride()[::-1] if transposed else weight.stride()),
-        BIASED=bias is not None,
-        FACTORS=factors is not None,
         TRANSPOSED=transposed,
         PRECISION=configs.dot_precision(x, precision),
         **config.blocks,

@@ -24,6 +24,14 @@ def place(tiles_m, blocks, GROUP: tl.constexpr):
 
 
 @triton.jit
+def rows_of_variant(block, blocks_per_variant, rows, BR: tl.constexpr):
+    """The variant of a block, int64, its rows [BR] counted within the variant, and which of them there are."""
+    variant = (block // blocks_per_variant).to(tl.int64)
+    row = block % blocks_per_variant * BR + tl.arange(0, BR)
+    return variant, row, row < rows
+
+
+@triton.jit
 def spread(words, BM: tl.constexpr, BD: tl.constexpr, ALONG_M: tl.constexpr):
     """Words [BM, BD / 32], or [BM / 32, BD] if ALONG_M, to [BM, BD] with the bit of each element lowest."""
     if ALONG_M:
@@ -43,9 +51,12 @@ def times(tile, factor):
 
 
 @triton.jit
-def ablate(tile, bits, inside, factor, FACTORS: tl.constexpr):
-    """The tile with the elements whose bit is set multiplied by the factor; exactly zero where that rounds to zero."""
-    if FACTORS:
+def ablate(tile, bits, inside, factor):
+    """The tile with the elements whose bit is set multiplied by the factor; exactly zero where that rounds to zero.
+
+    None stands for a factor of 0.
+    """
+    if factor is not None:
         scaled = tl.where(factor.to(tile.dtype).to(tl.float32) == 0, 0.0, times(tile, factor))
         # Bits behind the end mean nothing, and an infinite factor would make NaN of the zeros there.
         result = tl.where((bits != 0) & inside, scaled, tile)
@@ -69,7 +80,6 @@ def linear_product(
     m_tile,
     m_end,
     depth,
-    FACTORS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -105,7 +115,7 @@ def linear_product(
             packed = tl.load(words_at, mask=m_inside[:, None] & (start // 32 + word_column < width)[None, :], other=0)
             words_at += BD // 32
         rows = tl.load(x_at, mask=d_inside[:, None] & row_inside[None, :], other=0.0)
-        tile = ablate(tile, spread(packed, BM, BD, TRANSPOSED), inside, factor, FACTORS)
+        tile = ablate(tile, spread(packed, BM, BD, TRANSPOSED), inside, factor)
         sums = tl.dot(tile, rows, sums, input_precision=PRECISION)
         x_at += step * x_depth_stride
         weight_at += step * d_stride
@@ -113,11 +123,11 @@ def linear_product(
 
 
 @triton.jit
-def store_rows(y, y_row_offsets, row_inside, m_tile, m_end, sums, bias, BIASED: tl.constexpr, BM: tl.constexpr):
-    """Add the bias [m_end] and write the sums [BM, BR] to rows of y whose elements lie side by side."""
+def store_rows(y, y_row_offsets, row_inside, m_tile, m_end, sums, bias, BM: tl.constexpr):
+    """Add the bias [m_end], unless None, and write the sums [BM, BR] to rows of y whose elements lie side by side."""
     m = m_tile * BM + tl.arange(0, BM)
     m_inside = m < m_end
-    if BIASED:
+    if bias is not None:
         sums += tl.load(bias + m, mask=m_inside, other=0.0).to(tl.float32)[:, None]
     at = y + y_row_offsets[None, :] + m[:, None]
     tl.store(at, sums.to(y.dtype.element_ty), mask=m_inside[:, None] & row_inside[None, :])
