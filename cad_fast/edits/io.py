@@ -68,7 +68,9 @@ def _as_json(edit: Edit, config: dict[str, Any]) -> str:
     except (TypeError, ValueError) as error:
         raise ValueError(f"edit {edit.name!r}: its provenance cannot be written as JSON: {error}") from error
     if len(text.encode()) > MAX_CONFIG:
-        raise ValueError(f"edit {edit.name!r}: its config would be larger than the {MAX_CONFIG} bytes that are read back")
+        raise ValueError(
+            f"edit {edit.name!r}: its config would be larger than the {MAX_CONFIG} bytes that are read back"
+        )
     return text
 
 

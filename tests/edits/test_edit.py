@@ -292,7 +292,7 @@ def test_what_cannot_be_saved_leaves_the_folder_as_it_was(pipeline, tmp_path, pr
     before.save_pretrained(tmp_path)
     other = erase(scores, 0.02)
     other.provenance |= provenance
-    with pytest.raises(ValueError, match="edit 'a-cat-erase': its (provenance|config)"):
+    with pytest.raises(ValueError, match=r"edit 'a-cat-erase': its (provenance|config)"):
         other.save_pretrained(tmp_path)
     assert Edit.from_pretrained(tmp_path).digest() == before.digest()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edit_config.json", "edit_model.safetensors"]

@@ -334,7 +334,7 @@ def test_an_error_inside_the_denoiser_leaves_no_edit_behind() -> None:
 
 
 def test_what_ends_a_call_without_torchs_hooks_leaves_no_edit_behind() -> None:
-    """torch skips its hooks for what is no Exception: Ctrl-C, or the end of a generation."""
+    """Hooks are skipped by torch for what is no Exception: Ctrl-C, or the end of a generation."""
     unet = copy_of("sd", torch.float32)
     call, _ = some_call("sd", 2)
     edits = RowEdits(unet)
