@@ -136,7 +136,7 @@ def _require_some(ratio: float | None, totals: Sequence[int]) -> None:
     """Raises ValueError when ``ratio`` rounds to no component of any of so many."""
     if ratio is not None and not any(round(ratio * total) for total in totals):
         raise ValueError(
-            f"ratio {ratio} of {max(totals)} components is less than one: take {1 / max(totals):.2g} or more, or a count"
+            f"ratio {ratio} of {max(totals)} components is less than one: take {1 / max(totals):.2g} or more or a count"
         )
 
 
