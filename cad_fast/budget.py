@@ -54,7 +54,7 @@ class Budget:
     def concepts(self, prompts: PromptSet) -> tuple[str, ...]:
         """The concepts that have to be looked at, the target first.
 
-        Raises ValueError naming what the prompts do not have.
+        Raises ValueError naming what the prompts do not have, or when they have no other concept.
         """
         axis, *others = prompts.axes
         known = prompts.concepts(axis)
@@ -63,12 +63,20 @@ class Budget:
                 raise ValueError(unknown("concept or axis", name, (*known, OTHERS, *others)))
         everything = any(name == OTHERS or name in others for name in self.keep)
         kept = [name for name in known if name != self.erase and (everything or name in self.keep)]
+        if not kept:
+            raise ValueError(f"the prompts have no {axis} but {self.erase!r}: there is nothing that could be kept")
         return (self.erase, *kept)
+
+    def require_judged(self, prompts: PromptSet, known: Iterable[str]) -> None:
+        """Raises ValueError naming the axis to be kept that a scorer of the axes ``known`` does not judge."""
+        for name in self.keep:
+            if name in prompts.axes[1:] and name not in prompts.concepts(prompts.axes[0]) and name not in known:
+                raise ValueError(f"the scorer cannot judge what is to be kept: {unknown('axis', name, known)}")
 
     def shortfalls(self, comparison: Comparison) -> dict[str, float]:
         """By how many percentage points each part is missed; empty when the edit is within the budget.
 
-        What was never recognised before cannot be lost.
+        What was never recognised before cannot be lost. Raises ValueError naming what was not evaluated.
         """
         missed = {self.erase: 100 * comparison.target.after - self.at_most}
         for name, percent in self.keep.items():
@@ -76,8 +84,9 @@ class Budget:
                 change = comparison.others
             else:
                 change = comparison.concepts.get(name) or comparison.axes.get(name)
-            kept = None if change is None else change.kept
-            missed[name] = percent - (100.0 if kept is None else kept)
+            if change is None:
+                raise ValueError(f"the budget keeps {name!r}, which was not evaluated")
+            missed[name] = percent - (100.0 if change.kept is None else change.kept)
         return {name: points for name, points in missed.items() if points > 1e-9}
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from .evaluation import Comparison, Evaluation, PromptSet, Scorer, compare, eval
 from .evaluation.sheets import before_after_sheet
 from .files import read_json, require_writable_folder, write_json
 from .objectives import ConceptErasure
+from .pipeline_arguments import scheduler_config_of
 from .recording import Recording, record
 
 # Pictures for choosing and for confirming come from streams of their own (see ``image_seed``).
@@ -127,30 +129,34 @@ class EditSearch:
     settings: dict[str, Any] = field(default_factory=dict)
     progress: bool = True
     _before: dict[int, Evaluation] = field(default_factory=dict)
+    _refined: dict[tuple[Rule, float], Scores] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.concepts = self.budget.concepts(self.prompts)
-        if self.output_dir is not None:
-            self.output_dir = require_writable_folder(self.output_dir)
-            self._require_same_search(self.output_dir / "settings.json")
+        self.budget.require_judged(self.prompts, self.scorer.axes)
         for what, listed in (("rules", self.rules), ("ratios", self.ratios), ("strengths", self.strengths)):
             if not listed:
                 raise ValueError(f"no {what} were given for the search")
         for name in self.concepts:
             if name not in self.recordings:
                 raise ValueError(f"the search has no recording of {name!r}")
+        if self.output_dir is not None:
+            self.output_dir = require_writable_folder(self.output_dir)
+            self._require_same_search(self.output_dir / "settings.json")
 
     def _require_same_search(self, path: Path) -> None:
         """Raises ValueError naming what differs when the folder holds pictures judged under other settings."""
-        mine = {
+        settings = {
             "concepts": list(self.concepts),
             "prompts": [entry.prompt for entry in self.prompts],
             "per_concept": self.per_concept,
             "seed": self.seed,
             "scorer": getattr(self.scorer, "name", type(self.scorer).__name__),
             "model": intact_fingerprint(denoiser_of(self.pipeline)).to_dict(),
+            "scheduler": scheduler_config_of(self.pipeline),
             **self.settings,
         }
+        mine = json.loads(json.dumps(settings))  # as it is read back
         if not path.exists():
             write_json(path, mine)
             return
@@ -158,7 +164,8 @@ class EditSearch:
         different = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         if different:
             key = different[0]
-            was, now = ("another" if key == "model" else repr(value.get(key)) for value in (theirs, mine))
+            hidden = key in ("model", "scheduler")
+            was, now = ("another" if hidden else repr(value.get(key)) for value in (theirs, mine))
             raise ValueError(f"{path.parent} holds a search whose {key} is {was}, not {now}: choose another folder")
 
     @classmethod
@@ -181,12 +188,13 @@ class EditSearch:
 
         Cost: the recordings, and two forward and backward passes of their rows in the window ``timesteps``.
         """
+        concepts = budget.concepts(prompts)
+        budget.require_judged(prompts, scorer.axes)
         objective = ConceptErasure(timesteps=timesteps)
         first = Attributor(pipeline, objective, target_modules=target_modules)
         second = Attributor(pipeline, objective, first.space, method="sensitivity")
         scores, sensitivity, recordings = {}, {}, {}
         axis = prompts.axes[0]
-        concepts = budget.concepts(prompts)
         for concept in tqdm(concepts, desc="scoring", unit="concept", disable=not progress):
             texts = [entry.prompt for entry in prompts.of(axis, concept)]
             recordings[concept] = record(
@@ -233,11 +241,8 @@ class EditSearch:
             selection |= {"keep": [self.scores[name] for name in kept], "keep_weight": rule.keep_weight}
         if rule.exponent is not None:
             selection |= {"sensitivity": [self.sensitivity[name] for name in kept], "exponent": rule.exponent}
-        scores = self.scores[target]
-        if rule.refined:
-            away = ConceptErasure(timesteps=self.objective.timesteps, negative_guidance=1.0)
-            scores = refine(self.pipeline, self.recordings[target], scores, objective=away, progress=False, **selection)
-        edit = erase(scores, factor=1 - strength, name=f"{target}-erase", **selection)
+        scores = self._refined_scores(rule, ratio, selection) if rule.refined else self.scores[target]
+        edit = erase(scores, factor=1 - strength, **selection)
         targets = {name: Target(Moved(self.objective.timesteps), self.recordings[name]) for name in kept}
         found = objectives_under(
             self.pipeline, edit, {target: Target(self.objective, self.recordings[target]), **targets}
@@ -245,16 +250,36 @@ class EditSearch:
         intact = float(self.scores[target].provenance["intact_j"])
         return Candidate(rule, ratio, strength, edit, found.pop(target) / intact, found)
 
+    def _refined_scores(self, rule: Rule, ratio: float, selection: dict[str, Any]) -> Scores:
+        """The target's scores refined for an edit of this size: the same ones at every strength."""
+        if (rule, ratio) not in self._refined:
+            target = self.budget.erase
+            away = ConceptErasure(timesteps=self.objective.timesteps, negative_guidance=1.0)
+            self._refined[rule, ratio] = refine(
+                self.pipeline,
+                self.recordings[target],
+                self.scores[target],
+                objective=away,
+                progress=False,
+                **selection,
+            )
+        return self._refined[rule, ratio]
+
     def run(self, candidates: Sequence[Candidate] | None = None) -> Found:
-        """Draw, compare with the budget, and confirm. The pipeline is unedited afterwards."""
+        """Draw, compare with the budget, and confirm. The pipeline is unedited afterwards.
+
+        ``candidates``: those of ``candidates``, or some of them. Raises ValueError when there are none.
+        """
         candidates = self.candidates() if candidates is None else candidates
         tried: list[Tried] = []
         for rule in self.rules:
-            own = [candidate for candidate in candidates if candidate.rule == rule]
+            own = sorted((each for each in candidates if each.rule == rule), key=lambda each: each.damage)
             missed: list[dict[str, float] | None] = [None] * len(own)
             while (number := order_to_try(missed, self.budget.erase)) is not None:
                 tried.append(self._try(own[number]))
                 missed[number] = tried[-1].missed
+        if not tried:
+            raise ValueError(f"none of the {len(candidates)} candidates is of the search's rules")
         best = min(tried, key=_merit)
         comparison, before, after = self._drawn(best.candidate.edit, CONFIRMING)
         edit = replace(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from cad_fast.budget import Budget, order_to_try, shortfall_text
-from cad_fast.evaluation import emoji_prompts
+from cad_fast.evaluation import PromptSet, emoji_prompts
 
 
 def change(before: float, after: float) -> SimpleNamespace:
@@ -28,6 +28,19 @@ def test_shortfalls_are_in_points_of_what_was_asked():
     # What was never recognised cannot be lost.
     found.concepts["face"] = change(0.0, 0.0)
     assert budget.shortfalls(found) == {}
+
+
+def test_what_was_not_evaluated_is_not_within_the_budget():
+    found = comparison(0.0, {"face": change(0.8, 0.8)}, None, change(0.9, 0.9))
+    for keep in ({"cat": 90}, {"others": 90}, {"colour": 90}):
+        with pytest.raises(ValueError, match=rf"keeps '{next(iter(keep))}', which was not evaluated"):
+            Budget("car", keep).shortfalls(found)
+
+
+def test_something_must_be_there_to_be_kept():
+    cars = PromptSet([prompt for prompt in emoji_prompts() if prompt.labels["object"] == "car"])
+    with pytest.raises(ValueError, match="no object but 'car'"):
+        Budget("car", {"others": 90}).concepts(cars)
 
 
 def test_only_what_the_budget_needs_is_drawn():

@@ -1,6 +1,8 @@
 """The search for an edit within a budget, on the embedded model with few steps and pictures."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from cad_fast.budget import Budget, Rule
 from cad_fast.cli import main
 from cad_fast.edit_search import EditSearch, predicted_table
 from cad_fast.edits import Edit, active_edits, replayed_damage
-from cad_fast.evaluation import emoji_prompts
+from cad_fast.evaluation import LabelledPrompt, PromptSet, emoji_prompts
 from cad_fast.recording import record
 
 RULES = (Rule("scores"), Rule("gain against damage", keep_weight=0.5, exponent=0.5))
@@ -21,13 +23,13 @@ def pipeline():
     return zoo.load()
 
 
-def search_of(pipeline, budget, folder, **settings):
+def search_of(pipeline, budget, folder, prompts=None, scorer=None, **settings):
     arguments = {"rules": RULES, "ratios": (0.01, 0.04, 0.1), "per_concept": 2, "confirming": 3, "progress": False}
     return EditSearch.prepare(
         pipeline,
         budget,
-        emoji_prompts(),
-        zoo.scorer(),
+        prompts or emoji_prompts(),
+        scorer or zoo.scorer(),
         target_modules="cross-attention-kv",
         timesteps=(700, 1000),
         samples=2,
@@ -129,6 +131,68 @@ def test_what_is_missing_is_named(pipeline, search):
         )
     with pytest.raises(ValueError, match="no ratios"):
         search_of(pipeline, search.budget, None, ratios=())
+
+
+class OnlyObjects:
+    """The objects of another scorer, renamed so that their names are no names of edits; it judges no style."""
+
+    def __init__(self, scorer):
+        self.scorer = scorer
+        self.axes = {"object": tuple(f"A {name}" for name in scorer.axes["object"])}
+
+    def __call__(self, images):
+        return {"object": self.scorer(images)["object"]}
+
+
+def renamed_prompts():
+    return PromptSet(
+        LabelledPrompt(each.prompt, {**each.labels, "object": f"A {each.labels['object']}"})
+        for each in emoji_prompts()
+        if each.labels["object"] in ("car", "cat")
+    )
+
+
+def test_concepts_may_have_any_name(pipeline):
+    budget = Budget("A car", {"A cat": 0}, at_most=100)
+    settings = {"rules": RULES[:1], "ratios": (0.1,), "per_concept": 1, "confirming": 1}
+    found = search_of(pipeline, budget, None, renamed_prompts(), OnlyObjects(zoo.scorer()), **settings).run()
+    assert found.met and found.edit.name == "a-car-erase"
+
+
+def test_an_axis_that_the_scorer_does_not_judge_cannot_be_kept(pipeline, monkeypatch):
+    monkeypatch.setattr("cad_fast.edit_search.record", lambda *_, **__: pytest.fail("recorded before it was checked"))
+    with pytest.raises(ValueError, match="cannot judge what is to be kept: unknown axis 'style'"):
+        search_of(pipeline, Budget("A car", {"style": 90}), None, renamed_prompts(), OnlyObjects(zoo.scorer()))
+
+
+def test_scores_are_refined_once_for_all_strengths(pipeline, search, monkeypatch):
+    import cad_fast.edit_search as module
+
+    refined = []
+    monkeypatch.setattr(module, "refine", lambda *a, **k: refined.append(k["ratio"]) or a[2])
+    rule = Rule("refined", keep_weight=0.5, refined=True)
+    many = replace(search, rules=(rule,), ratios=(0.01, 0.04), strengths=(0.5, 1.0), output_dir=None, _refined={})
+    assert len(many.candidates()) == 4 and refined == [0.01, 0.04]
+
+
+def test_candidates_are_tried_from_the_least_to_the_most_damaging(search, found):
+    again = search.run(search.candidates()[::-1])
+    assert again.to_dict()["chosen"] == found.to_dict()["chosen"]
+    with pytest.raises(ValueError, match="none of the 0 candidates"):
+        search.run([])
+
+
+def test_a_search_that_cannot_begin_leaves_no_settings(pipeline, search, tmp_path):
+    with pytest.raises(ValueError, match="no strengths"):
+        replace(search, output_dir=tmp_path / "new", strengths=())
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_scheduler_is_another_search(pipeline, search):
+    other = copy.copy(pipeline)
+    other.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, beta_end=0.1)
+    with pytest.raises(ValueError, match="holds a search whose scheduler is another"):
+        replace(search, pipeline=other)
 
 
 def test_the_command(tmp_path, capsys):

@@ -20,6 +20,7 @@ from ..recording import record
 from ..recording_data import Recording
 from ..version import __version__
 from .ablated import objective_under_ablations
+from .gradient import require_unchanged
 from .held_out import HOLDOUT_FRACTIONS, ROWS_PER_PASS, held_out, require_holdout, watch_for
 from .measure import Executor, Target
 from .methods import Job, Method, default_method, make_estimator
@@ -91,7 +92,8 @@ class Attributor:
         carry how well they predict them (``scores.trust``). ``stop_when`` ends an ablated gradient or a regression
         before its last partition or ablation; the reason is kept with the scores. ``executor="ray"``: the ablations of
         a regression or of exact scores are measured by so many ``workers`` of a Ray cluster (extra ``ray``).
-        Raises ValueError for a recording of another model or without what the objective needs, FileExistsError when
+        Raises ValueError for a recording of another model, of this one before it was edited, or without what the
+        objective needs, FileExistsError when
         an unfinished run lies in ``output_dir`` and ``resume`` is False.
         """
         self.space.fingerprint.require_same(recording.fingerprint, "the component space")
@@ -100,6 +102,7 @@ class Attributor:
         self._require_executor(executor)
         require_holdout(holdout, self.method)
         target = Target(self.objective, recording)
+        self._require_unchanged(target)
         how = {"progress": progress, "executor": executor, "workers": workers}
         watch = watch_for(stop_when, self.estimator, self.denoiser, [target], self.space, **how)
         started = time.perf_counter()
@@ -141,6 +144,10 @@ class Attributor:
         from .many import run_many
 
         return run_many(self, concepts, **settings)
+
+    def _require_unchanged(self, target: Target) -> None:
+        if self.method not in ("gradient", "sensitivity"):  # which look at every run's first pass
+            require_unchanged(self.denoiser, target.recording, target.objective)
 
     def _require_executor(self, executor: Executor) -> None:
         if executor != "local" and self.method not in ("regression", "exact"):

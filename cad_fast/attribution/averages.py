@@ -50,7 +50,8 @@ class Averages:
     def __init__(self, space: ComponentSpace, denoiser: nn.Module, before: dict[str, Tensor]) -> None:
         self.space = space
         device = next(iter(space.modules(denoiser).values())).weight.device
-        self.tensors = before or {key: torch.zeros(space.n, device=device) for key in self.KEYS}
+        before = before or {key: torch.zeros(space.n) for key in self.KEYS}
+        self.tensors = {key: tensor.to(device) for key, tensor in before.items()}
 
     def add(self, engine: RowEngine, j: Tensor, group: Sequence[Ablation]) -> None:
         """The gradients of J, a scalar, at the ablations of the group."""

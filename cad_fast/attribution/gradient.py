@@ -136,6 +136,19 @@ def require_replayed(output: Tensor, recorded: Tensor) -> None:
         )
 
 
+@torch.no_grad()
+def require_unchanged(denoiser: nn.Module, recording: Recording, objective: Objective) -> None:
+    """Raises ValueError when one recorded row that the objective looks at is not what the denoiser gives now.
+
+    For methods that never run the intact network on what was recorded. Recordings without outputs are not looked at.
+    """
+    call = next((c for c in recording.calls if objective.active(c) and c.output is not None), None)
+    if call is not None:
+        row = call.select_rows([0])
+        with only_gradients_of(denoiser, []):
+            require_replayed(row.run(denoiser), row.output)
+
+
 def gradient_scores(
     denoiser: nn.Module,
     recording: Recording,

@@ -61,6 +61,8 @@ def run_many(
     rows_per_pass = rows_per_pass or attributor.estimator.rows_per_pass
     measuring: dict[str, Any] = {"progress": progress, "executor": executor, "workers": workers}
     check = {"holdout": holdout, "holdout_fractions": holdout_fractions, "stop_when": stop_when}
+    for target in targets.values():
+        attributor._require_unchanged(target)
     if not isinstance(attributor.estimator, SharingEstimator):
         run = {"rows_per_pass": rows_per_pass, "resume": resume, **check, **measuring}
         return _one_after_another(attributor, targets, output_dir, run)

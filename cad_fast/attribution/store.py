@@ -54,6 +54,7 @@ class RunState:
         self.path = require_writable_folder(folder) / STATE_NAME if folder is not None else None
         self.done = 0
         self.sums: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
         self.measured: dict[int, list[float]] = {}
         self._saved_at = time.monotonic()
         self._database: sqlite3.Connection | None = None
@@ -130,6 +131,7 @@ class RunState:
                 self.sums[name] = flat.reshape(json.loads(shape))
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(f"{self.path} is damaged (sums of {name!r}): delete it to start anew") from error
+        self._versions = {name: tensor._version for name, tensor in self.sums.items()}
 
     def _require_same_settings(self, theirs: Mapping[str, Any]) -> None:
         different = [key for key in self.settings.keys() | theirs.keys() if self.settings.get(key) != theirs.get(key)]
@@ -166,12 +168,13 @@ class RunState:
     def update(self, done: int, sums: Mapping[str, Tensor]) -> None:
         """Remember that ``done`` passes are in ``sums``; written when the last save is long enough ago."""
         self.done, self.sums = done, dict(sums)
+        self._versions = {name: tensor._version for name, tensor in sums.items()}
         if self.path is not None and time.monotonic() - self._saved_at >= self.interval:
             self.save()
 
     def save(self) -> None:
-        """Write the sums now."""
-        if self._database is None:
+        """Write the sums now; what was written last stays where a pass was being added to them in place just then."""
+        if self._database is None or self._versions != {name: tensor._version for name, tensor in self.sums.items()}:
             return
         with self._errors(), self._transaction():
             self._database.execute("INSERT OR REPLACE INTO run VALUES ('done', ?)", (str(self.done),))

@@ -76,7 +76,8 @@ class AppliedEdit:
 
     @torch.no_grad()
     def _restore(self) -> None:
-        for name, (indices, values) in self._originals.items():
+        # The last first: of modules that share one weight, only the first found it as it was.
+        for name, (indices, values) in reversed(self._originals.items()):
             weight = self._modules[name].weight
             flat = weight.data.view(-1) if weight.is_contiguous() else None
             _put(weight, flat, indices.to(weight.device), values.to(weight.device))

@@ -37,6 +37,7 @@ class Edit:
         check_edit_name(self.name)
         if not math.isfinite(self.factor):
             raise ValueError(f"edit {self.name!r}: factor is {self.factor}, expected a finite number")
+        self.factor = float(self.factor)  # 0 and 0.0 are one edit, with one digest
         entries = {entry.module: entry for entry in self.space}
         for module, indices in self.components.items():
             if module not in entries:
@@ -153,6 +154,8 @@ class Edit:
         """
         from .io import save_edit
 
+        if evaluation is not None and comparison is None:
+            raise ValueError("evaluation is kept with the comparison that it belongs to: give both")
         edit = self if comparison is None else self.evaluated(comparison, evaluation)
         if not card and not (sheet is base_model is license is repo_id is None):
             raise ValueError("sheet, base_model, license and repo_id go into the model card: give card=True")

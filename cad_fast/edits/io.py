@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from ..files import (
     read_json,
     read_tensors,
     require_writable_folder,
-    write_json,
     write_tensors,
+    write_text,
 )
 from ..fingerprint import Fingerprint
 from ..version import __version__
@@ -31,7 +32,11 @@ FORMAT_VERSION = 2
 
 
 def save_edit(edit: Edit, folder: str | Path) -> None:
-    """Write ``edit`` into ``folder``. Raises PermissionError or NotADirectoryError naming the folder."""
+    """Write ``edit`` into ``folder``.
+
+    Raises PermissionError or NotADirectoryError naming the folder, ValueError for a provenance that is no JSON or more
+    than ``load_edit`` reads; what the folder held is left as it was then.
+    """
     folder = require_writable_folder(folder)
     tensors, modules = {}, {}
     for entry in edit.space:
@@ -51,9 +56,22 @@ def save_edit(edit: Edit, folder: str | Path) -> None:
         "modules": modules,
         "provenance": edit.provenance,
     }
+    text = _as_json(edit, config)
     # The tensors first: a config without its tensors would look like a whole edit.
     write_tensors(folder / MODEL_NAME, tensors, {"format": "edit", "digest": config["digest"]})
-    write_json(folder / CONFIG_NAME, config)
+    write_text(folder / CONFIG_NAME, text)
+
+
+def _as_json(edit: Edit, config: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"edit {edit.name!r}: its provenance cannot be written as JSON: {error}") from error
+    if len(text.encode()) > MAX_CONFIG:
+        raise ValueError(
+            f"edit {edit.name!r}: its config would be larger than the {MAX_CONFIG} bytes that are read back"
+        )
+    return text
 
 
 def load_edit(source: str | Path, pipeline: Any = None, **hub_kwargs: Any) -> Edit:

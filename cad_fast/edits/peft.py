@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ def export_peft(edit: Edit, pipeline: Any, folder: str | Path, *, strength: floa
     exactly zero; otherwise it is the edited weight up to rounding. ``peft.PeftModel.from_pretrained(denoiser, folder)``
     reads it; ``load_peft`` puts it into a denoiser without wrapping it.
     Raises ValueError naming the modules that are not linear, or too small for the r that the others need; ValueError
-    when the edit is of another model; ImportError without peft.
+    when the edit is of another model or strength is not finite; ImportError without peft.
     """
+    if not math.isfinite(strength):
+        raise ValueError(f"strength is {strength}, expected a finite number")
     peft = require("peft", "peft")
     denoiser = denoiser_of(pipeline)
     edit.space.fingerprint.require_same(intact_fingerprint(denoiser), f"edit {edit.name!r}")

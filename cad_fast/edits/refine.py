@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..ablation import Ablation
 from ..attribution.ablated import gradient_at_ablations
+from ..attribution.gradient import require_unchanged
 from ..attribution.scores import Scores
 from ..denoiser_calls import denoiser_of
 from ..objectives import ConceptErasure, Objective
@@ -52,13 +53,15 @@ def refine(
     ``keep_weight``, ``sensitivity`` and ``exponent`` as for ``erase``, which then makes the edit from what is returned.
     ``objective``: as for the scores.
     Cost: ``rounds`` forward and backward passes of three times the recording's rows.
-    Raises ValueError when the recording is of another model or lacks what the objective needs.
+    Raises ValueError when the recording is of another model, of this one before it was edited, or lacks what the
+    objective needs.
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, expected at least 1")
     denoiser = denoiser_of(pipeline)
     scores.space.fingerprint.require_same(recording.fingerprint, "the scores")
     objective = objective or ConceptErasure()
+    require_unchanged(denoiser, recording, objective)
     settings: dict[str, Any] = dict(
         ratio=ratio,
         count=count,

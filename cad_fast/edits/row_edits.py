@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,8 @@ class RowEdits:
         self._assignment: Assignment | None = None
         self._unhook: contextlib.ExitStack | None = None
         self._acting: list[Slot] = []
+        self._thread: int | None = None
+        """Of the call that ``_acting`` are for."""
         self._numbers = itertools.count()
         self._prepared = ByteCache(cache_bytes)
         self._compositions = ByteCache(cache_bytes)
@@ -236,11 +239,15 @@ class RowEdits:
         if self._unhook is not None:
             self._unhook.close()
             self._unhook = None
+            self._after()
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assignment = self._assignment
         if assignment is None:
             return
+        if self._acting and self._thread == threading.get_ident():
+            # torch runs no hook after a call that ended by what is no Exception, such as Ctrl-C.
+            self._after()
         inputs = self._signature.bind(args, kwargs)
         facts = CallFacts(
             len(inputs[self._signature.sample_key]),
@@ -255,6 +262,7 @@ class RowEdits:
             return
         if runs_under_ablations(self.inner):
             raise RuntimeError("edits cannot act while the denoiser runs under ablations (cad_fast.rows)")
+        self._thread = threading.get_ident()
         for slot, plan in plans:
             slot.check()
             if slot.plan is not None:

@@ -54,15 +54,18 @@ def select(
         return _select_as_published(scores, sign, ratio)
     if compat is not None:
         raise ValueError(f"unknown compat {compat!r}: expected 'paper' or None")
-    values = retention_aware(scores, keep, keep_weight) if keep else scores.values
+    values = retention_aware(scores, keep, keep_weight, sign) if keep else scores.values
     if sensitivity:
         values = values / against_damage(scores, sensitivity, exponent)
     if sign == "negative":
         values = -values
     if scope == "global":
+        _require_some(ratio, [len(values)])
         return _top(values, _amount(ratio, count, len(values)))
     if scope == "row" and scores.space.kind != "weight":
         raise ValueError(f"scope 'row' needs single weights, these scores are of kind {scores.space.kind}")
+    if scope == "tensor":
+        _require_some(ratio, [entry.count for entry in scores.space])
     chosen = []
     for entry, part in zip(scores.space, scores.space.split(values).values(), strict=True):
         if scope == "tensor":
@@ -73,14 +76,19 @@ def select(
     return torch.cat(chosen)
 
 
-def retention_aware(scores: Scores, keep: Sequence[Scores], weight: float) -> Tensor:
+def retention_aware(scores: Scores, keep: Sequence[Scores], weight: float, sign: Sign = "positive") -> Tensor:
     """Scores less ``weight`` times the mean positive score of the concepts to keep; float32 [n].
 
-    Every concept's scores are first divided by their root mean square, so that concepts that J expresses more strongly
-    do not count for more. Raises ValueError when the scores are over other components.
+    With ``sign`` negative, where the lowest scores are wanted: less the mean negative score, so that what is negative
+    for the others too ranks lower. Every concept's scores are first divided by their root mean square, so that concepts
+    that J expresses more strongly do not count for more.
+    Raises ValueError when the scores are over other components, or the weight is negative or not finite.
     """
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"keep_weight is {weight}, expected at least 0, finite")
     scores.require_same_space(keep)
-    cost = torch.stack([_normalised(other).clamp(min=0) for other in keep]).mean(0)
+    each = torch.stack([_normalised(other) for other in keep])
+    cost = (each.clamp(min=0) if sign == "positive" else each.clamp(max=0)).mean(0)
     return _normalised(scores) - weight * cost
 
 
@@ -122,6 +130,14 @@ def _check_amount(ratio: float | None, count: int | None) -> None:
         raise ValueError(f"ratio is {ratio}, expected more than 0 and at most 1")
     if count is not None and count < 1:
         raise ValueError(f"count is {count}, expected at least 1")
+
+
+def _require_some(ratio: float | None, totals: Sequence[int]) -> None:
+    """Raises ValueError when ``ratio`` rounds to no component of any of so many."""
+    if ratio is not None and not any(round(ratio * total) for total in totals):
+        raise ValueError(
+            f"ratio {ratio} of {max(totals)} components is less than one: take {1 / max(totals):.2g} or more or a count"
+        )
 
 
 def _amount(ratio: float | None, count: int | None, total: int) -> int:

@@ -41,7 +41,7 @@ from .thread_pool import release_thread_pool
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 FAILURES: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorResponse} for code in (400, 404, 413, 429, 500, 503, 504)
+    code: {"model": ErrorResponse} for code in (400, 404, 409, 413, 429, 500, 503, 504)
 }
 
 
@@ -143,6 +143,8 @@ def _add_edits(app: FastAPI, server: Server) -> None:
         _described(server, name)
         try:
             await asyncio.to_thread(server.load_edit, name)
+        except UnknownEdit as error:
+            raise ApiError(409, str(error), code="edit_without_file", param="name") from None
         except (ValueError, OSError) as error:
             log.warning("the edit %s could not be loaded: %s", name, error)
             raise ApiError(500, f"the edit {name!r} cannot be read; the log tells why", code="failed") from error
@@ -152,7 +154,10 @@ def _add_edits(app: FastAPI, server: Server) -> None:
     async def unload(name: str) -> EditEntry:
         """Take an edit out of use; requests that have begun keep it."""
         _described(server, name)
-        server.unload_edit(name)
+        try:
+            server.unload_edit(name)
+        except UnknownEdit as error:
+            raise ApiError(409, str(error), code="edit_without_file", param="name") from None
         return _described(server, name)
 
 

@@ -185,25 +185,29 @@ class Batcher:
 
     def _ready(self) -> bool:
         """Wait for something to do and start what the batch has room for; False at the end."""
-        starting = []
         with self._wake:
             while not self._hub.runs and not self._retired and (delay := self._idle_seconds()) != 0:
                 if self._closing and not len(self._queue):
                     return False
                 self._wake.wait(delay)
                 self._expire()
-            while len(self._queue) and len(self._hub.runs) + len(starting) < self.max_batch_size:
-                starting.append(self._queue.pop())
-        now = time.monotonic()
-        for picture in starting:
+        started = False
+        while (picture := self._next()) is not None:
+            started = True
             if picture.ticket.over:
                 continue
+            now = time.monotonic()
             picture.ticket.started = picture.ticket.started or now
             self._observer.on_start(now - picture.ticket.submitted)
             self._hub.start(picture)
-        if starting:
+        if started:
             self._report()
         return True
+
+    def _next(self) -> Picture | None:
+        """The next picture, out of the queue, if the batch has room for it; the others stay where they are found."""
+        with self._wake:
+            return self._queue.pop() if len(self._queue) and len(self._hub.runs) < self.max_batch_size else None
 
     def _idle_seconds(self) -> float | None:
         """How long the thread may sleep while nothing runs: 0 not at all, None until it is woken."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..edits import Edit, load_edit
+from ..edits.describe import clean
 from ..edits.io import CONFIG_NAME
 
 
@@ -93,14 +94,15 @@ class EditLibrary:
         edit = self._loaded.get(name)
         if edit is None:
             return {"id": name, "object": "edit", "loaded": False}
-        selection = edit.provenance.get("selection", {})
+        concept, selection = (edit.provenance.get(key) for key in ("concept", "selection"))  # anything, from a file
+        sign = selection.get("sign") if isinstance(selection, dict) else None
         return {
             "id": name,
             "object": "edit",
             "loaded": True,
-            "concept": edit.provenance.get("concept"),
+            "concept": None if concept is None else clean(concept),
             # An edit of components with positive scores erases, one of those with negative scores amplifies.
-            "effect": {"positive": "erase", "negative": "amplify"}.get(str(selection.get("sign"))),
+            "effect": {"positive": "erase", "negative": "amplify"}.get(str(sign)),
             "kind": edit.space.kind,
             "components": edit.n_components,
             "weights": edit.n_weights,

@@ -50,7 +50,8 @@ class SwappedWeights:
         groups: dict[Any, list[int]] = {}
         active = [_active(uses, timestep) for uses, timestep in zip(per_row, timesteps, strict=True)]
         for row, uses in enumerate(active):
-            groups.setdefault(tuple(use.key for use in uses), []).append(row)
+            # By identity: an edit that was read anew has the name of the one before it.
+            groups.setdefault(tuple((id(use.edit), use.strength) for use in uses), []).append(row)
         if len(groups) == 1:
             with self._edited(active[0]):
                 return self._denoiser(**inputs)

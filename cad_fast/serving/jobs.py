@@ -60,7 +60,7 @@ class Job:
     """One request: ``n`` pictures of one prompt, the i-th from ``seed`` + i.
 
     ``arguments`` go to the pipeline's call. ``client`` is who asks: clients take turns. ``deadline`` is a time of
-    ``time.monotonic``, None for no limit. ``on_step(picture, step)`` is called from the batcher's thread.
+    ``time.monotonic``, None for no limit.
     """
 
     id: str

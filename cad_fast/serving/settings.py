@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ class Settings:
     that takes longer is ended), ``drain`` (on shutdown, what was accepted may take so long), ``keep_pictures`` (those
     fetched by URL). ``admin_token``: None leaves the admin routes out. ``picture_urls``: whether answers may be URLs,
     which only the process that drew the pictures can answer.
+    Raises ValueError naming the setting that is out of range.
     """
 
     model: str = "model"
@@ -37,6 +39,20 @@ class Settings:
     admin_token: str | None = None
     allowed_hosts: tuple[str, ...] | None = None
     warm_up: bool = True
+
+    def __post_init__(self) -> None:
+        counts = ("max_batch_size", "max_queue", "steps", "max_steps", "max_n", "max_prompt", "body_bytes")
+        least = dict.fromkeys(counts, 1) | {"max_edits": 0, "keep_bytes": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name} is {value}, expected at least {low}")
+        for name in ("batch_timeout", "drain", "keep_pictures", "max_strength", "guidance_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}, expected at least 0, finite")
+        if not 0 < self.deadline < math.inf:
+            raise ValueError(f"deadline is {self.deadline}, expected seconds, more than 0, finite")
 
     @property
     def served_name(self) -> str:

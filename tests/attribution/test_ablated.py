@@ -14,6 +14,7 @@ from cad_fast.attribution.ablated import ablated_gradient_scores, objective_unde
 from cad_fast.attribution.passes import merge_calls
 from cad_fast.attribution.store import STATE_NAME
 from cad_fast.attribution.trust import Trust, predicted_change
+from cad_fast.edits import Edit
 from tests.row_truth import ablated_copy, slow_gradient
 
 KINDS = ["weight", "neuron", "filter", "head"]
@@ -182,3 +183,15 @@ def test_wrong_fractions(pipeline, recording, monkeypatch) -> None:
     monkeypatch.setattr("cad_fast.attribution.methods.MOST_EXACT", 10)
     with pytest.raises(ValueError, match="exact takes one ablation per component"):
         Attributor(pipeline, method="exact").run(recording, progress=False)
+
+
+@pytest.mark.parametrize("method", ["ablated_gradient", "regression", "exact"])
+def test_a_denoiser_that_has_changed_since_the_recording_is_refused(pipeline, recording, method) -> None:
+    space = ComponentSpace.of(pipeline, "head")
+    with (
+        Edit.from_indices("gone", space, torch.arange(0, space.n, 2)).applied(pipeline),
+        pytest.raises(ValueError, match="has changed since"),
+    ):
+        Attributor(pipeline, None, space, method=method, **({"fraction": 0.2} if method != "exact" else {})).run(
+            recording, progress=False
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from cad_fast import Ablation, ComponentSpace, ConceptErasure
 from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.averages import Averages, more_passes
 from cad_fast.attribution.trust import Trust, correlation, trust_lines
+from tests.pipelines import stable_diffusion
 from tests.row_truth import slow_gradient
 
 
@@ -118,3 +120,11 @@ def test_trust_in_words(pipeline, recording) -> None:
 def test_intact_j_is_that_of_the_denoiser(pipeline, recording) -> None:
     scores = Attributor(pipeline, ConceptErasure(), kind="head", method="exact").run(recording, progress=False)
     assert scores.provenance["intact_j"] == pytest.approx(scores.provenance["estimate"]["intact_j"], rel=1e-4)
+
+
+def test_sums_read_from_a_file_go_where_the_weights_are() -> None:
+    unet = stable_diffusion().unet
+    space = ComponentSpace.of(unet, "head")
+    read = {key: torch.ones(space.n) for key in Averages.KEYS}
+    away = copy.deepcopy(unet).to("meta")  # the one other device that every machine has
+    assert {tensor.device.type for tensor in Averages(space, away, read).tensors.values()} == {"meta"}

@@ -196,3 +196,28 @@ def test_killed_twice_and_resumed_is_the_same_to_the_bit(tmp_path) -> None:
     scores = attributor(pipeline).run(recording, rows_per_pass=8, output_dir=tmp_path, resume=True, progress=False)
     assert torch.equal(scores.values, expected.values)
     assert torch.equal(scores.standard_error, expected.standard_error)
+
+
+@pytest.mark.parametrize("method", ["gradient", "ablated_gradient"])
+def test_a_run_stopped_while_sums_change_does_not_count_a_pass_twice(tmp_path, monkeypatch, method) -> None:
+    pipeline = stable_diffusion()
+    recording = record(pipeline)
+    run = Attributor(pipeline, kind="neuron", method=method)
+    settings = {"rows_per_pass": 2, "progress": False}
+    expected = run.run(recording, **settings)
+    monkeypatch.setattr(RunState, "update", lambda own, *a, before=RunState.update: (before(own, *a), stop(own))[0])
+    done = []
+
+    def stop(own: RunState) -> None:
+        done.append(own.done)
+        if len(done) == 1:
+            own.save()
+        if len(done) == 2:  # as in the middle of what adds the third pass to the sums
+            next(iter(own.sums.values())).add_(100.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.run(recording, output_dir=tmp_path, **settings)
+    scores = run.run(recording, output_dir=tmp_path, resume=True, **settings)
+    assert done[2] == 2, "it goes on from what was last written, after the first pass"
+    assert torch.equal(scores.values, expected.values)

@@ -275,3 +275,45 @@ def test_public_names():
         assert getattr(cad_fast, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         cad_fast.nonsense  # noqa: B018
+
+
+def test_a_factor_given_as_an_integer_is_the_same_edit(pipeline, tmp_path):
+    scores = random_scores(pipeline)
+    whole, point = (erase(scores, 0.01, factor=factor) for factor in (0, 0.0))
+    assert whole.digest() == point.digest()
+    whole.save_pretrained(tmp_path)
+    assert Edit.from_pretrained(tmp_path, pipeline).digest() == point.digest()
+
+
+@pytest.mark.parametrize("provenance", [{"r": float("nan")}, {"scores": torch.zeros(1)}, {"note": "x" * 2**22}])
+def test_what_cannot_be_saved_leaves_the_folder_as_it_was(pipeline, tmp_path, provenance):
+    scores = random_scores(pipeline)
+    before = erase(scores, 0.01)
+    before.save_pretrained(tmp_path)
+    other = erase(scores, 0.02)
+    other.provenance |= provenance
+    with pytest.raises(ValueError, match=r"edit 'a-cat-erase': its (provenance|config)"):
+        other.save_pretrained(tmp_path)
+    assert Edit.from_pretrained(tmp_path).digest() == before.digest()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edit_config.json", "edit_model.safetensors"]
+
+
+def test_an_evaluation_without_its_comparison_is_refused(pipeline, tmp_path):
+    with pytest.raises(ValueError, match="give both"):
+        erase(random_scores(pipeline), 0.01).save_pretrained(tmp_path, evaluation=object())
+    assert not list(tmp_path.iterdir())
+
+
+def test_modules_that_share_a_weight_are_restored_too():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+            self.second.weight = self.first.weight
+
+    model = Tied()
+    before = model.first.weight.detach().clone()
+    edit = Edit.from_indices("tied", ComponentSpace.of(model, target_modules="all"), torch.tensor([1, 3, 37, 40]))
+    with edit.applied(model):
+        assert not torch.equal(model.first.weight, before)
+    assert torch.equal(model.first.weight, before)

@@ -170,3 +170,9 @@ def test_scores_of_many_modules_have_one_r(tmp_path):
     edit = Edit.from_indices("e", space, chosen)
     export_peft(edit, unet, tmp_path)
     assert peft.PeftConfig.from_pretrained(tmp_path).r == 2
+
+
+def test_a_strength_that_is_no_number_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="strength is nan, expected a finite number"):
+        export_peft(edit_of(tiny_unet()), tiny_unet(), tmp_path, strength=float("nan"))
+    assert not list(tmp_path.iterdir())

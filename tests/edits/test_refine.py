@@ -78,3 +78,9 @@ def test_the_model_is_left_as_it_was_and_errors_are_clear(pipeline, recording) -
     negative = cad_fast.Scores(-scores.values.abs(), scores.space, scores.provenance)
     with pytest.raises(ValueError, match="no component has a positive score for 'a cat'"):
         refine(pipeline, recording, negative, 0.1, progress=False)
+
+
+def test_a_model_that_has_changed_since_is_refused(pipeline, recording) -> None:
+    scores = scores_of(pipeline, recording, "weight")
+    with cad_fast.erase(scores, 0.2).applied(pipeline), pytest.raises(ValueError, match="has changed since"):
+        refine(pipeline, recording, scores, 0.1, rounds=1, progress=False)

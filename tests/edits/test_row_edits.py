@@ -331,3 +331,34 @@ def test_an_error_inside_the_denoiser_leaves_no_edit_behind() -> None:
             call.run(unet, **inputs)
         handle.remove()
         assert torch.equal(call.run(unet, **inputs), plain)
+
+
+def test_what_ends_a_call_without_torchs_hooks_leaves_no_edit_behind() -> None:
+    """Hooks are skipped by torch for what is no Exception: Ctrl-C, or the end of a generation."""
+    unet = copy_of("sd", torch.float32)
+    call, _ = some_call("sd", 2)
+    edits = RowEdits(unet)
+    edits.add(random_edit(unet, "a", 1))
+    rows = [(("a", 1.0, None),)] * call.rows
+    plain = call.run(unet)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def interrupted():
+        hook = unet.conv_out.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            call.run(unet)
+        hook.remove()
+
+    edits.set_rows(rows)
+    edited = call.run(unet)
+    interrupted()
+    assert torch.equal(call.run(unet), edited), "the next call is no second one beside it"
+    interrupted()
+    edits.set_rows([()] * call.rows)
+    assert torch.equal(call.run(unet), plain)
+    edits.set_rows(rows)
+    interrupted()
+    edits.set_rows(None)
+    assert torch.equal(call.run(unet), plain)

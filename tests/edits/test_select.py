@@ -90,6 +90,41 @@ def test_what_others_need_is_left_alone():
     assert torch.allclose(retention_aware(scores, [other], 5.0), scores.values / rms)
 
 
+def test_amplifying_leaves_alone_what_is_negative_for_others_too():
+    scores, other = make_scores([(8, 8)], seed=1), make_scores([(8, 8)], seed=2)
+    lowest = int(scores.values.argmin())
+    other.values[lowest] = -100.0
+    assert lowest in select(scores, sign="negative", count=3).tolist()
+    assert lowest not in select(scores, sign="negative", count=3, keep=[other]).tolist()
+    assert lowest in select(scores, sign="negative", count=3, keep=[other], keep_weight=0.0).tolist()
+    # What is positive for a concept to keep does not count in favour of its removal.
+    other.values[:] = 1.0
+    plain = select(scores, sign="negative", count=20)
+    assert torch.equal(select(scores, sign="negative", count=20, keep=[other], keep_weight=5.0), plain)
+
+
+def test_both_signs_are_mirrored():
+    scores, others = make_scores([(8, 8)], seed=1), [make_scores([(8, 8)], seed=seed) for seed in (2, 3)]
+    mirrored = [Scores(-each.values, each.space) for each in (scores, *others)]
+    amplified = select(scores, sign="negative", count=9, keep=others, keep_weight=0.7)
+    assert torch.equal(amplified, select(mirrored[0], count=9, keep=mirrored[1:], keep_weight=0.7))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_of_what_is_kept_out_of_range(weight):
+    scores = make_scores([(8, 8)])
+    with pytest.raises(ValueError, match=rf"keep_weight is {weight}, expected at least 0"):
+        select(scores, count=3, keep=[scores], keep_weight=weight)
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_a_ratio_of_less_than_one_component_is_named(scope):
+    scores = make_scores([(3, 4), (2, 5)])
+    with pytest.raises(ValueError, match=r"ratio 0\.01 of \d+ components is less than one: take"):
+        select(scores, ratio=0.01, scope=scope)
+    assert len(select(scores, ratio=0.045, scope="tensor")) <= 1, "one tensor has a component for it, the other none"
+
+
 def test_concepts_to_keep_must_have_the_same_components():
     with pytest.raises(ValueError, match="are over"):
         select(make_scores([(8, 8)]), count=3, keep=[make_scores([(4, 16)])])

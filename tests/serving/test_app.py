@@ -312,6 +312,55 @@ def test_edits_and_admin(tmp_path) -> None:
     run(go())
 
 
+def test_an_edit_without_a_file_is_neither_loaded_nor_unloaded() -> None:
+    pipeline = stable_diffusion()
+    server = make_server(pipeline, [random_edit(pipeline, "own", 1)], admin_token=TOKEN)
+
+    async def go():
+        async with client_of(server) as client:
+            for action in ("load", "unload"):
+                answer = await client.post(f"/v1/edits/own/{action}", headers={"authorization": f"Bearer {TOKEN}"})
+                assert answer.status_code == 409 and answer.json()["error"]["code"] == "edit_without_file"
+            assert (await client.get("/v1/edits/own")).json()["loaded"] is True
+
+    run(go())
+
+
+@pytest.mark.parametrize("found", [{"concept": 5}, {"concept": ["a"]}, {"selection": None}, {"selection": "all"}])
+def test_edits_are_listed_whatever_their_provenance_holds(found) -> None:
+    pipeline = stable_diffusion()
+    edit = random_edit(pipeline, "odd", 1)
+    edit.provenance.update(found)
+    server = make_server(pipeline, [edit])
+
+    async def go():
+        async with client_of(server) as client:
+            (entry,) = (await client.get("/v1/edits")).json()["data"]
+            assert entry["id"] == "odd" and "effect" not in entry
+            assert isinstance(entry.get("concept", ""), str)
+
+    run(go())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("deadline", 0.0),
+        ("deadline", float("nan")),
+        ("max_n", 0),
+        ("max_steps", 0),
+        ("steps", 0),
+        ("drain", -1.0),
+        ("max_strength", -1.0),
+        ("max_edits", -1),
+        ("keep_pictures", float("inf")),
+    ],
+)
+def test_settings_that_would_refuse_every_request_are_named(setting, value) -> None:
+    with pytest.raises(ValueError, match=f"{setting} is {value}, expected"):
+        Settings(**{setting: value})
+
+
 def test_no_admin_without_a_token() -> None:
     status, _, _ = ask(None, path="/v1/edits/first/unload", server=served())
     assert status in (404, 405)

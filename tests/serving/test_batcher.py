@@ -360,3 +360,38 @@ def test_autocast_inside_a_pipeline_fails_the_request(batcher_of) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="under autocast"):
             batcher.submit(job()).future.result(WAIT)
+
+
+def test_what_ends_the_thread_ends_all_that_was_to_begin_with_it(batcher_of) -> None:
+    class Leaving(StableDiffusionPipeline):
+        def check_inputs(self, prompt, *arguments, **more):
+            if prompt == "leave":
+                raise SystemExit
+            super().check_inputs(prompt, *arguments, **more)
+
+    pipeline = copy.copy(stable_diffusion())
+    pipeline.__class__ = Leaving
+    batcher = batcher_of(pipeline)
+    first, second = batcher.submit(job("first", prompt="leave")), batcher.submit(job("second"))
+    with pytest.raises(SystemExit):
+        first.future.result(WAIT)
+    with pytest.raises(RuntimeError, match="the batcher's thread ended"):
+        second.future.result(5)
+
+
+def test_an_edit_and_the_one_of_its_name_before_it_share_no_swap() -> None:
+    pipeline = copy.copy(stable_diffusion())
+    pipeline.unet = copy.deepcopy(pipeline.unet)
+    old, new = random_edit(pipeline, "same", 1), random_edit(pipeline, "same", 2)
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "sample": torch.randn(1, 4, 8, 8, generator=generator).expand(2, -1, -1, -1),
+        "timestep": 10,
+        "encoder_hidden_states": torch.randn(1, 5, 16, generator=generator).expand(2, -1, -1),
+    }
+    with torch.no_grad():
+        (swapped,) = SwappedWeights(pipeline).run(inputs, [(RequestedEdit(old),), (RequestedEdit(new),)])
+        for row, edit in enumerate((old, new)):
+            with edit.applied(pipeline):
+                expected = pipeline.unet(**inputs).sample[row]
+            torch.testing.assert_close(swapped[row], expected, rtol=1e-4, atol=1e-5)
