@@ -113,4 +113,7 @@ def scheduler_config_of(pipeline: Any) -> dict[str, Any]:
     if scheduler is None:
         return {}
     config = json.loads(json.dumps(dict(scheduler.config), default=str), parse_constant=str)  # no infinities in JSON
+    defaults = "_use_default_values"  # diffusers makes it from a set: in another order in every process
+    if defaults in config:
+        config[defaults] = sorted(config[defaults])
     return {**config, "_class_name": type(scheduler).__name__}

@@ -27,7 +27,7 @@ from .methods import Job, Method, default_method, make_estimator
 from .passes import recorded_j
 from .scores import Scores
 from .stop import StopWhen
-from .store import resumable
+from .store import recording_settings, resumable
 from .trust import Trust
 
 
@@ -93,8 +93,7 @@ class Attributor:
         before its last partition or ablation; the reason is kept with the scores. ``executor="ray"``: the ablations of
         a regression or of exact scores are measured by so many ``workers`` of a Ray cluster (extra ``ray``).
         Raises ValueError for a recording of another model, of this one before it was edited, or without what the
-        objective needs, FileExistsError when
-        an unfinished run lies in ``output_dir`` and ``resume`` is False.
+        objective needs, FileExistsError when an unfinished run lies in ``output_dir`` and ``resume`` is False.
         """
         self.space.fingerprint.require_same(recording.fingerprint, "the component space")
         rows_per_pass = rows_per_pass or self.estimator.rows_per_pass
@@ -106,7 +105,8 @@ class Attributor:
         how = {"progress": progress, "executor": executor, "workers": workers}
         watch = watch_for(stop_when, self.estimator, self.denoiser, [target], self.space, **how)
         started = time.perf_counter()
-        with resumable(output_dir, {**settings, "model": self.space.fingerprint.to_dict()}, resume=resume) as state:
+        run = {**settings, "model": self.space.fingerprint.to_dict(), "recording": recording_settings(recording)}
+        with resumable(output_dir, run, resume=resume) as state:
             job = Job(self.denoiser, (target,), self.space, rows_per_pass, state, progress, watch, executor, workers)
             estimate = self.estimator.run(job)
             passes = estimate.passes or self.estimator.cost(job)

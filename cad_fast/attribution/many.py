@@ -18,7 +18,7 @@ from .methods import Estimate, Job, SharingEstimator
 from .passes import recorded_j
 from .scores import CONCEPTS_NAME, Scores, numbered_files
 from .stop import StopWhen, Watch
-from .store import resumable
+from .store import recording_settings, resumable
 
 if TYPE_CHECKING:
     from .attributor import Attributor
@@ -68,7 +68,8 @@ def run_many(
         return _one_after_another(attributor, targets, output_dir, run)
     common = attributor.common_settings(rows_per_pass)
     own = {name: attributor.target_settings(target) for name, target in targets.items()}
-    settings = {**common, "concepts": own, "model": attributor.space.fingerprint.to_dict()}
+    recordings = {name: recording_settings(target.recording) for name, target in targets.items()}
+    settings = {**common, "concepts": own, "recordings": recordings, "model": attributor.space.fingerprint.to_dict()}
     where = (attributor.denoiser, tuple(targets.values()), attributor.space)
     started = time.perf_counter()
     with resumable(output_dir, settings, resume=resume) as state:

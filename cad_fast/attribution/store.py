@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..files import require_writable_folder
+from ..recording_data import Recording
 
 STATE_NAME = "attribution_state.sqlite"
 SCHEMA_VERSION = 1
@@ -134,12 +135,8 @@ class RunState:
         self._versions = {name: tensor._version for name, tensor in self.sums.items()}
 
     def _require_same_settings(self, theirs: Mapping[str, Any]) -> None:
-        different = [key for key in self.settings.keys() | theirs.keys() if self.settings.get(key) != theirs.get(key)]
-        if different:
-            changes = "; ".join(
-                f"{key}: {theirs.get(key)!r} then, {self.settings.get(key)!r} now" for key in sorted(different)
-            )
-            raise ValueError(f"{self.path} was started with other settings ({changes})")
+        if changes := _changes(theirs, self.settings):
+            raise ValueError(f"{self.path} was started with other settings ({'; '.join(changes)})")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -220,3 +217,25 @@ def resumable(folder: str | Path | None, settings: Mapping[str, Any], *, resume:
     except BaseException:
         state.close()
         raise
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
+    """What differs, key by key, and within a mapping by its own keys."""
+    found = []
+    for key in sorted(then.keys() | now.keys()):
+        before, after, name = then.get(key), now.get(key), f"{above}{key}"
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += _changes(before, after, f"{name}.")
+        elif before != after:
+            found.append(f"{name}: {before!r} then, {after!r} now")
+    return found
+
+
+def recording_settings(recording: Recording) -> dict[str, Any]:
+    """What a recording was made with beside what the scores say of it, as JSON: a run goes on with the same alone."""
+    return {
+        "scheduler": recording.scheduler_config,
+        "sample_shape": list(recording.calls[0].sample.shape[1:]),
+        "pipeline_kwargs": recording.pipeline_kwargs,
+        "row_kwargs": recording.row_kwargs,
+    }

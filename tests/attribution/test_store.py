@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -84,7 +85,7 @@ def test_other_settings_are_refused_by_name(tmp_path) -> None:
     with pytest.raises(FileExistsError, match="resume=True"):
         state(tmp_path, resume=False)
     other = {**SETTINGS, "options": {"seed": 4, "fraction": 0.1}}
-    with pytest.raises(ValueError, match=r"options: \{'seed': 3, .*\} then, \{'seed': 4, .*\} now"):
+    with pytest.raises(ValueError, match=r"settings \(options\.seed: 3 then, 4 now\)"):
         state(tmp_path, other)
     state(tmp_path).close()  # a refusal lets go of the file
 
@@ -150,6 +151,9 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path, monkeypatch) 
         run.run(recording, rows_per_pass=8, output_dir=tmp_path, progress=False)
     with pytest.raises(ValueError, match="rows_per_pass: 8 then, 16 now"):
         run.run(recording, rows_per_pass=16, output_dir=tmp_path, resume=True, progress=False)
+    other = dataclasses.replace(recording, scheduler_config={**recording.scheduler_config, "beta_end": 0.5})
+    with pytest.raises(ValueError, match=r"recording\.scheduler\.beta_end: [\d.]+ then, 0\.5 now"):
+        run.run(other, rows_per_pass=8, output_dir=tmp_path, resume=True, progress=False)
     scores = run.run(recording, rows_per_pass=8, output_dir=tmp_path, resume=True, progress=False)
     assert len(groups) == 60 // 2 + 1  # two ablations of 4 rows at a time; the stopped group again, and no other
     assert torch.equal(scores.values, expected.values)

@@ -7,10 +7,12 @@ import json
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
+from cad_fast.pipeline_arguments import scheduler_config_of
 from cad_fast.recording import Recording, denoiser_of, with_base
-from tests.pipelines import stable_diffusion_xl
+from tests.pipelines import stable_diffusion, stable_diffusion_xl
 from tests.recording.common import PROMPTS, STEPS, assert_same, close, every_pipeline, make
 
 
@@ -153,3 +155,14 @@ def test_with_base_refuses() -> None:
         with_base(recording, pipeline, ["a", "b"])
     with pytest.raises(ValueError, match="another model"):
         with_base(recording, stable_diffusion_xl(), "a")
+
+
+def test_the_scheduler_config_is_the_same_whatever_the_order_of_its_defaults() -> None:
+    pipeline = stable_diffusion()
+    names = list(pipeline.scheduler.config["_use_default_values"])
+    assert len(names) > 1
+    configs = []
+    for order in (names, names[::-1]):
+        pipeline.scheduler._internal_dict = FrozenDict({**pipeline.scheduler.config, "_use_default_values": order})
+        configs.append(scheduler_config_of(pipeline))
+    assert configs[0] == configs[1]
