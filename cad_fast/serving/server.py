@@ -49,11 +49,18 @@ class Server:
         self.warm = False
 
     def start(self) -> None:
-        """Start the batcher and, where the settings say so, draw a picture; returns when requests can be taken."""
+        """Start the batcher and, where the settings say so, draw a picture; returns when requests can be taken.
+
+        Raises what drawing it raises, with the batcher ended.
+        """
         self.batcher.start()
         if self.settings.warm_up:
             arguments = {"num_inference_steps": 2} if "num_inference_steps" in self.parameters else {}
-            self.batcher.submit(Job("warm-up", "warm-up", arguments=arguments)).future.result()
+            try:
+                self.batcher.submit(Job("warm-up", "warm-up", arguments=arguments)).future.result()
+            except BaseException:
+                self.stop()
+                raise
         self.warm = True
 
     def stop(self) -> None:

@@ -417,6 +417,19 @@ def test_state_and_documents() -> None:
     run(go())
 
 
+def test_a_warm_up_that_fails_ends_the_batcher(monkeypatch) -> None:
+    pipeline = stable_diffusion()
+    server = make_server(pipeline, warm_up=True)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no picture can be drawn")
+
+    monkeypatch.setattr(pipeline.unet, "forward", broken)
+    with pytest.raises(RuntimeError):
+        server.start()
+    assert not server.alive and not server.ready
+
+
 def test_host_headers() -> None:
     server = served(allowed_hosts=("localhost", "127.0.0.1"))
     assert ask(None, "/health", "GET", server, headers={"host": "localhost:80"})[0] == 200
