@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,6 @@ from ..components import ComponentSpace
 from ..objectives import Objective
 from ..recording_data import Recording
 from .attributor import Attributor
-from .curvature import Curvature
 from .held_out import HOLDOUT_SEED
 from .methods import parts_of
 from .scores import Scores
@@ -41,8 +40,9 @@ def compare_estimators(
     "method"; "row_evaluations" of the estimate: rows through the denoiser, those backward counted again; "seconds";
     "r" and its "interval" over ``holdout`` random ablations of ``fraction``, the same for all; and what the method
     knows of itself. The gradient; the ablated gradient with each of ``partitions``, and with one by the trapezoid rule;
-    for single weights the second order, of no more rows than one partition; ridge on the first so many of one set of
-    ``ablations``, alone and on the residual of the ablated gradient of one partition.
+    for single weights the second order, of no more rows than one partition, unless the objective moves both branches;
+    ridge on the first so many of one set of ``ablations``, alone and on the residual of the ablated gradient of one
+    partition.
     Raises ValueError as ``Attributor`` does.
     """
     plain = Attributor(pipeline, objective, components)
@@ -51,12 +51,10 @@ def compare_estimators(
     held_j = plain.measured(recording, held, progress=progress)
     points = []
 
-    def add(
-        method: str, values: Tensor, rows: int, seconds: float, curvature: Curvature | None = None, **facts: Any
-    ) -> None:
-        trust = Trust.of(predicted_change(values, held, curvature), held_j, fraction)
-        cost = {"row_evaluations": rows, "seconds": seconds}
-        points.append({"method": method, **cost, "r": trust.pearson, "interval": list(trust.pearson_interval), **facts})
+    def add(method: str, change: Tensor, evaluations: int, seconds: float, facts: Mapping[str, Any]) -> None:
+        trust = Trust.of(change, held_j, fraction)
+        cost = {"row_evaluations": evaluations, "seconds": seconds}
+        points.append({**facts, "method": method, **cost, "r": trust.pearson, "interval": list(trust.pearson_interval)})
 
     def run(name: str, method: Any, **options: Any) -> Scores:
         attributor = Attributor(pipeline, objective, space, method=method, **options)
@@ -64,8 +62,8 @@ def compare_estimators(
         cost, facts = scores.provenance["cost"], scores.provenance["estimate"]
         times = facts.get("partitions", 0) * parts_of(fraction, space.n) or 1
         through = facts.get("rows", rows * times)
-        what = (name, scores.values, 2 * through, cost["seconds"], scores.curvature)
-        add(*what, **{**facts, "passes": cost["backward_passes"]})
+        change = predicted_change(scores.values, held, scores.curvature)
+        add(name, change, 2 * through, cost["seconds"], {**facts, "passes": cost["backward_passes"]})
         return scores
 
     rows = sum(call.rows for call in recording.calls if plain.objective.active(call))
@@ -73,8 +71,8 @@ def compare_estimators(
     prior = run("ablated gradient", "ablated_gradient", fraction=fraction)
     before = points[-1]
     run("ablated gradient, trapezoid", "ablated_gradient", fraction=fraction, ablated_weight=0.5)
-    if space.kind == "weight":
-        run("second order", "second_order", fraction=fraction)
+    if space.kind == "weight" and not plain.objective.both_branches:
+        run("second order", "second_order", fraction=fraction, networks=parts_of(fraction, space.n))
     for number in partitions:
         if number > 1:
             run("ablated gradient", "ablated_gradient", fraction=fraction, partitions=number)
@@ -91,5 +89,6 @@ def compare_estimators(
             found = fit(design, j[:m], "ridge", prior=values)
             extra = (0, 0.0) if values is None else (before["row_evaluations"], before["seconds"])
             seconds = time.perf_counter() - started + m * each + extra[1]
-            add(name, found.alpha.float(), m * rows + extra[0], seconds, ablations=m)
+            change = predicted_change(found.alpha.float(), held)
+            add(name, change, m * rows + extra[0], seconds, {"ablations": m})
     return points
