@@ -82,7 +82,7 @@ class Job:
 class Estimate:
     """Scores float [n], what is known of their errors (float [n] or None), and JSON-able facts about the estimate.
 
-    ``passes`` as of ``Estimator.cost``, where fewer were made than it foresaw. ``curvature``: how J bends besides.
+    ``passes`` as of ``Estimator.cost``, where the run knows them. ``curvature``: how J bends besides.
     """
 
     values: Tensor
@@ -159,8 +159,7 @@ class AblatedGradient(Estimator):
     seed: int = 0
 
     def run(self, job: Job) -> Estimate:
-        options = {key: getattr(self, key) for key in ("fraction", "partitions", "ablated_weight", "seed")}
-        found, done = ablated_gradient_scores(*job.what(), **options, watch=job.watch, **job.settings())
+        found, done = ablated_gradient_scores(*job.what(), **self.config(), watch=job.watch, **job.settings())
         facts: dict[str, Any] = {"partitions": done, "ablated_weight": found.ablated_weight}
         if found.reliability is not None:
             twice = more_passes(found.reliability, 2)
@@ -187,18 +186,18 @@ class SecondOrder(Estimator):
     seed: int = 0
 
     def run(self, job: Job) -> Estimate:
-        options = {key: getattr(self, key) for key in ("fraction", "networks", "directions", "seed")}
-        found = second_order_scores(*job.what(), **options, **job.settings())
-        plan = self._plan(job)
-        facts = {"rows": plan.rows, "networks": [min(plan.networks), max(plan.networks)], "stretch": found.stretch}
-        return Estimate(found.values, None, facts, curvature=found.curvature)
+        found = second_order_scores(*job.what(), **self.config(), **job.settings())
+        each = found.plan.networks
+        facts = {"rows": found.plan.rows, "networks": [min(each), max(each)], "stretch": found.stretch}
+        return Estimate(found.values, None, facts, self._passes(found.plan), found.curvature)
 
     def cost(self, job: Job) -> dict[str, int]:
-        passes = len(self._plan(job).passes)
-        return {"forward": passes, "backward": passes}
+        plan = SecondOrderPlan.of(job.recording, job.objective, self.networks, job.rows_per_pass)
+        return self._passes(plan)
 
-    def _plan(self, job: Job) -> SecondOrderPlan:
-        return SecondOrderPlan.of(job.recording, job.objective, self.networks, job.rows_per_pass)
+    @staticmethod
+    def _passes(plan: SecondOrderPlan) -> dict[str, int]:
+        return {"forward": len(plan.passes), "backward": len(plan.passes)}
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,12 @@ def _size(call: DenoiserCall, objective: Objective) -> float:
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """``values`` float32 [n], the mean gradients; the curvature; by how much it was stretched to fit the passes."""
+    """``values`` float32 [n], the mean gradients; the curvature; its stretch, to fit the passes; which these were."""
 
     values: Tensor
     curvature: Curvature
     stretch: float
+    plan: SecondOrderPlan
 
 
 def second_order_scores(
@@ -151,7 +152,7 @@ def second_order_scores(
                     sums.close(drawn[plan.places[place][1]][: last + 1])
             state.update(number + 1, sums.tensors())
             bar.update()
-    return sums.result(len(plan.places))
+    return sums.result(plan)
 
 
 def networks_of(plan: SecondOrderPlan, row: int, n: int, fraction: float, seed: int) -> list[Ablation]:
@@ -250,14 +251,15 @@ class _RowSums:
         of_predicted, of_measured = of_predicted - of_predicted.mean(), of_measured - of_measured.mean()
         return torch.stack([of_predicted @ of_measured, of_predicted @ of_predicted])
 
-    def result(self, rows: int) -> SecondOrder:
-        """What the finished rows, so many, say."""
+    def result(self, plan: SecondOrderPlan) -> SecondOrder:
+        """What the rows say, all of them finished."""
+        rows = len(plan.places)
         covariance, variance = self.calibration.double().tolist()
         low, high = STRETCH
         stretch = min(high, max(low, covariance / variance)) if variance > 0 else low
         directions, weights = self._strongest()
         curvature = Curvature.of(directions, weights * stretch / rows, self.fraction)
-        return SecondOrder((self.alpha / rows).cpu(), curvature, stretch)
+        return SecondOrder((self.alpha / rows).cpu(), curvature, stretch, plan)
 
 
 def _listed(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
