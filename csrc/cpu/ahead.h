@@ -1,5 +1,5 @@
-// Memory that is needed later, fetched line by line between multiplications: many lines at once would take all of a core's
-// miss buffers, and the loads of the multiplication would wait behind them.
+// Memory that is needed later, fetched line by line between multiplications: many lines at once would take all of a
+// core's miss buffers, and the loads of the multiplication would wait behind them.
 #pragma once
 
 #include <cstdint>
@@ -26,55 +26,46 @@ struct Lines {
   }
 };
 
-// A matrix of which lines are handed out along its rows.
+// A matrix, handed out in runs of lines: along its rows or across them, whichever runs are longer.
 class Region {
  public:
   Region() = default;
   Region(const void* first, std::int64_t stride, std::int64_t rows, std::int64_t bytes)
-      : first_(static_cast<const std::uint8_t*>(first)), stride_(stride), rows_(rows) {
-    const std::int64_t offset = stride % line_bytes == 0 ? reinterpret_cast<std::uintptr_t>(first) % line_bytes
-                                                         : line_bytes - 1;  // of some row, at worst
-    first_ -= stride % line_bytes == 0 ? offset : 0;
-    lines_ = (offset + bytes + line_bytes - 1) / line_bytes;
-    // Rows that nearly touch are one row.
-    if (stride < 2 * line_bytes) {
-      lines_ = ((rows - 1) * stride + bytes + line_bytes - 1) / line_bytes + 1;
-      rows_ = 1;
+      : first_(static_cast<const std::uint8_t*>(first)) {
+    const bool alike = stride % line_bytes == 0;  // where a row begins within a line; else one may begin at its end
+    const std::int64_t offset =
+        alike ? static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(first) % line_bytes) : line_bytes - 1;
+    if (alike) first_ -= offset;
+    std::int64_t lines = (offset + bytes + line_bytes - 1) / line_bytes;
+    if (stride < 2 * line_bytes) {  // rows that nearly touch are one row
+      lines = ((rows - 1) * stride + offset + bytes + line_bytes - 1) / line_bytes;
+      rows = 1;
     }
+    const bool along = lines >= rows;
+    length_ = along ? lines : rows;
+    runs_ = along ? rows : lines;
+    stride_ = along ? line_bytes : stride;
+    run_stride_ = along ? stride : line_bytes;
   }
 
-  // Lines of the next row, or of what is left of it: `most` at most.
+  // What is left of the next run: `most` lines at most.
   Lines take(std::int64_t most) {
-    if (row_ == rows_) return {};
-    const std::int64_t left = lines_ - line_;
-    const Lines taken{first_ + row_ * stride_ + line_ * line_bytes, line_bytes, left < most ? left : most};
-    line_ += taken.count;
-    if (line_ == lines_) {
-      line_ = 0;
-      ++row_;
+    if (run_ == runs_) return {};
+    const std::int64_t left = length_ - place_;
+    const Lines taken{first_ + run_ * run_stride_ + place_ * stride_, stride_, left < most ? left : most};
+    place_ += taken.count;
+    if (place_ == length_) {
+      place_ = 0;
+      ++run_;
     }
     return taken;
   }
-
-  // The same across the rows: a line of each.
-  Lines take_across(std::int64_t most) {
-    if (line_ == lines_) return {};
-    const std::int64_t left = rows_ - row_;
-    const Lines taken{first_ + row_ * stride_ + line_ * line_bytes, stride_, left < most ? left : most};
-    row_ += taken.count;
-    if (row_ == rows_) {
-      row_ = 0;
-      ++line_;
-    }
-    return taken;
-  }
-
-  bool one_row() const { return rows_ == 1; }
 
  private:
   const std::uint8_t* first_ = nullptr;
-  std::int64_t stride_ = 0, rows_ = 0, lines_ = 0;
-  std::int64_t row_ = 0, line_ = 0;
+  std::int64_t length_ = 0, stride_ = 0;    // of a run: lines, and bytes from one to the next
+  std::int64_t runs_ = 0, run_stride_ = 0;  // and from one run to the next
+  std::int64_t run_ = 0, place_ = 0;        // what comes next
 };
 
 // What comes next: rows of x for the next tile, what the next segment needs, and the weight of the next block.
@@ -83,8 +74,8 @@ struct Ahead {
 
   void take(std::int64_t most, Lines (&lines)[2]) {
     lines[0] = rows.take(most);
-    lines[1] = segment.one_row() ? segment.take(most) : segment.take_across(most);
-    if (lines[1].count == 0) lines[1] = weight.take_across(most);
+    lines[1] = segment.take(most);
+    if (lines[1].count == 0) lines[1] = weight.take(most);
   }
 };
 

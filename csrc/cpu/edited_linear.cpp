@@ -1,6 +1,6 @@
 #include "edited_linear.h"
 
-#include "cpu/linear.h"
+#include "cpu/product.h"
 
 namespace cad_fast::CAD_FAST_TARGET {
 namespace {

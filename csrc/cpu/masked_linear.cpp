@@ -1,6 +1,6 @@
 #include "masked_linear.h"
 
-#include "cpu/linear.h"
+#include "cpu/product.h"
 #include "cpu/masked_dot.h"
 #include "cpu/masked_gemv.h"
 
