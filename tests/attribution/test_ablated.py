@@ -15,6 +15,7 @@ from cad_fast.attribution.passes import merge_calls
 from cad_fast.attribution.store import STATE_NAME
 from cad_fast.attribution.trust import Trust, predicted_change
 from cad_fast.edits import Edit
+from tests.attribution.common import interrupt
 from tests.row_truth import ablated_copy, slow_gradient
 
 KINDS = ["weight", "neuron", "filter", "head"]
@@ -75,15 +76,7 @@ def test_a_stopped_run_goes_on_where_it_was(pipeline, recording, tmp_path, monke
 
     attributor = Attributor(pipeline, kind="neuron", method="ablated_gradient", fraction=0.25)
     expected = attributor.run(recording, rows_per_pass=4, progress=False)
-    passes, gather = [], ablated.gather
-
-    def interrupted(recording, pieces):
-        passes.append(pieces)
-        if len(passes) == 6:
-            raise KeyboardInterrupt
-        return gather(recording, pieces)
-
-    monkeypatch.setattr(ablated, "gather", interrupted)
+    passes = interrupt(monkeypatch, ablated, "gather", 6)
     with pytest.raises(KeyboardInterrupt, match="resume=True"):
         attributor.run(recording, rows_per_pass=4, output_dir=tmp_path, progress=False)
     assert (tmp_path / STATE_NAME).exists()

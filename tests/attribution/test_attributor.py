@@ -8,6 +8,7 @@ from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.methods import default_method
 from cad_fast.attribution.store import STATE_NAME
 from cad_fast.components import ComponentSpace
+from tests.attribution.common import interrupt
 from tests.pipelines import stable_diffusion, stable_diffusion_xl
 
 
@@ -56,16 +57,7 @@ def test_a_stopped_run_goes_on_where_it_was(pipeline, recording, tmp_path, monke
     expected = attributor.run(recording, rows_per_pass=1, progress=False)
     import cad_fast.attribution.gradient as gradient
 
-    passes = []
-    gather = gradient.gather
-
-    def interrupted(recording, pieces):
-        passes.append(pieces)
-        if len(passes) == 4:
-            raise KeyboardInterrupt
-        return gather(recording, pieces)
-
-    monkeypatch.setattr(gradient, "gather", interrupted)
+    passes = interrupt(monkeypatch, gradient, "gather", 4)
     with pytest.raises(KeyboardInterrupt):
         attributor.run(recording, rows_per_pass=1, output_dir=tmp_path, progress=False)
     assert (tmp_path / STATE_NAME).exists() and not (tmp_path / "scores.safetensors").exists()

@@ -13,6 +13,7 @@ from cad_fast.attribution import Attributor, Scores, StopWhen, draws, load_many
 from cad_fast.attribution.measure import MeasurePlan, Measurer, Target, measure_all
 from cad_fast.objectives import CallableObjective
 from cad_fast.recording import with_base
+from tests.attribution.common import interrupt
 from tests.pipelines import stable_diffusion
 from tests.row_truth import ablated_copy
 
@@ -167,15 +168,7 @@ def test_methods_of_gradients_take_many_one_after_another(pipeline, concepts, tm
         objective, recording = value if isinstance(value, tuple) else (None, value)
         one = Attributor(pipeline, objective, attributor.space, method=method, **options)
         expected[name] = one.run(recording, holdout=8, holdout_fractions=(0.2,), concept=name, progress=False)
-    run, ran = Attributor.run, []
-
-    def interrupted(self, recording, **arguments):
-        ran.append(arguments["concept"])
-        if len(ran) == 2:
-            raise KeyboardInterrupt
-        return run(self, recording, **arguments)
-
-    monkeypatch.setattr(Attributor, "run", interrupted)
+    ran = interrupt(monkeypatch, Attributor, "run", 2)
     with pytest.raises(KeyboardInterrupt):
         attributor.run_many(two, **settings)
     with pytest.raises(FileExistsError, match="00000 is of an unfinished run: pass resume=True"):
@@ -183,7 +176,11 @@ def test_methods_of_gradients_take_many_one_after_another(pipeline, concepts, tm
     with pytest.raises(ValueError, match=r"made with other settings \(rows_per_pass: \d+ then, 3 now\)"):
         attributor.run_many(two, rows_per_pass=3, resume=True, **settings)
     found = attributor.run_many(two, resume=True, **settings)
-    assert ran == ["late animal", "car/red", "car/red"]  # what was done was not done again
+    assert [each["concept"] for each in ran] == [
+        "late animal",
+        "car/red",
+        "car/red",
+    ]  # what was done was not done again
     for name, scores in found.items():
         assert torch.equal(scores.values, expected[name].values) and scores.trust == expected[name].trust
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -200,15 +197,7 @@ def test_methods_of_gradients_take_many_one_after_another(pipeline, concepts, tm
 def test_a_stopped_run_of_many_goes_on(pipeline, concepts, tmp_path, monkeypatch) -> None:
     attributor = Attributor(pipeline, kind="head", method="regression", ablations=40, fraction=0.2)
     expected = attributor.run_many(concepts, rows_per_pass=12, progress=False)
-    measure, groups = Measurer.measure, []
-
-    def interrupted(self, group):
-        groups.append(group)
-        if len(groups) == 10:
-            raise KeyboardInterrupt
-        return measure(self, group)
-
-    monkeypatch.setattr(Measurer, "measure", interrupted)
+    groups = interrupt(monkeypatch, Measurer, "measure", 10)
     settings = {"rows_per_pass": 12, "output_dir": tmp_path, "progress": False}
     with pytest.raises(KeyboardInterrupt, match="resume=True"):
         attributor.run_many(concepts, **settings)
@@ -330,16 +319,8 @@ def test_ray_gives_the_same_bits_though_a_worker_dies(pipeline, recordings, ray_
         assert torch.equal(scores.values, expected[name].values)
         assert torch.equal(scores.standard_error, expected[name].standard_error)
     # A run begun here goes on there: the store is the same.
-    measure, groups = Measurer.measure, []
-
-    def interrupted(self, group):
-        groups.append(group)
-        if len(groups) == 10:
-            raise KeyboardInterrupt
-        return measure(self, group)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Measurer, "measure", interrupted)
+        interrupt(patch, Measurer, "measure", 10)
         with pytest.raises(KeyboardInterrupt):
             attributor.run_many(concepts, output_dir=tmp_path / "other", **settings)
     resumed = attributor.run_many(

@@ -14,6 +14,7 @@ from cad_fast.attribution.passes import merge_calls
 from cad_fast.attribution.row_gradients import row_gradients
 from cad_fast.attribution.second_order import SecondOrderPlan, bending, second_order_scores
 from cad_fast.attribution.trust import predicted_change
+from tests.attribution.common import interrupt
 from tests.row_truth import ablated_copy
 
 OPTIONS = {"fraction": 0.25, "networks": 10, "directions": 40}
@@ -177,15 +178,7 @@ def test_curvature_predicts_what_scores_alone_cannot(pipeline, recording, tmp_pa
 def test_a_stopped_run_goes_on_where_it_was(pipeline, recording, tmp_path, monkeypatch) -> None:
     attributor = Attributor(pipeline, kind="weight", method="second_order", **OPTIONS)
     expected = attributor.run(recording, rows_per_pass=8, progress=False)
-    passes, gather = [], second_order.gather
-
-    def interrupted(recording, pieces):
-        passes.append(pieces)
-        if len(passes) == 4:
-            raise KeyboardInterrupt
-        return gather(recording, pieces)
-
-    monkeypatch.setattr(second_order, "gather", interrupted)
+    passes = interrupt(monkeypatch, second_order, "gather", 4)
     with pytest.raises(KeyboardInterrupt, match="resume=True"):
         attributor.run(recording, rows_per_pass=8, output_dir=tmp_path, progress=False)
     scores = attributor.run(recording, rows_per_pass=8, output_dir=tmp_path, resume=True, progress=False)

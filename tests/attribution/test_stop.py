@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cad_fast.attribution import Attributor, StopWhen, stop
+from tests.attribution.common import interrupt
 
 PARTS = {"fraction": 0.25}
 ROWS = 6  # two pictures, three steps
@@ -97,16 +98,8 @@ def test_a_stopped_run_with_errors_resumes(pipeline, recording, tmp_path, monkey
 
     attributor = attributor_of(pipeline, "ablated_gradient", partitions=3)
     expected = attributor.run(recording, rows_per_pass=4, progress=False)
-    gather, calls = ablated.gather, []
-
-    def interrupted(recording, pieces):
-        calls.append(pieces)
-        if len(calls) == 14:  # in the second partition, between the passes of one group
-            raise KeyboardInterrupt
-        return gather(recording, pieces)
-
     with monkeypatch.context() as patch:
-        patch.setattr(ablated, "gather", interrupted)
+        interrupt(patch, ablated, "gather", 14)  # in the second partition, between the passes of one group
         with pytest.raises(KeyboardInterrupt):
             attributor.run(recording, rows_per_pass=4, output_dir=tmp_path, progress=False)
     scores = attributor.run(recording, rows_per_pass=4, output_dir=tmp_path, resume=True, progress=False)

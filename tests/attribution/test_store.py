@@ -18,6 +18,7 @@ import cad_fast
 from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution import measure as measure_module
 from cad_fast.attribution.store import STATE_NAME, RunState
+from tests.attribution.common import interrupt
 from tests.pipelines import stable_diffusion
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,15 +139,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path, monkeypatch) 
     pipeline = stable_diffusion()
     recording, run = record(pipeline), attributor(pipeline)
     expected = run.run(recording, rows_per_pass=8, progress=False)
-    groups, measure = [], measure_module.Measurer.measure
-
-    def interrupted(self, group):
-        groups.append(group)
-        if len(groups) == 4:
-            raise KeyboardInterrupt
-        return measure(self, group)
-
-    monkeypatch.setattr(measure_module.Measurer, "measure", interrupted)
+    groups = interrupt(monkeypatch, measure_module.Measurer, "measure", 4)
     with pytest.raises(KeyboardInterrupt, match=rf"{STATE_NAME} keeps what was done.*resume=True"):
         run.run(recording, rows_per_pass=8, output_dir=tmp_path, progress=False)
     with pytest.raises(ValueError, match="rows_per_pass: 8 then, 16 now"):
@@ -165,6 +158,7 @@ SLOW_RUN = """
 import sys, time, torch
 import tests.attribution.test_store as own
 from cad_fast.attribution import measure
+from tests.attribution.common import interrupt
 
 measured = measure.Measurer.measure
 measure.Measurer.measure = lambda *a: (time.sleep(0.05), measured(*a))[1]
