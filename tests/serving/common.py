@@ -26,6 +26,9 @@ from cad_fast.serving.settings import Settings
 # Of 255: a batch of another size picks other kernels for the plain layers, whose sums round otherwise.
 ROUNDING = 2
 
+PATH = "/v1/images/generations"
+TOKEN = "a-token-of-some-length"
+
 
 def random_edit(pipeline: Any, name: str, seed: int, share: float = 0.1, factor: float = 0.0) -> Edit:
     """An edit of a random share of the denoiser's weights, large enough to show in every picture."""

@@ -4,8 +4,7 @@ import pytest
 
 from cad_fast.serving.arguments import ServerArguments
 from cad_fast.serving.settings import Settings
-
-TOKEN = "a-token-of-some-length"
+from tests.serving.common import TOKEN
 
 
 def test_text_becomes_settings(tmp_path) -> None:

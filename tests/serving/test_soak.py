@@ -15,11 +15,10 @@ from cad_fast.serving.edited_passes import RowWise
 from cad_fast.serving.server import Server
 from cad_fast.serving.settings import Settings
 from tests.pipelines import stable_diffusion
-from tests.serving.common import client_of, random_edit, run
+from tests.serving.common import TOKEN, client_of, random_edit, run
 from tests.serving.test_isolation import EDITS, post, some_body
 
 REQUESTS, BLOCK = 5000, 500
-TOKEN = "a-token-of-some-length"
 
 
 def resident() -> float:
