@@ -20,17 +20,18 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class Metrics:
-    """The figures of one server, in a registry of its own; the batcher's observer.
+    """The figures of one server, apart from those of others in the process; the batcher's observer.
 
     ``labels``, such as which of several replicas this is, are put to every figure in ``text``.
     """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.collectors = CollectorRegistry()
         self.labels: dict[str, str] = {}
-        ProcessCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-        own = {"namespace": "cad_fast", "registry": self.registry}
+        here = {"registry": self.collectors}
+        ProcessCollector(**here)
+        GCCollector(**here)
+        own = {"namespace": "cad_fast", **here}
         self.queued = Gauge("queue_pictures", "pictures that wait", **own)
         self.running = Gauge("running_pictures", "pictures in the batch", **own)
         self.requests = Counter("requests", "image requests by outcome", ["outcome"], **own)
@@ -65,7 +66,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All figures in Prometheus' text format."""
-        return generate_latest(_Labelled(self.registry, self.labels))
+        return generate_latest(_Labelled(self.collectors, self.labels))
 
 
 class _Labelled:
