@@ -20,6 +20,8 @@ def cost_plot(points: Sequence[Mapping[str, Any]], *, title: str | None = None) 
     A point has "method", "row_evaluations", "seconds", "r" and may have "interval" (low, high).
     """
     figure = _figure(11, 4.8)
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     panels = figure.subplots(1, 2, sharey=True)
     methods = list(dict.fromkeys(point["method"] for point in points))
     for axes, (key, text) in zip(
@@ -35,6 +37,9 @@ def cost_plot(points: Sequence[Mapping[str, Any]], *, title: str | None = None) 
             axes.errorbar([point[key] for point in own], values, yerr=errors, capsize=3, label=method, **look)
         _style(axes, "both")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # legible where less than a decade is shown, too
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(text, fontsize=11)
     panels[0].set_ylabel("r with measured J, held-out ablations", fontsize=11)
     handles, names = panels[0].get_legend_handles_labels()
