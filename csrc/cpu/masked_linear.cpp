@@ -73,7 +73,7 @@ class MaskedWeights {
     }
   }
 
-  // They come from far away, a short piece of each row; turning them around would wait for them.
+  // The words of the next variant come from far away, a short piece of each row; turning them around would wait for them.
   Region words_of_next(const Block& block, std::int64_t variant) const {
     if (task_.transposed || end_of(variant) >= task_.rows) return {};
     const std::int64_t row_words = ceil_div(task_.inner, 32);
