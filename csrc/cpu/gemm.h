@@ -75,9 +75,14 @@ void multiply_tile(const Tile<Steps>& tile) {
       for (int v = 0; v < vectors; ++v) w[v] = load_weights<Steps, kept>(tile, step, v * lanes);
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
-        const Vec x = Steps::broadcast_step(tile.x + (r * tile_steps + step) * Steps::step_size);
+        const typename Steps::Element* address = tile.x + (r * tile_steps + step) * Steps::step_size;
+        if constexpr (vectors == 1) {
+          sum[r][0] = Steps::multiply_add_broadcast(address, w[0], sum[r][0]);
+        } else {
+          const Vec x = Steps::broadcast_step(address);
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) sum[r][v] = Steps::multiply_add_step(x, w[v], sum[r][v]);
+          for (int v = 0; v < vectors; ++v) sum[r][v] = Steps::multiply_add_step(x, w[v], sum[r][v]);
+        }
       }
     }
   }

@@ -63,13 +63,12 @@ class MaskedWeights {
     const std::int64_t row_words = ceil_div(task_.inner, 32);
     const std::uint32_t* words = task_.words + (variant * task_.outer + part.output) * row_words + part.element / 32;
     const std::int64_t count = ceil_div(part.elements, 32);
+    constexpr std::int64_t steps = 32 / Steps::step_size;
     transpose_words(reinterpret_cast<const std::uint8_t*>(words), 4 * row_words, part.outputs, 4 * count, words_);
     for (std::int64_t j = 0; j < count; ++j) {
-      std::uint32_t turned[32];
-      transpose_bits(words_ + 32 * j, turned);
-      for (int i = 0; i < 32; i += Steps::step_size) {
-        *kept++ = ~Steps::interleave(turned[i], turned[i + Steps::step_size - 1]);
-      }
+      Bits turned[steps];
+      Steps::turn(words_ + 32 * j, turned);
+      for (const Bits ablated : turned) *kept++ = ~ablated;
     }
   }
 

@@ -22,6 +22,7 @@ struct Floats {
   static void store_step(float* address, Vec w) { store(address, w); }
   static Vec broadcast_step(const float* address) { return broadcast(*address); }
   static Vec multiply_add_step(Vec x, Vec w, Vec sum) { return multiply_add(x, w, sum); }
+  static Vec multiply_add_broadcast(const float* x, Vec w, Vec sum) { return multiply_add(broadcast(*x), w, sum); }
 
   // What an element of the panel becomes, rounded like the weight.
   static float scaled(float w, float factor) {
@@ -41,6 +42,9 @@ struct Floats {
   }
 
   static Bits interleave(std::uint32_t bits, std::uint32_t) { return bits; }
+
+  // From words along the sum, one for each of 32 outputs.
+  static void turn(const std::uint32_t* words, Bits* bits) { transpose_bits(words, bits); }
 
 #if defined(__AVX512F__)
   // The vector at lane `lane` of a step, zero where its bit is not set.
@@ -65,6 +69,12 @@ struct Pairs {
     float pair;
     std::memcpy(&pair, address, sizeof pair);
     return broadcast(pair);
+  }
+  // Compilers load and broadcast apart, which takes as long as the multiplication itself.
+  static Vec multiply_add_broadcast(const bfloat16* x, Vec w, Vec sum) {
+    using Pair [[gnu::may_alias]] = std::uint32_t;
+    asm("vdpbf16ps %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*reinterpret_cast<const Pair*>(x)), "v"(w));
+    return sum;
   }
   static Vec multiply_add_step(Vec x, Vec w, Vec sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
@@ -91,6 +101,7 @@ struct Pairs {
   static Bits interleave(std::uint32_t even, std::uint32_t odd) {
     return _pdep_u64(even, 0x5555555555555555) | _pdep_u64(odd, 0xaaaaaaaaaaaaaaaa);
   }
+  static void turn(const std::uint32_t* words, Bits* bits) { transpose_pairs(words, bits); }
   static Vec load_kept(const bfloat16* address, const Bits* bits, int lane) {
     std::uint32_t own;
     std::memcpy(&own, reinterpret_cast<const std::uint8_t*>(bits) + lane / 4, sizeof own);

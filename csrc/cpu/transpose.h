@@ -155,6 +155,37 @@ void transpose_sixteen_rows(const std::uint8_t* source, std::int64_t stride, int
   }
 }
 
+// Bit 2 * r + e of target[s] = bit 2 * s + e of word r, for 32 words: their pairs of bits are turned around.
+[[maybe_unused]] void transpose_pairs(const std::uint32_t* words, std::uint64_t* target) {
+  // Of block (g, j) of 16 words, the rows are byte j of the words 4 * g up to 4 * g + 4, each as it is and shifted by one bit,
+  // so that the even columns hold both bits of a pair. The product takes the rows of a matrix from the last on.
+  alignas(64) static constexpr auto gather = [] {
+    struct { std::uint8_t byte[2][64]; } order{};
+    for (int q = 0; q < 16; ++q) {
+      const int g = q % 4, j = q / 4;
+      for (int t = 0; t < 8; ++t) order.byte[j / 2][q % 8 * 8 + 7 - t] = t % 2 * 64 + 4 * (4 * g + t / 2) + j;
+    }
+    return order;
+  }();
+  // Byte 4 * half + g of step 4 * j + m is byte m of block (g, j) of that half of the words.
+  alignas(64) static constexpr auto scatter = [] {
+    struct { std::uint8_t byte[64]; } order{};
+    for (int k = 0; k < 64; ++k) order.byte[k] = k / 4 % 2 * 64 + 8 * (k / 32 * 4 + k % 4) + k / 8 % 4;
+    return order;
+  }();
+  const __m512i columns = _mm512_set1_epi64(0x4010040140100401);
+  const __m512i places = _mm512_load_si512(scatter.byte);
+  const __m512i low = _mm512_loadu_si512(words), high = _mm512_loadu_si512(words + 16);
+  const __m512i low_odd = _mm512_srli_epi32(low, 1), high_odd = _mm512_srli_epi32(high, 1);
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const __m512i order = _mm512_load_si512(gather.byte[half]);
+    const __m512i a = _mm512_gf2p8affine_epi64_epi8(columns, _mm512_permutex2var_epi8(low, order, low_odd), 0);
+    const __m512i b = _mm512_gf2p8affine_epi64_epi8(columns, _mm512_permutex2var_epi8(high, order, high_odd), 0);
+    _mm512_storeu_si512(target + 8 * half, _mm512_permutex2var_epi8(a, places, b));
+  }
+}
+
 #elif defined(__AVX2__)
 
 [[maybe_unused]] void transpose_bits(const std::uint32_t* words, std::uint32_t* target) {
