@@ -1,5 +1,6 @@
 #include "edited_linear.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -13,7 +14,7 @@ namespace cad_fast {
 namespace {
 
 // Entries and rows of the weight that are worth a further thread when edits are prepared.
-constexpr std::int64_t grain_entries = 1 << 15;
+constexpr std::int64_t grain_entries = 1 << 13;
 
 void check_ascending(const char* name, const std::int64_t* values, std::int64_t count, std::int64_t last) {
   bool ascending = values[0] == 0 && values[count - 1] == last;
@@ -22,19 +23,28 @@ void check_ascending(const char* name, const std::int64_t* values, std::int64_t 
   throw std::invalid_argument(std::string(name) + " must ascend from 0 to " + std::to_string(last));
 }
 
-// Fills in where the entries of each of the n rows of the weight begin. Returns the position of the first entry that is
-// out of range or not above the one before it, or `count`.
-std::int64_t find_rows(const std::int64_t* indices, std::int64_t count, std::int64_t n, std::int64_t k,
-                       std::int32_t* row_entries) {
-  std::int64_t row = 0;
-  std::int64_t row_end = 0;
-  std::int64_t before = -1;
-  for (std::int64_t i = 0; i < count; before = indices[i++]) {
-    if (indices[i] <= before || indices[i] >= n * k) return i;
-    for (; indices[i] >= row_end; row_end += k) row_entries[row++] = static_cast<std::int32_t>(i);
+// The position of the first entry that is out of range or not above the one before it, or `count`.
+std::int64_t find_bad(const std::int64_t* indices, std::int64_t count, std::int64_t size) {
+  bool ascending = count == 0 || indices[0] >= 0;
+  for (std::int64_t i = 1; i < count; ++i) ascending &= indices[i] > indices[i - 1];
+  if (count == 0 || (ascending && indices[count - 1] < size)) return count;
+  std::int64_t i = 0;
+  for (std::int64_t before = -1; indices[i] > before && indices[i] < size; ++i) before = indices[i];
+  return i;
+}
+
+// Fills in where the entries of each of the n rows of the weight begin. Every entry claims to be the last of its row, and the
+// last one to do so is: no branch depends on where rows end, which CPUs cannot foresee.
+void find_rows(const std::int64_t* indices, std::int64_t count, std::int64_t n, std::int64_t k,
+               std::int32_t* row_entries) {
+  std::fill(row_entries, row_entries + n + 1, 0);
+  const double per_index = 1.0 / static_cast<double>(k);
+  for (std::int64_t i = 0; i < count; ++i) {
+    // Half an index keeps the quotient clear of whole numbers, so that its rounding does not matter.
+    const auto row = static_cast<std::int64_t>((static_cast<double>(indices[i]) + 0.5) * per_index);
+    row_entries[row + 1] = static_cast<std::int32_t>(i + 1);
   }
-  while (row <= n) row_entries[row++] = static_cast<std::int32_t>(count);
-  return count;
+  for (std::int64_t row = 0; row < n; ++row) row_entries[row + 1] = std::max(row_entries[row], row_entries[row + 1]);
 }
 
 [[noreturn]] void throw_bad_index(const std::int64_t* indices, std::int64_t position, std::int64_t size) {
@@ -63,7 +73,9 @@ void find_rows_of_all(const Edits& edits, std::int64_t n, std::int64_t k, std::i
   parallel_for(edits.groups, grain_entries / (per_group + 1), [&](std::int64_t begin, std::int64_t end) noexcept {
     for (std::int64_t g = begin; g < end; ++g) {
       const std::int64_t first = edits.offsets[g];
-      good[g] = find_rows(edits.indices + first, edits.offsets[g + 1] - first, n, k, row_entries + g * (n + 1));
+      const std::int64_t count = edits.offsets[g + 1] - first;
+      good[g] = find_bad(edits.indices + first, count, n * k);
+      if (good[g] == count) find_rows(edits.indices + first, count, n, k, row_entries + g * (n + 1));
     }
   });
   for (std::int64_t g = 0; g < edits.groups; ++g) {

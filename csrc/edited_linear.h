@@ -19,10 +19,10 @@ struct EditedLinear : Linear {
 };
 
 // Bytes of scratch besides linear_scratch_bytes: how far each group has come in each row of the weight that a thread
-// works on, and the weights to put back.
+// works on, and the entries of a block: their places, factors and the weights to put back.
 constexpr std::int64_t edited_scratch_bytes(std::int64_t groups, std::int64_t n, bool transposed) {
   const std::int64_t block = block_panels * panel_width;
-  return 4 * groups * (transposed ? n : block) + 2 * 8 * block * block_steps + 2 * 64;
+  return 4 * groups * (transposed ? n : block) + 2 * 12 * block * block_steps + 8 * 64;
 }
 
 // The units [begin, end) of an edited product, see Linear. The scratch is aligned to 64 bytes and the thread's own.

@@ -17,8 +17,9 @@ class EditedWeights {
       : task_(task),
         cursor_rows_(task.transposed ? task.inner : block_panels * panel_width),
         cursors_(scratch.take<std::int32_t>(task.group_count * cursor_rows_)),
-        places_(scratch.take<std::int32_t>(block_panels * panel_width * block_steps * Steps::step_size)),
-        originals_(scratch.take<Element>(block_panels * panel_width * block_steps * Steps::step_size)) {}
+        places_(scratch.take<std::int32_t>(most_found)),
+        factors_(scratch.take<float>(most_found)),
+        originals_(scratch.take<Element>(most_found)) {}
 
   std::int64_t segment_of(std::int64_t row) const {
     std::int64_t low = 0, high = task_.group_count - 1;
@@ -35,52 +36,108 @@ class EditedWeights {
   std::int64_t end_of(std::int64_t group) const { return task_.groups[group].end_row; }
 
   Operand<Steps> edit(const Block& block, std::int64_t group, Element* packed) {
-    patched_ = 0;
+    count_ = 0;
     if (task_.groups[group].indices != nullptr) {
       if (task_.transposed) {
-        patch_columns(block, group, packed);
+        find_in_columns(block, group);
       } else {
-        patch_rows(block, group, packed);
+        find_in_rows(block, group);
       }
     }
+    patch(packed);
     return {packed};
   }
 
   void restore(Element* packed) const {
-    for (std::int64_t i = 0; i < patched_; ++i) packed[places_[i]] = originals_[i];
+    for (std::int64_t i = 0; i < count_; ++i) {
+      fetch_ahead(packed, i);
+      packed[places_[i]] = originals_[i];
+    }
   }
 
  private:
+  // How far behind the first one the weights of one output lie in the packed panels, or those of one element of the sum.
+  struct Places {
+    int bits;                // the low ones of a weight's number
+    std::int32_t low, high;  // the distance between neighbours by those bits, and by the ones above
+
+    std::int32_t of(std::int32_t number) const {
+      return (number >> bits) * high + (number & ((1 << bits) - 1)) * low;
+    }
+#if defined(__AVX2__)
+    __m256i of(__m256i number) const {
+      const __m256i low_bits = _mm256_and_si256(number, _mm256_set1_epi32((1 << bits) - 1));
+      const __m256i high_bits = _mm256_srl_epi32(number, _mm_cvtsi32_si128(bits));
+      return _mm256_add_epi32(_mm256_mullo_epi32(high_bits, _mm256_set1_epi32(high)),
+                              _mm256_mullo_epi32(low_bits, _mm256_set1_epi32(low)));
+    }
+#endif
+  };
+
+  static constexpr std::int32_t size = Steps::step_size;
+  static constexpr Places outputs = {5, size, block_steps * panel_width * size};
+  static constexpr Places elements{size - 1, 1, panel_width * size};
+  static_assert(panel_width == 1 << outputs.bits && size == 1 << elements.bits);
+  // All weights of a block, and what a vector of entries reaches beyond them.
+  static constexpr std::int64_t most_found = block_panels * panel_width * block_steps * size + 8;
+
   // The rows of the weight are the outputs: those of the block, each from where the block before this left off.
-  void patch_rows(const Block& block, std::int64_t group, Element* packed) {
+  void find_in_rows(const Block& block, std::int64_t group) {
     const EditGroup& edit = task_.groups[group];
     std::int32_t* cursors = cursors_ + group * cursor_rows_;
     for (std::int64_t i = 0; i < block.columns; ++i) {
       const std::int64_t row = block.column + i;
       const std::int32_t* begin = edit.row_entries + row;
-      std::int32_t entry = block.element == 0 ? begin[0] : cursors[i];
+      const std::int32_t entry = block.element == 0 ? begin[0] : cursors[i];
       const std::int64_t first = row * task_.inner + block.element;
-      for (; entry < begin[1] && edit.indices[entry] < first + block.elements; ++entry) {
-        patch(packed, i, edit.indices[entry] - first, edit.factors[entry]);
-      }
-      cursors[i] = entry;
+      const std::int32_t place = outputs.of(static_cast<std::int32_t>(i));
+      cursors[i] = find(edit, entry, begin[1], first, block.elements, place, elements);
     }
   }
 
   // The rows of the weight lie along the sum, and a thread comes back to each of them for every block of columns.
-  void patch_columns(const Block& block, std::int64_t group, Element* packed) {
+  void find_in_columns(const Block& block, std::int64_t group) {
     const EditGroup& edit = task_.groups[group];
     std::int32_t* cursors = cursors_ + group * cursor_rows_;
     for (std::int64_t i = 0; i < block.elements; ++i) {
       const std::int64_t row = block.element + i;
       const std::int32_t* begin = edit.row_entries + row;
       const std::int64_t first = row * task_.outer + block.column;
-      std::int32_t entry = block.first_of_chunk ? lower_bound(edit.indices, begin[0], begin[1], first) : cursors[row];
-      for (; entry < begin[1] && edit.indices[entry] < first + block.columns; ++entry) {
-        patch(packed, edit.indices[entry] - first, i, edit.factors[entry]);
-      }
-      cursors[row] = entry;
+      const std::int32_t entry =
+          block.first_of_chunk ? lower_bound(edit.indices, begin[0], begin[1], first) : cursors[row];
+      const std::int32_t place = elements.of(static_cast<std::int32_t>(i));
+      cursors[row] = find(edit, entry, begin[1], first, block.columns, place, outputs);
     }
+  }
+
+  // Notes the entries from `entry` on whose index lies less than `length` behind `first`, that of the weight at `place`, and
+  // returns the entry behind them. No branch depends on the length of a short run, as CPUs cannot foresee it; so those of
+  // many rows are under way at once.
+  std::int32_t find(const EditGroup& edit, std::int32_t entry, std::int32_t end, std::int64_t first,
+                    std::int64_t length, std::int32_t place, const Places& places) {
+#if defined(__AVX512F__)
+    constexpr int most = 8;
+    const __m512i from = _mm512_set1_epi64(first), behind = _mm512_set1_epi64(first + length);
+    for (;;) {
+      const auto there = static_cast<__mmask8>(end - entry < most ? (1u << (end - entry)) - 1 : 0xffu);
+      const __m512i indices = _mm512_maskz_loadu_epi64(there, edit.indices + entry);
+      const __m256 factors = _mm256_maskz_loadu_ps(there, edit.factors + entry);
+      const __m256i further = places.of(_mm512_cvtepi64_epi32(_mm512_sub_epi64(indices, from)));
+      const __m256i found_places = _mm256_add_epi32(_mm256_set1_epi32(place), further);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(places_ + count_), found_places);
+      _mm256_storeu_ps(factors_ + count_, factors);
+      const int found = _mm_popcnt_u32(_mm512_mask_cmplt_epi64_mask(there, indices, behind));
+      count_ += found;
+      entry += found;
+      if (found < most) return entry;
+    }
+#else
+    for (; entry < end && edit.indices[entry] < first + length; ++entry) {
+      places_[count_] = place + places.of(static_cast<std::int32_t>(edit.indices[entry] - first));
+      factors_[count_++] = edit.factors[entry];
+    }
+    return entry;
+#endif
   }
 
   static std::int32_t lower_bound(const std::int64_t* indices, std::int32_t begin, std::int32_t end,
@@ -96,23 +153,29 @@ class EditedWeights {
     return begin;
   }
 
-  void patch(Element* packed, std::int64_t output, std::int64_t element, float factor) {
-    constexpr std::int64_t size = Steps::step_size;
-    const std::int64_t step = output / panel_width * block_steps + element / size;
-    const std::int64_t place = (step * panel_width + output % panel_width) * size + element % size;
-    const Element original = packed[place];
-    places_[patched_] = static_cast<std::int32_t>(place);
-    originals_[patched_++] = original;
+  void patch(Element* packed) {
     const Input* type = nullptr;
-    packed[place] = Steps::scaled(original, factor_as(factor, type));
+    for (std::int64_t i = 0; i < count_; ++i) {
+      fetch_ahead(packed, i);
+      Element& w = packed[places_[i]];
+      originals_[i] = w;
+      w = Steps::scaled(w, factor_as(factors_[i], type));
+    }
+  }
+
+  // The places lie far apart, in the L2 cache.
+  void fetch_ahead(const Element* packed, std::int64_t i) const {
+    constexpr std::int64_t distance = 16;
+    if (i + distance < count_) __builtin_prefetch(packed + places_[i + distance], 1);
   }
 
   const EditedLinear& task_;
   std::int64_t cursor_rows_;
   std::int32_t* cursors_;  // per group and row of the weight: the entry that comes next
   std::int32_t* places_;
+  float* factors_;
   Element* originals_;
-  std::int64_t patched_ = 0;
+  std::int64_t count_ = 0;  // of the entries found in a block
 };
 
 template <class Input>
