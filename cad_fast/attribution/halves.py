@@ -50,7 +50,18 @@ def split_half(
     one.require_same_space([other])
     agreement = float(correlation(one.values.double(), other.values.double()))
     share = (n + 1) // 2 / n
-    provenance = {**one.provenance, "prompts": recording.prompts, "seeds": recording.seeds}
+    whole = {
+        "prompts": recording.prompts,
+        "seeds": recording.seeds,
+        "intact_j": share * one.provenance["intact_j"] + (1 - share) * other.provenance["intact_j"],
+        "cost": _total(one.provenance["cost"], other.provenance["cost"]),
+    }
+    provenance = {**one.provenance, **whole}
     halves = Halves(n, agreement, more_passes(agreement, 2), more_passes(agreement, 4))
     provenance["halves"] = halves.to_dict()
     return halves, Scores(share * one.values + (1 - share) * other.values, one.space, provenance)
+
+
+def _total(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    same = {"recorded_denoiser_calls": one["recorded_denoiser_calls"], "rows_per_pass": one["rows_per_pass"]}
+    return {name: same.get(name, round(value + other[name], 2)) for name, value in one.items()}

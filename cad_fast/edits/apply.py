@@ -51,12 +51,7 @@ class AppliedEdit:
         for name, indices in self.edit.weight_indices().items():
             weight = self._modules[name].weight
             indices = indices.to(weight.device)
-            flat = weight.data.view(-1) if weight.is_contiguous() else None
-            values = weight.flatten()[indices]
-            self._originals[name] = (indices, values)
-            # A product with 0 would keep the sign of zero, and NaN for an infinite weight.
-            edited = torch.zeros_like(values) if factor == 0 else values * factor
-            _put(weight, flat, indices, edited)
+            self._originals[name] = (indices, multiply_weights(weight, indices, factor))
 
     def undo(self) -> None:
         """Restore the weights bit for bit; a second call does nothing.
@@ -79,8 +74,7 @@ class AppliedEdit:
         # The last first: of modules that share one weight, only the first found it as it was.
         for name, (indices, values) in reversed(self._originals.items()):
             weight = self._modules[name].weight
-            flat = weight.data.view(-1) if weight.is_contiguous() else None
-            _put(weight, flat, indices.to(weight.device), values.to(weight.device))
+            put_weights(weight, indices.to(weight.device), values.to(weight.device))
         self._originals.clear()
 
     def _overlaps(self, other: AppliedEdit) -> bool:
@@ -88,9 +82,18 @@ class AppliedEdit:
         return any(bool(torch.isin(self._originals[name][0], other._originals[name][0]).any()) for name in shared)
 
 
-def _put(weight: Tensor, flat: Tensor | None, indices: Tensor, values: Tensor) -> None:
-    if flat is not None:
-        flat[indices] = values
+def multiply_weights(weight: Tensor, indices: Tensor, factor: float) -> Tensor:
+    """Multiply the elements int64 [k] of a weight, in its logical order, in place. Returns what they were."""
+    values = weight.data.flatten()[indices]
+    # A product with 0 would keep the sign of zero, and NaN for an infinite weight.
+    put_weights(weight, indices, torch.zeros_like(values) if factor == 0 else values * factor)
+    return values
+
+
+def put_weights(weight: Tensor, indices: Tensor, values: Tensor) -> None:
+    """Write values [k] to the elements int64 [k] of a weight, in its logical order."""
+    if weight.is_contiguous():
+        weight.data.view(-1)[indices] = values
     else:  # channels_last weights have no flat view in logical order
         weight.data[torch.unravel_index(indices, weight.shape)] = values
 

@@ -38,6 +38,8 @@ def export_checkpoint(
     Raises FileExistsError when ``folder`` exists and is not empty, ValueError when the edit does not fit the model or
     there is no pipeline to write.
     """
+    if what not in ("denoiser", "pipeline"):
+        raise ValueError(f"what is {what!r}, expected 'denoiser' or 'pipeline'")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists: a checkpoint is written to a new or empty folder")

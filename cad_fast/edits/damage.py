@@ -50,8 +50,9 @@ def predicted_damage(
     found = {}
     for concept, own in scores.items():
         indices = edit if isinstance(edit, Tensor) else _components(edit, concept, own)
-        if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < len(own)):
-            raise ValueError(f"component {int(indices.max())} is outside 0..{len(own) - 1}, the scores of {concept!r}")
+        outside = indices[(indices < 0) | (indices >= len(own))]
+        if len(outside):
+            raise ValueError(f"component {int(outside[0])} is outside 0..{len(own) - 1}, the scores of {concept!r}")
         kept = (edit.factor if isinstance(edit, Edit) else 0.0) if factor is None else factor
         lost = strength * (1 - kept)
         change = -lost * float(own.values[indices].double().sum())

@@ -54,6 +54,7 @@ class EditManager:
         self._active: PromptUses = ()
         self._enabled = True
         self._fused: list[tuple[str, AppliedEdit]] = []
+        self._per_prompt: list[list[PromptUses]] = []  # of the contexts that are open
 
     def load_edit(
         self, source: Edit | str | Path, edit_name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any
@@ -90,10 +91,12 @@ class EditManager:
         return {self._part: list(self.row_edits.names)}
 
     def delete_edits(self, edit_names: str | Sequence[str]) -> None:
-        """Forget these edits. Raises ValueError, and forgets none, for unknown names and for active edits."""
+        """Forget these edits. Raises ValueError, and forgets none, for unknown names and for edits in use."""
         names = [edit_names] if isinstance(edit_names, str) else list(dict.fromkeys(edit_names))
         for name in names:
             self.row_edits.require(name)
+            if any(name == use.name for prompts in self._per_prompt for own in prompts for use in own):
+                raise ValueError(f"edit {name!r} is in use by per_prompt: leave its context first")
             if name in {use.name for use in self._active} | {name for name, _ in self._fused}:
                 raise ValueError(f"edit {name!r} is active: choose others with set_edits first")
         for name in names:
@@ -175,7 +178,11 @@ class EditManager:
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, expected at least 1")
         with self.row_edits.rows(lambda facts: self._rows(facts, uses, num_images_per_prompt)):
-            yield
+            self._per_prompt.append(uses)
+            try:
+                yield
+            finally:
+                self._per_prompt.remove(uses)
 
     def __call__(
         self,

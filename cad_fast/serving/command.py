@@ -29,13 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     numbers = (
         ("--max-batch-size", "max_batch_size", "pictures in one batch"),
         ("--max-queue", "max_queue", "pictures that may wait; more are turned away"),
-        ("--max-n", "max_n", "pictures per request"),
         ("--max-steps", "max_steps", "denoising steps per picture"),
         ("--max-edits", "max_edits", "edits per request"),
         ("--max-prompt", "max_prompt", "characters of a prompt"),
     )
     for option, name, text in numbers:
         parser.add_argument(option, type=int, default=getattr(default, name), help=f"{text} (default %(default)s)")
+    most = f"pictures per request (default {default.max_n}, or as many as may wait)"
+    parser.add_argument("--max-n", type=int, help=most)
     parser.add_argument(
         "--batch-timeout-ms", type=float, default=5.0, help="how long an idle server waits for company (default 5)"
     )
@@ -65,7 +66,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         steps=arguments.steps,
         guidance_scale=arguments.guidance_scale,
         max_steps=arguments.max_steps,
-        max_n=min(arguments.max_n, arguments.max_queue),
+        max_n=min(Settings.max_n, arguments.max_queue) if arguments.max_n is None else arguments.max_n,
         max_prompt=arguments.max_prompt,
         max_edits=arguments.max_edits,
         max_strength=arguments.max_strength,

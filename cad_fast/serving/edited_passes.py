@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..denoiser_calls import ForwardSignature, denoiser_of, find_row_paths, map_arguments, output_tensor
 from ..edits import Edit, RowEdits
+from ..edits.apply import multiply_weights, put_weights
 from .jobs import RequestedEdit
 
 Uses = tuple[RequestedEdit, ...]
@@ -78,11 +79,12 @@ class SwappedWeights:
             for use in uses:
                 factor = 1 - use.strength * (1 - use.edit.factor)
                 for name, indices in use.edit.weight_indices().items():
-                    undo.append(_multiply(self._modules[name], indices, factor))
+                    weight = self._modules[name].weight
+                    undo.append((weight, indices, multiply_weights(weight, indices, factor)))
             yield
         finally:
-            for flat, indices, values in reversed(undo):
-                flat[indices] = values
+            for weight, indices, values in reversed(undo):
+                put_weights(weight, indices, values)
 
 
 def _picked(inputs: dict[str, Any], row_paths: frozenset[str], rows: list[int]) -> dict[str, Any]:
@@ -91,13 +93,6 @@ def _picked(inputs: dict[str, Any], row_paths: frozenset[str], rows: list[int]) 
 
 def _active(uses: Uses, timestep: float) -> Uses:
     return tuple(use for use in uses if use.window is None or use.window[0] <= timestep <= use.window[1])
-
-
-def _multiply(module: nn.Module, indices: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
-    flat = module.weight.data.view(-1)
-    values = flat[indices]
-    flat[indices] = torch.zeros_like(values) if factor == 0 else values * factor
-    return flat, indices, values
 
 
 class RowWise:

@@ -24,5 +24,12 @@ def test_halves_are_runs_on_every_other_picture() -> None:
     whole = attributor.run(recording, progress=False).values  # J is a mean over the pictures
     torch.testing.assert_close(scores.values, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
     assert scores.provenance["seeds"] == recording.seeds and scores.provenance["halves"]["pictures"] == 5
+    intact, passes = (scores.provenance["intact_j"], scores.provenance["cost"]["forward_passes"])
+    assert intact == pytest.approx(attributor.run(recording, progress=False).provenance["intact_j"], rel=1e-4)
+    halves_passes = [
+        attributor.run(recording.select(rows=rows), progress=False).provenance["cost"]["forward_passes"]
+        for rows in ([0, 2, 4], [1, 3])
+    ]
+    assert passes == sum(halves_passes)
     with pytest.raises(ValueError, match="two halves need at least 2"):
         split_half(lambda half: attributor, recording.select(rows=[0]), progress=False)

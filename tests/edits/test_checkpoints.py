@@ -87,6 +87,8 @@ def test_export_spares_what_is_there(pipeline, edit, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"kept"}
     with pytest.raises(ValueError, match="cannot be written as a pipeline"):
         export_checkpoint(edit, pipeline.unet, tmp_path / "new", what="pipeline")
+    with pytest.raises(ValueError, match="what is 'unet', expected 'denoiser' or 'pipeline'"):
+        export_checkpoint(edit, pipeline, tmp_path / "new", what="unet")
 
 
 def test_some_weights_only(pipeline, tmp_path):

@@ -50,6 +50,8 @@ def test_wrong_input() -> None:
     scores = make_scores(SHAPES)
     with pytest.raises(ValueError, match=r"component 273 is outside 0\.\.272"):
         predicted_damage(torch.tensor([273]), {"a": scores})
+    with pytest.raises(ValueError, match=r"component -1 is outside 0\.\.272"):
+        predicted_damage(torch.tensor([3, -1]), {"a": scores})
     with pytest.raises(ValueError, match="at least one concept"):
         predicted_damage(torch.tensor([1]), {})
 

@@ -208,6 +208,17 @@ def test_with_cpu_offload_hooks() -> None:
         assert distance(draw(pipeline)[:1], expected[:1]) < 1e-4
 
 
+def test_edits_of_prompts_cannot_be_deleted_while_they_are_drawn() -> None:
+    manager, pipeline, _, _ = managed()
+    with manager.per_prompt(["a", "__base__", ["a", "b"]]):
+        expected = draw(pipeline)
+        with pytest.raises(ValueError, match="edit 'b' is in use by per_prompt"):
+            manager.delete_edits(["b"])
+        assert torch.equal(draw(pipeline), expected)
+    manager.delete_edits(["a", "b"])
+    assert manager.get_list_edits() == {"unet": []}
+
+
 def test_files(tmp_path) -> None:
     manager, pipeline, edits, _ = managed()
     edits["a"].save_pretrained(tmp_path / "stored")

@@ -379,9 +379,10 @@ def test_what_ends_the_thread_ends_all_that_was_to_begin_with_it(batcher_of) -> 
         second.future.result(5)
 
 
-def test_an_edit_and_the_one_of_its_name_before_it_share_no_swap() -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_an_edit_and_the_one_of_its_name_before_it_share_no_swap(memory_format: torch.memory_format) -> None:
     pipeline = copy.copy(stable_diffusion())
-    pipeline.unet = copy.deepcopy(pipeline.unet)
+    pipeline.unet = copy.deepcopy(pipeline.unet).to(memory_format=memory_format)
     old, new = random_edit(pipeline, "same", 1), random_edit(pipeline, "same", 2)
     generator = torch.Generator().manual_seed(0)
     inputs = {

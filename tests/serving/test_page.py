@@ -146,6 +146,7 @@ def test_arguments(tmp_path) -> None:
     chosen = settings("--host", "0.0.0.0", "--size", "32x32", "64x64", "--batch-timeout-ms", "20", "--max-queue", "4")
     assert chosen.allowed_hosts is None and chosen.sizes == ("32x32", "64x64")
     assert chosen.batch_timeout == 0.02 and chosen.max_n == 4
+    assert settings("--max-queue", "4", "--max-n", "6").max_n == 6  # as asked for, which the server refuses by name
     (tmp_path / "token").write_text("a-token-of-some-length\n")
     assert settings("--admin-token-file", str(tmp_path / "token")).admin_token == "a-token-of-some-length"
 
