@@ -108,7 +108,11 @@ void run_edited(EditedLinear task, const Edits& edits, std::int64_t n, std::int6
   const std::vector<EditGroup> groups = groups_of(edits, n, row_entries.get());
   task.groups = groups.data();
   task.group_count = static_cast<std::int64_t>(groups.size());
-  run_linear(task, edited_scratch_bytes(task.group_count, n, task.transposed), CAD_FAST_DISPATCH(edited_linear));
+  task.most_entries = 0;
+  for (std::int64_t g = 0; g < edits.groups; ++g) {
+    task.most_entries = std::max(task.most_entries, edits.offsets[g + 1] - edits.offsets[g]);
+  }
+  run_linear(task, edited_scratch_bytes(task), CAD_FAST_DISPATCH(edited_linear));
 }
 
 }  // namespace

@@ -16,13 +16,24 @@ struct EditGroup {
 struct EditedLinear : Linear {
   const EditGroup* groups;
   std::int64_t group_count;
+  std::int64_t most_entries;  // in a group
 };
 
-// Bytes of scratch besides linear_scratch_bytes: how far each group has come in each row of the weight that a thread
-// works on, and the entries of a block: their places, factors and the weights to put back.
-constexpr std::int64_t edited_scratch_bytes(std::int64_t groups, std::int64_t n, bool transposed) {
-  const std::int64_t block = block_panels * panel_width;
-  return 4 * groups * (transposed ? n : block) + 2 * 12 * block * block_steps + 8 * 64;
+// Entries found at a time: those of one group in a block of the weight, and what a vector of them reaches beyond.
+inline std::int64_t most_found(const EditedLinear& task) {
+  const std::int64_t block = block_panels * panel_width * 2 * block_steps;
+  return (task.most_entries < block ? task.most_entries : block) + 8;
+}
+
+// Rows of the weight in which a thread keeps how far a group has come.
+inline std::int64_t cursor_rows(const EditedLinear& task) {
+  return task.transposed ? task.inner : block_panels * panel_width;
+}
+
+// Bytes of scratch besides linear_scratch_bytes: cursors, and of the entries found their places, factors and the weights to
+// put back.
+inline std::int64_t edited_scratch_bytes(const EditedLinear& task) {
+  return 4 * task.group_count * cursor_rows(task) + 12 * most_found(task) + 4 * 64;
 }
 
 // The units [begin, end) of an edited product, see Linear. The scratch is aligned to 64 bytes and the thread's own.

@@ -15,11 +15,11 @@ class EditedWeights {
 
   EditedWeights(const EditedLinear& task, Scratch& scratch)
       : task_(task),
-        cursor_rows_(task.transposed ? task.inner : block_panels * panel_width),
+        cursor_rows_(cursor_rows(task)),
         cursors_(scratch.take<std::int32_t>(task.group_count * cursor_rows_)),
-        places_(scratch.take<std::int32_t>(most_found)),
-        factors_(scratch.take<float>(most_found)),
-        originals_(scratch.take<Element>(most_found)) {}
+        places_(scratch.take<std::int32_t>(most_found(task))),
+        factors_(scratch.take<float>(most_found(task))),
+        originals_(scratch.take<Element>(most_found(task))) {}
 
   std::int64_t segment_of(std::int64_t row) const {
     std::int64_t low = 0, high = task_.group_count - 1;
@@ -78,8 +78,6 @@ class EditedWeights {
   static constexpr Places outputs = {5, size, block_steps * panel_width * size};
   static constexpr Places elements{size - 1, 1, panel_width * size};
   static_assert(panel_width == 1 << outputs.bits && size == 1 << elements.bits);
-  // All weights of a block, and what a vector of entries reaches beyond them.
-  static constexpr std::int64_t most_found = block_panels * panel_width * block_steps * size + 8;
 
   // The rows of the weight are the outputs: those of the block, each from where the block before this left off.
   void find_in_rows(const Block& block, std::int64_t group) {

@@ -15,7 +15,7 @@ struct FreeMemory {
 // What a thread keeps for its next call: the system would hand out fresh pages each time, and mapping those costs a
 // small layer more than computing it.
 struct KeptScratch {
-  static constexpr std::size_t most_bytes = std::size_t{8} << 20;
+  static constexpr std::size_t most_bytes = std::size_t{64} << 20;
   std::unique_ptr<std::uint8_t, FreeMemory> memory;
   std::size_t bytes = 0;
 
