@@ -51,7 +51,9 @@ class AppliedEdit:
         for name, indices in self.edit.weight_indices().items():
             weight = self._modules[name].weight
             indices = indices.to(weight.device)
-            self._originals[name] = (indices, multiply_weights(weight, indices, factor))
+            values = weight.data.flatten()[indices]
+            self._originals[name] = (indices, values)
+            put_weights(weight, indices, multiplied(values, factor))
 
     def undo(self) -> None:
         """Restore the weights bit for bit; a second call does nothing.
@@ -82,12 +84,9 @@ class AppliedEdit:
         return any(bool(torch.isin(self._originals[name][0], other._originals[name][0]).any()) for name in shared)
 
 
-def multiply_weights(weight: Tensor, indices: Tensor, factor: float) -> Tensor:
-    """Multiply the elements int64 [k] of a weight, in its logical order, in place. Returns what they were."""
-    values = weight.data.flatten()[indices]
-    # A product with 0 would keep the sign of zero, and NaN for an infinite weight.
-    put_weights(weight, indices, torch.zeros_like(values) if factor == 0 else values * factor)
-    return values
+def multiplied(values: Tensor, factor: float) -> Tensor:
+    """Weights times a factor. A product with 0 would keep the sign of zero, and NaN for an infinite weight."""
+    return torch.zeros_like(values) if factor == 0 else values * factor
 
 
 def put_weights(weight: Tensor, indices: Tensor, values: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..denoiser_calls import ForwardSignature, denoiser_of, find_row_paths, map_arguments, output_tensor
 from ..edits import Edit, RowEdits
-from ..edits.apply import multiply_weights, put_weights
+from ..edits.apply import multiplied, put_weights
 from .jobs import RequestedEdit
 
 Uses = tuple[RequestedEdit, ...]
@@ -80,7 +80,9 @@ class SwappedWeights:
                 factor = 1 - use.strength * (1 - use.edit.factor)
                 for name, indices in use.edit.weight_indices().items():
                     weight = self._modules[name].weight
-                    undo.append((weight, indices, multiply_weights(weight, indices, factor)))
+                    values = weight.data.flatten()[indices]
+                    undo.append((weight, indices, values))
+                    put_weights(weight, indices, multiplied(values, factor))
             yield
         finally:
             for weight, indices, values in reversed(undo):
