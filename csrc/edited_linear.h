@@ -19,7 +19,8 @@ struct EditedLinear : Linear {
   std::int64_t most_entries;  // in a group
 };
 
-// Entries found at a time: those of one group in a block of the weight, and what a vector of them reaches beyond.
+// Entries found at a time: those of one group in a block of the weight, whose steps are two elements at most, and what a vector
+// of them reaches beyond.
 inline std::int64_t most_found(const EditedLinear& task) {
   const std::int64_t block = block_panels * panel_width * 2 * block_steps;
   return (task.most_entries < block ? task.most_entries : block) + 8;

@@ -35,8 +35,8 @@ def export_checkpoint(
     """Write the denoiser (or the whole pipeline) with ``edit`` fused, as diffusers' ``save_pretrained`` does.
 
     The model in memory is afterwards as it was, bit for bit. ``folder`` appears only when whole.
-    Raises FileExistsError when ``folder`` exists and is not empty, ValueError when the edit does not fit the model or
-    there is no pipeline to write.
+    Raises FileExistsError when ``folder`` exists and is not empty, ValueError when the edit does not fit the model,
+    ``what`` is neither of the two or there is no pipeline to write.
     """
     if what not in ("denoiser", "pipeline"):
         raise ValueError(f"what is {what!r}, expected 'denoiser' or 'pipeline'")

@@ -57,8 +57,11 @@ def test_against_reference(capability: str, shape: tuple, dtype: torch.dtype, tr
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
-def test_whole_weights_may_be_edited(capability: str, dtype: torch.dtype, transposed: bool) -> None:
-    check(*random_case([3, 4, 20], 45, 470, dtype, transposed, share=1.0), transposed=transposed)
+@pytest.mark.parametrize("size", [(45, 470), (420, 900)], ids=["one block", "several"])
+def test_whole_weights_may_be_edited(
+    capability: str, size: tuple[int, int], dtype: torch.dtype, transposed: bool
+) -> None:
+    check(*random_case([3, 4, 20], *size, dtype, transposed, share=1.0), transposed=transposed)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
