@@ -28,7 +28,8 @@ from tqdm.auto import tqdm
 
 import cad_fast
 from cad_fast import ComponentSpace, Edit
-from cad_fast.denoiser_calls import find_row_paths, map_arguments, output_tensor
+from cad_fast.diffusion.denoisers import output_tensor
+from cad_fast.diffusion.trees import find_row_paths, map_arguments
 from cad_fast.files import require_writable_folder, write_bytes, write_json
 from cad_fast.serving.batcher import Batcher, Silent
 from cad_fast.serving.edited_passes import RowWise, SwappedWeights

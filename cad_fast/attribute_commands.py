@@ -14,14 +14,16 @@ from .attribution import METHODS, Attributor, Scores, StopWhen
 from .attribution.compare import compare_estimators
 from .attribution.methods import AblatedGradient, Method, default_method
 from .attribution.trust import trust_lines
-from .components import ComponentSpace
+from .components.space import ComponentSpace
 from .edits import overlap
 from .evaluation import PromptSet, cost_plot, overlap_plot
 from .extras import require
 from .files import require_writable_folder, write_bytes, write_json
 from .objectives import ConceptErasure, DenoisingLoss, Objective
 from .pipelines import load_pipeline
-from .recording import Recording, record, record_images, renoise, with_base
+from .recording.data import Recording
+from .recording.record import record, with_base
+from .recording.renoise import record_images, renoise
 
 # Options of the methods, and what else only some of them have.
 _OPTIONS: dict[str, tuple[Method, ...]] = {

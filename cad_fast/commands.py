@@ -11,7 +11,7 @@ from PIL import Image
 
 from . import zoo
 from .attribute_commands import run_attribute, target_modules
-from .denoiser_hooks import generators, plain_tensors, silent
+from .diffusion.context import generators, plain_tensors, silent
 from .edit_commands import run_edit_diff, run_edit_export, run_edit_inspect, run_edit_verify
 from .edit_making import run_edit
 from .edits import Edit

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .denoiser_hooks import generators, plain_tensors, silent
+from .diffusion.context import generators, plain_tensors, silent
 from .edits import Edit
 from .evaluation import Comparison, Evaluation
 from .evaluation.plots import bars_before_after, module_share_plot, tradeoff_plot

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from .denoiser_hooks import generators, plain_tensors, silent
+from .diffusion.context import generators, plain_tensors, silent
 from .edits import Edit, EditManager
 from .evaluation.sheets import contact_sheet
 

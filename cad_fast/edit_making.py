@@ -11,7 +11,8 @@ from .edits import amplify, damage_table, erase, predicted_damage, refine
 from .files import require_writable_folder
 from .objectives import ConceptErasure, objective_from_config
 from .pipelines import load_pipeline
-from .recording import Recording, record
+from .recording.data import Recording
+from .recording.record import record
 
 
 def run_edit(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from .attribution import Attributor, Scores
 from .attribution.measure import Target
 from .budget import RULES, Budget, Rule, order_to_try, shortfall_text
-from .denoiser_calls import denoiser_of
+from .diffusion.arguments import scheduler_config_of
+from .diffusion.denoisers import denoiser_of
 from .edits import Edit, erase, refine
 from .edits.apply import intact_fingerprint
 from .edits.damage import Moved, objectives_under
@@ -22,8 +23,8 @@ from .evaluation import Comparison, Evaluation, PromptSet, Scorer, compare, eval
 from .evaluation.sheets import before_after_sheet
 from .files import read_json, require_writable_folder, write_json
 from .objectives import ConceptErasure
-from .pipeline_arguments import scheduler_config_of
-from .recording import Recording, record
+from .recording.data import Recording
+from .recording.record import record
 
 # Pictures for choosing and for confirming come from streams of their own (see ``image_seed``).
 CHOOSING, CONFIRMING = 0, 1

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .denoiser_calls import DenoiserCall
-from .recording_data import Recording, in_window
+from .diffusion.timesteps import in_window
+from .recording.call import DenoiserCall
+from .recording.data import Recording
 
 HOW_TO_FIX = {
     "unconditional_output": (

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from cad_fast import ConceptErasure, record
-from cad_fast.ablation import Ablation
 from cad_fast.attribution.passes import merge_calls
-from cad_fast.components import ComponentSpace
-from cad_fast.denoiser_calls import DenoiserCall, denoiser_of
-from cad_fast.recording_data import Recording
+from cad_fast.components.ablation import Ablation
+from cad_fast.components.space import ComponentSpace
+from cad_fast.diffusion.denoisers import denoiser_of
+from cad_fast.recording.call import DenoiserCall
+from cad_fast.recording.data import Recording
 from tests.pipelines import PIPELINES
 
 

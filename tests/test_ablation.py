@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cad_fast.ablation import Ablation, stacked_words
+from cad_fast.components.ablation import Ablation, stacked_words
 from cad_fast.ops import seeded_mask, unpack_bits
 
 SIZES = [1, 2, 31, 32, 33, 64, 65, 100, 1000, 4099]
@@ -130,7 +130,7 @@ def test_stacked_words(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(args[:3])
         return seeded_mask(*args)
 
-    monkeypatch.setattr("cad_fast.ablation.seeded_mask", counted)
+    monkeypatch.setattr("cad_fast.components.ablation.seeded_mask", counted)
     stacked = stacked_words(order, n)
     assert calls == [(1, 2, 4), (1, 6, 2), (1, 3, 1), (2, 4, 1)]
     assert stacked.shape == (11, 32) and stacked.dtype == torch.int32

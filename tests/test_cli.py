@@ -311,7 +311,7 @@ def test_the_choices_are_those_of_the_library() -> None:
     from cad_fast.attribution.draws import DRAWS
     from cad_fast.attribution.measure import EXECUTORS
     from cad_fast.attribution.solvers import SOLVERS
-    from cad_fast.components import KINDS
+    from cad_fast.components.space import KINDS
 
     assert (cli.KINDS, cli.METHODS) == (KINDS, METHODS)
     assert (cli.SOLVERS, cli.DRAWS, cli.EXECUTORS) == (SOLVERS, DRAWS, EXECUTORS)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from cad_fast.components import KINDS, PRESETS, ComponentSpace, ModuleComponents, match_modules
-from cad_fast.denoiser_calls import denoiser_of
+from cad_fast.components.space import KINDS, ComponentSpace, ModuleComponents
+from cad_fast.diffusion.denoisers import denoiser_of
+from cad_fast.diffusion.layers import PRESETS, match_modules
 from tests.pipelines import PIPELINES, stable_diffusion
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import cad_fast
 from cad_fast.attribution import Scores
 from cad_fast.cli import main
-from cad_fast.components import ComponentSpace
+from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import Edit, erase
 
 

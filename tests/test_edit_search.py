@@ -13,7 +13,7 @@ from cad_fast.cli import main
 from cad_fast.edit_search import EditSearch, predicted_table
 from cad_fast.edits import Edit, active_edits, replayed_damage
 from cad_fast.evaluation import LabelledPrompt, PromptSet, emoji_prompts
-from cad_fast.recording import record
+from cad_fast.recording.record import record
 
 RULES = (Rule("scores"), Rule("gain against damage", keep_weight=0.5, exponent=0.5))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cad_fast.fingerprint import Fingerprint
+from cad_fast.components.fingerprint import Fingerprint
 from tests.pipelines import stable_diffusion, stable_diffusion_3
 
 

@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
-from cad_fast.denoiser_calls import DenoiserCall
 from cad_fast.objectives import CallableObjective, ConceptErasure, DenoisingLoss, objective_from_config
-from cad_fast.recording import record, renoise, with_base
+from cad_fast.recording.call import DenoiserCall
+from cad_fast.recording.record import record, with_base
+from cad_fast.recording.renoise import renoise
 from tests.pipelines import flux, stable_diffusion
 
 SHAPE = (3, 4, 5, 5)

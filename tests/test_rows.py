@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import cad_fast
-from cad_fast.ablation import Ablation
-from cad_fast.components import ComponentSpace
+from cad_fast.components.ablation import Ablation
+from cad_fast.components.space import ComponentSpace
 from tests.row_truth import copy_of, distance, recorded_call, some_call, variant_outputs
 
 FP32_TOLERANCE = 1e-5  # relative distance of outputs; two orders of summation of the same fp32 numbers

@@ -9,8 +9,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 import cad_fast
-from cad_fast.ablation import Ablation
-from cad_fast.components import ComponentSpace
+from cad_fast.components.ablation import Ablation
+from cad_fast.components.space import ComponentSpace
 from tests.pipelines import stable_diffusion
 from tests.row_truth import ablated_copy, copy_of, distance, some_call
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import cad_fast
-from cad_fast.ablation import Ablation
-from cad_fast.components import ComponentSpace
+from cad_fast.components.ablation import Ablation
+from cad_fast.components.space import ComponentSpace
 from cad_fast.ops import _native, use_backend
 from cad_fast.ops._registry import OPS
 from cad_fast.row_engine import forms

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import cad_fast
-from cad_fast.ablation import Ablation
-from cad_fast.components import ComponentSpace
-from cad_fast.denoiser_calls import output_tensor
+from cad_fast.components.ablation import Ablation
+from cad_fast.components.space import ComponentSpace
+from cad_fast.diffusion.denoisers import output_tensor
 from tests.row_truth import copy_of, multipliers, some_call
 
 VARIANTS = 3

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..ablation import Ablation
-from ..components import ComponentSpace
+from ..components.ablation import Ablation
+from ..components.space import ComponentSpace
 from ..objectives import Objective
-from ..recording_data import Recording
+from ..recording.data import Recording
 from ..row_engine import Gradients, rows
 from .averages import Averaged, Averages
 from .draws import parts_of

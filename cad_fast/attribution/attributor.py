@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ablation import Ablation
-from ..components import ComponentSpace, Kind
-from ..denoiser_calls import denoiser_of
+from ..components.ablation import Ablation
+from ..components.space import ComponentSpace, Kind
+from ..diffusion.denoisers import denoiser_of
 from ..objectives import ConceptErasure, Objective
-from ..recording import record
-from ..recording_data import Recording
+from ..recording.data import Recording
+from ..recording.record import record
 from ..version import __version__
 from .ablated import objective_under_ablations
 from .gradient import require_unchanged

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..ablation import Ablation
-from ..components import ComponentSpace
+from ..components.ablation import Ablation
+from ..components.space import ComponentSpace
 from ..row_engine import RowEngine
 
 

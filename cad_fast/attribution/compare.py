@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ablation import Ablation
-from ..components import ComponentSpace
+from ..components.ablation import Ablation
+from ..components.space import ComponentSpace
 from ..objectives import Objective
-from ..recording_data import Recording
+from ..recording.data import Recording
 from .attributor import Attributor
 from .held_out import HOLDOUT_SEED
 from .methods import parts_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ablation import Ablation
+from ..components.ablation import Ablation
 
 # Of the eigenvalues of the directions' products, the largest being 1: below this they are rounding.
 _ROUNDING = 1e-9

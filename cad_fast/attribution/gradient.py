@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..components import ComponentSpace, ModuleComponents
+from ..components.space import ComponentSpace, ModuleComponents
 from ..objectives import Objective
-from ..recording_data import REPLAY_TOLERANCE, Recording
+from ..recording.data import REPLAY_TOLERANCE, Recording
 from ..row_engine.gates import scale_columns, scale_filters
 from .passes import Pass, gather, objective_of, plan_passes
 from .store import RunState

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..recording_data import Recording
+from ..recording.data import Recording
 from .attributor import Attributor
 from .averages import more_passes
 from .scores import Scores

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ablation import Ablation
-from ..components import ComponentSpace
+from ..components.ablation import Ablation
+from ..components.space import ComponentSpace
 from .measure import Measurer, Target, measure_all
 from .methods import Estimator, Method
 from .scores import Scores

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import require_writable_folder, write_json
 from ..objectives import Objective
-from ..recording_data import Recording
+from ..recording.data import Recording
 from .held_out import HOLDOUT_FRACTIONS, held_out, require_holdout, watch_for
 from .measure import Executor, Target
 from .methods import Estimate, Job, SharingEstimator

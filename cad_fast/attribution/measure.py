@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..ablation import Ablation
-from ..components import ComponentSpace
-from ..denoiser_calls import OUTPUT_NAMES, DenoiserCall
+from ..components.ablation import Ablation
+from ..components.space import ComponentSpace
 from ..objectives import Objective
-from ..recording_data import Recording
+from ..recording.call import OUTPUT_NAMES, DenoiserCall
+from ..recording.data import Recording
 from ..row_engine import RowEngine, rows
 from .gradient import only_gradients_of
 from .passes import merge_calls, repeated, unconditional_call

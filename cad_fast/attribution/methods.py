@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..ablation import Ablation
-from ..components import ComponentSpace, Kind
+from ..components.ablation import Ablation
+from ..components.space import ComponentSpace, Kind
 from ..objectives import Objective
-from ..recording_data import Recording
+from ..recording.data import Recording
 from .ablated import Plan, ablated_gradient_scores
 from .averages import more_passes
 from .curvature import Curvature

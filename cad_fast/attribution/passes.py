@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser_calls import OUTPUT_NAMES, DenoiserCall, leaves, map_arguments, same_leaf
+from ..diffusion.trees import leaves, map_arguments, same_leaf
 from ..objectives import Objective
-from ..recording_data import Recording
+from ..recording.call import OUTPUT_NAMES, DenoiserCall
+from ..recording.data import Recording
 
 # Per pass: the numbers of calls in the recording, each with the rows taken from it.
 Pass = list[tuple[int, list[int]]]

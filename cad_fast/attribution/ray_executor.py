@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ablation import Ablation
+from ..components.ablation import Ablation
 from ..extras import require
 from .measure import Compute, Measurer
 

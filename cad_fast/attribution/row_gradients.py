@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ablation import Ablation
-from ..components import ComponentSpace
-from ..denoiser_calls import DenoiserCall
+from ..components.ablation import Ablation
+from ..components.space import ComponentSpace
 from ..objectives import Objective
+from ..recording.call import DenoiserCall
 from ..row_engine import rows
 from ..row_engine.forms import geometry, group_images
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..components import ComponentSpace, match_names
+from ..components.space import ComponentSpace
+from ..diffusion.layers import match_names
 from ..files import read_json, read_tensors, write_tensors
 from .curvature import Curvature
 

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..ablation import Ablation
-from ..components import ComponentSpace
-from ..denoiser_calls import DenoiserCall
+from ..components.ablation import Ablation
+from ..components.space import ComponentSpace
 from ..objectives import Objective
-from ..recording_data import Recording
+from ..recording.call import DenoiserCall
+from ..recording.data import Recording
 from .curvature import Curvature, strongest
 from .draws import Drawn, parts_of
 from .gradient import only_gradients_of

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..components import ComponentSpace
-from ..denoiser_calls import DenoiserCall
+from ..components.space import ComponentSpace
 from ..objectives import Objective
-from ..recording_data import Recording
+from ..recording.call import DenoiserCall
+from ..recording.data import Recording
 from .gradient import GradientPasses, require_replayed
 from .passes import Pass, gather, plan_passes
 from .store import RunState

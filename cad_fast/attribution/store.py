@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..files import require_writable_folder
-from ..recording_data import Recording
+from ..recording.data import Recording
 
 STATE_NAME = "attribution_state.sqlite"
 SCHEMA_VERSION = 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ablation import Ablation
+from ..components.ablation import Ablation
 from .curvature import Curvature
 from .scores import Scores
 

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..denoiser_calls import denoiser_of
-from ..fingerprint import Fingerprint
+from ..components.fingerprint import Fingerprint
+from ..diffusion.denoisers import denoiser_of
 
 if TYPE_CHECKING:
     from .edit import Edit

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..components import ComponentSpace, ModuleComponents, base_modules, base_name
-from ..denoiser_calls import denoiser_of
+from ..components.space import ComponentSpace, ModuleComponents
+from ..diffusion.denoisers import denoiser_of
+from ..diffusion.layers import base_modules, base_name
 from ..files import check_tensor_header, read_json
 from .apply import intact_fingerprint
 from .edit import Edit

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ablation import Ablation
 from ..attribution.measure import Measurer, Target
 from ..attribution.scores import Scores
-from ..denoiser_calls import DenoiserCall, denoiser_of
+from ..components.ablation import Ablation
+from ..diffusion.denoisers import denoiser_of
 from ..objectives import Objective, squared_distance
-from ..recording_data import Recording
+from ..recording.call import DenoiserCall
+from ..recording.data import Recording
 from .edit import Edit
 from .select import Sign, select
 

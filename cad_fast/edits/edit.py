@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..attribution.scores import Scores
-from ..components import ComponentSpace, ModuleComponents
+from ..components.space import ComponentSpace, ModuleComponents
 from .apply import AppliedEdit, apply_edit
 from .select import Scope, Sign, described, select
 from .trust import warn_if_untrusted

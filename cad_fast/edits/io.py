@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..components import ComponentSpace
-from ..denoiser_calls import denoiser_of
+from ..components.fingerprint import Fingerprint
+from ..components.space import ComponentSpace
+from ..diffusion.denoisers import denoiser_of
 from ..files import (
     check_tensor_header,
     read_json,
@@ -20,7 +21,6 @@ from ..files import (
     write_tensors,
     write_text,
 )
-from ..fingerprint import Fingerprint
 from ..version import __version__
 from .apply import intact_fingerprint
 from .coding import decode_sorted, encode_sorted, encoded_size

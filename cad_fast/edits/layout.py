@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..components import KINDS, ModuleComponents
-from ..fingerprint import Fingerprint
+from ..components.fingerprint import Fingerprint
+from ..components.space import KINDS, ModuleComponents
 from .coding import MAX_BITS, MAX_COUNT, encoded_size
 from .edit import check_edit_name
 

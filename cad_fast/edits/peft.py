@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser_calls import denoiser_of
+from ..diffusion.denoisers import denoiser_of
 from ..extras import require
 from ..files import check_tensor_header, require_writable_folder
 from .apply import intact_fingerprint

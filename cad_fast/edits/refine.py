@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..ablation import Ablation
 from ..attribution.ablated import gradient_at_ablations
 from ..attribution.gradient import require_unchanged
 from ..attribution.scores import Scores
-from ..denoiser_calls import denoiser_of
+from ..components.ablation import Ablation
+from ..diffusion.denoisers import denoiser_of
 from ..objectives import ConceptErasure, Objective
-from ..recording_data import Recording
+from ..recording.data import Recording
 from .select import Scope, Sign, described, select
 from .trust import warn_if_untrusted
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..denoiser_calls import ForwardSignature, denoiser_of, timestep_value
-from ..fingerprint import Fingerprint
+from ..components.fingerprint import Fingerprint
+from ..diffusion.denoisers import ForwardSignature, denoiser_of, timestep_value
 from ..row_engine.engine import runs_under_ablations
 from ..row_engine.slots import Plan, Slot, open_slots
 from .apply import intact_fingerprint

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..attribution.scores import Scores
-from ..components import PRESETS, ModuleComponents
+from ..components.space import ModuleComponents
+from ..diffusion.layers import PRESETS
 
 Scope = Literal["global", "tensor", "row"]
 Sign = Literal["positive", "negative"]

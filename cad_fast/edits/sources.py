@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..components import ComponentSpace
+from ..components.space import ComponentSpace
 from .edit import Edit
 from .io import load_edit, read_config
 

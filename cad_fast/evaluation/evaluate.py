@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..denoiser_calls import denoiser_of
-from ..denoiser_hooks import generators, plain_tensors, silent
+from ..diffusion.arguments import scheduler_config_of
+from ..diffusion.context import generators, plain_tensors, silent
+from ..diffusion.denoisers import denoiser_of
 from ..edits.apply import intact_fingerprint
-from ..pipeline_arguments import scheduler_config_of
 from .outcomes import Evaluation, Outcome, Settings
 from .prompts import LabelledPrompt, PromptSet, unknown
 from .scorers import Scorer, checked_probabilities

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..components.fingerprint import Fingerprint
 from ..files import read_json, write_json
-from ..fingerprint import Fingerprint
 from .intervals import Interval, wilson
 from .prompts import unknown
 

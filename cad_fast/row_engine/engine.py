@@ -12,12 +12,13 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from ..ablation import Ablation
-from ..components import ComponentSpace, base_name
-from ..denoiser_calls import denoiser_of
+from ..components.ablation import Ablation
+from ..components.space import ComponentSpace
+from ..diffusion.denoisers import denoiser_of
+from ..diffusion.layers import base_name
 from .forms import Form, Masked, run_form
 from .prepare import prepare_gates, prepare_weights
-from .scores import Record, run_scored
+from .score_tap import Record, run_scored
 from .slots import WEIGHT_DTYPES, slot_of
 
 Gradients = Literal["gates", "scores"]

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ablation import Ablation, stacked_words
-from ..ablation_checks import WORD_BITS, set_bits
-from ..components import ComponentSpace, ModuleComponents
+from ..components.ablation import Ablation, stacked_words
+from ..components.packed import WORD_BITS, set_bits
+from ..components.space import ComponentSpace, ModuleComponents
 from ..ops import count_bits, pack_bits, unpack_bits
 from .forms import Edited, Gated, Masked
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..components import base_name
+from ..diffusion.layers import base_name
 from ..ops import edited_conv2d, edited_linear
 from .forms import geometry, group_images
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser_calls import SHARED_NAMES, TIMESTEP_NAMES, leaves, map_arguments, same_leaf
+from ..diffusion.denoisers import TIMESTEP_NAMES
+from ..diffusion.trees import SHARED_NAMES, leaves, map_arguments, same_leaf
 
 
 @dataclass(eq=False)

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..denoiser_calls import ForwardSignature, denoiser_of, find_row_paths, map_arguments, output_tensor
+from ..diffusion.denoisers import ForwardSignature, denoiser_of, output_tensor
+from ..diffusion.trees import find_row_paths, map_arguments
 from ..edits import Edit, RowEdits
 from ..edits.apply import multiplied, put_weights
 from .jobs import RequestedEdit

@@ -12,7 +12,9 @@ from ..attribution import Attributor, Scores
 from ..edits import Edit, amplify, erase, refine
 from ..evaluation import Comparison, Evaluation, compare, emoji_prompts, evaluate
 from ..objectives import ConceptErasure, DenoisingLoss
-from ..recording import Recording, record, record_images, with_base
+from ..recording.data import Recording
+from ..recording.record import record, with_base
+from ..recording.renoise import record_images
 from . import OBJECTS, STYLES, caption, load, pictures, prompts, scorer
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ from torch import Tensor
 
 from cad_fast.attribution import Attributor, gradient_scores
 from cad_fast.attribution.passes import gather, merge_calls, plan_passes
-from cad_fast.components import ComponentSpace
-from cad_fast.denoiser_calls import denoiser_of
+from cad_fast.components.space import ComponentSpace
+from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.objectives import CallableObjective, ConceptErasure, DenoisingLoss
-from cad_fast.recording import record, renoise
+from cad_fast.recording.record import record
+from cad_fast.recording.renoise import renoise
 from tests.pipelines import PIPELINES, UNGUIDED, stable_diffusion
 
 

@@ -12,7 +12,7 @@ from cad_fast import Ablation, ConceptErasure
 from cad_fast.attribution import Attributor, Scores, StopWhen, draws, load_many
 from cad_fast.attribution.measure import MeasurePlan, Measurer, Target, measure_all
 from cad_fast.objectives import CallableObjective
-from cad_fast.recording import with_base
+from cad_fast.recording.record import with_base
 from tests.attribution.common import interrupt
 from tests.pipelines import stable_diffusion
 from tests.row_truth import ablated_copy

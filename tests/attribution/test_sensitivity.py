@@ -6,7 +6,7 @@ import torch
 from cad_fast.attribution import Attributor
 from cad_fast.attribution.passes import gather, plan_passes
 from cad_fast.attribution.sensitivity import output_sensitivity
-from cad_fast.components import ComponentSpace
+from cad_fast.components.space import ComponentSpace
 from cad_fast.objectives import CallableObjective, ConceptErasure
 
 

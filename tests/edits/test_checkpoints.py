@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import cad_fast
 from cad_fast.attribution import Scores
-from cad_fast.components import ComponentSpace
+from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import Edit, erase
 from cad_fast.edits.checkpoints import export_checkpoint, put_denoiser_weights
 from tests.pipelines import stable_diffusion

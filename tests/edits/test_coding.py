@@ -6,10 +6,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cad_fast.components import KINDS, ComponentSpace, ModuleComponents
+from cad_fast.components.fingerprint import Fingerprint
+from cad_fast.components.space import KINDS, ComponentSpace, ModuleComponents
 from cad_fast.edits import Edit
 from cad_fast.edits.coding import MAX_COUNT, decode_sorted, encode_sorted, encoded_size
-from cad_fast.fingerprint import Fingerprint
 
 
 @st.composite

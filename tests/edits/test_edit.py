@@ -7,8 +7,8 @@ import torch
 
 import cad_fast
 from cad_fast.attribution import Scores
-from cad_fast.components import KINDS, ComponentSpace
-from cad_fast.denoiser_calls import denoiser_of
+from cad_fast.components.space import KINDS, ComponentSpace
+from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.edits import Edit, active_edits, amplify, compose, erase
 from tests.pipelines import PIPELINES, stable_diffusion, stable_diffusion_xl
 

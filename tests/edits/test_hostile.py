@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cad_fast.components import ComponentSpace
+from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import Edit, active_edits
 from cad_fast.edits.coding import decode_sorted
 from cad_fast.edits.layout import MAX_COMPONENTS, MAX_CONFIG, MAX_MODULES

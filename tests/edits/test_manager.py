@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cad_fast
-from cad_fast.denoiser_calls import denoiser_of
+from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.edits import Edit, EditManager
 from cad_fast.row_engine.slots import slot_of
 from tests.edits.test_row_edits import random_edit

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import cad_fast
 from cad_fast.attribution import Scores
-from cad_fast.components import ComponentSpace
-from cad_fast.denoiser_calls import denoiser_of
+from cad_fast.components.space import ComponentSpace
+from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.edits import Edit, erase
 from cad_fast.edits.peft import export_peft, load_peft
 from tests.pipelines import stable_diffusion

@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 import cad_fast
-from cad_fast.ablation import Ablation
-from cad_fast.components import ComponentSpace
+from cad_fast.components.ablation import Ablation
+from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import Edit, RowEdits
 from cad_fast.row_engine.slots import slot_of
 from tests.row_truth import copy_of, distance, some_call

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from cad_fast.attribution import Scores
-from cad_fast.components import ComponentSpace, ModuleComponents
+from cad_fast.components.fingerprint import Fingerprint
+from cad_fast.components.space import ComponentSpace, ModuleComponents
 from cad_fast.edits import retention_aware, select
-from cad_fast.fingerprint import Fingerprint
 from tests.pipelines import stable_diffusion
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from cad_fast.components.fingerprint import Fingerprint
 from cad_fast.evaluation import Evaluation, LabelledPrompt, PromptSet, emoji_prompts, evaluate, image_seed
-from cad_fast.fingerprint import Fingerprint
 from cad_fast.zoo.concepts import OBJECTS, STYLES
 from tests.evaluation.fakes import FakeEdit, FakePipeline, FakeScorer
 from tests.pipelines import stable_diffusion

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cad_fast.recording import Recording, record
+from cad_fast.recording.data import Recording
+from cad_fast.recording.record import record
 from tests.pipelines import PIPELINES
 
 PROMPTS = ["a cat", "a red dog", "dog"]

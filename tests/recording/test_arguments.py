@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from cad_fast.denoiser_calls import DenoiserCall
-from cad_fast.recording import denoiser_of, record
+from cad_fast.diffusion.denoisers import denoiser_of
+from cad_fast.recording.call import DenoiserCall
+from cad_fast.recording.record import record
 from tests.pipelines import flux, stable_diffusion
 from tests.recording.common import make
 

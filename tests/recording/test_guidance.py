@@ -9,7 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from cad_fast.recording import record, renoise
+from cad_fast.recording.record import record
+from cad_fast.recording.renoise import renoise
 from tests.recording.common import close
 
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from cad_fast.recording import Recording, denoiser_of, record, renoise, with_base
+from cad_fast.diffusion.denoisers import denoiser_of
+from cad_fast.recording.data import Recording
+from cad_fast.recording.record import record, with_base
+from cad_fast.recording.renoise import renoise
 from tests.pipelines import PIPELINES, UNGUIDED, stable_diffusion
 from tests.recording.common import PROMPTS, STEPS, assert_same, close, every_pipeline, make
 

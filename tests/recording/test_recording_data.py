@@ -10,8 +10,10 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
-from cad_fast.pipeline_arguments import scheduler_config_of
-from cad_fast.recording import Recording, denoiser_of, with_base
+from cad_fast.diffusion.arguments import scheduler_config_of
+from cad_fast.diffusion.denoisers import denoiser_of
+from cad_fast.recording.data import Recording
+from cad_fast.recording.record import with_base
 from tests.pipelines import stable_diffusion, stable_diffusion_xl
 from tests.recording.common import PROMPTS, STEPS, assert_same, close, every_pipeline, make
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cad_fast.recording import record_images, renoise, with_base
+from cad_fast.recording.record import with_base
+from cad_fast.recording.renoise import record_images, renoise
 from tests.pipelines import PIPELINES, flux, pixart, stable_diffusion, stable_diffusion_3
 from tests.recording.common import PROMPTS, close, make
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from cad_fast import ComponentSpace, Edit
-from cad_fast.denoiser_calls import ForwardSignature, denoiser_of
+from cad_fast.diffusion.denoisers import ForwardSignature, denoiser_of
 from cad_fast.serving.app import make_app
 from cad_fast.serving.edit_library import EditLibrary
 from cad_fast.serving.jobs import Job, RequestedEdit

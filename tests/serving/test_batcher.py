@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from cad_fast.denoiser_calls import denoiser_of
+from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.serving.batcher import Batcher, Silent
 from cad_fast.serving.edited_passes import RowWise, SwappedWeights
 from cad_fast.serving.jobs import Cancelled, Closed, DeadlineExceeded, Job, NotFinite, QueueFull, RequestedEdit

@@ -9,7 +9,7 @@ import pytest
 import torch
 from greenlet import greenlet
 
-from cad_fast.denoiser_calls import denoiser_of
+from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.serving.edit_library import EditLibrary
 from cad_fast.serving.edited_passes import RowWise
 from cad_fast.serving.server import Server

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import cad_fast
-from cad_fast.ablation import Ablation
-from cad_fast.components import ComponentSpace
+from cad_fast.components.ablation import Ablation
+from cad_fast.components.space import ComponentSpace
 from cad_fast.ops import use_backend
 from cad_fast.ops._registry import OPS
 from cad_fast.row_engine.forms import Gated, run_form

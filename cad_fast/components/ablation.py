@@ -1,5 +1,7 @@
 """Ablation: a set of components, and the factor that their weights are multiplied by."""
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -8,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cad_fast.ablation_checks import (
+from ..ops import count_bits, pack_bits, seeded_mask, unpack_bits
+from .packed import (
     WORD_BITS,
     checked_factor,
     checked_fraction,
@@ -23,7 +26,6 @@ from cad_fast.ablation_checks import (
     set_bits,
     tail_mask,
 )
-from cad_fast.ops import count_bits, pack_bits, seeded_mask, unpack_bits
 
 _RANDOM_BLOCK = 1 << 20  # a multiple of 32, so that blocks can be packed one by one
 
@@ -68,7 +70,7 @@ class Ablation:
     @classmethod
     def from_indices(
         cls, n: int, indices: Tensor | Iterable[int], factor: float | Tensor | Iterable[float] = 0.0
-    ) -> "Ablation":
+    ) -> Ablation:
         """The components of these numbers.
 
         Args:
@@ -86,7 +88,7 @@ class Ablation:
         return cls(n, None, checked, checked_factor(factor, checked.numel()))
 
     @classmethod
-    def from_mask(cls, mask: Tensor, factor: float | Tensor | Iterable[float] = 0.0) -> "Ablation":
+    def from_mask(cls, mask: Tensor, factor: float | Tensor | Iterable[float] = 0.0) -> Ablation:
         """The components whose element of the mask is true; held as packed bits.
 
         Args:
@@ -101,7 +103,7 @@ class Ablation:
         return cls(checked_n(mask.numel()), words, None, checked_factor(factor, int(count_bits(words))))
 
     @classmethod
-    def from_packed(cls, words: Tensor, n: int, factor: float | Tensor | Iterable[float] = 0.0) -> "Ablation":
+    def from_packed(cls, words: Tensor, n: int, factor: float | Tensor | Iterable[float] = 0.0) -> Ablation:
         """The components whose bit is set: component 32 * j + i is bit i of word j, as `cad_fast.ops.pack_bits` has it.
 
         Args:
@@ -121,7 +123,7 @@ class Ablation:
         return cls(n, words, None, checked_factor(factor, int(count_bits(words))))
 
     @classmethod
-    def random(cls, n: int, fraction: float, seed: int, factor: float = 0.0) -> "Ablation":
+    def random(cls, n: int, fraction: float, seed: int, factor: float = 0.0) -> Ablation:
         """Each component with probability `fraction`, independently of the others; held as packed bits.
 
         The same arguments give the same ablation on every machine and with every version of torch and numpy, and
@@ -145,7 +147,7 @@ class Ablation:
         return cls(n, torch.cat(words), None, finite("factor", factor))
 
     @classmethod
-    def seeded(cls, n: int, fraction: float, seed: int, variant: int = 0, factor: float = 0.0) -> "Ablation":
+    def seeded(cls, n: int, fraction: float, seed: int, variant: int = 0, factor: float = 0.0) -> Ablation:
         """Each component with probability `fraction`, independently of the others; held as the seed alone.
 
         The variants of one seed are independent of each other. The set is what `cad_fast.ops.seeded_mask` draws, the
@@ -164,7 +166,7 @@ class Ablation:
         return cls(checked_n(n), None, None, finite("factor", factor), drawn_from)
 
     @classmethod
-    def from_gates(cls, gates: Tensor) -> "Ablation":
+    def from_gates(cls, gates: Tensor) -> Ablation:
         """What multiplies each component's weights: 1 keeps it, anything else is the factor of an ablated one.
 
         `from_gates(a.gates) == a`, unless `a` has components with the factor 1, which `gates` cannot tell from kept.
@@ -181,7 +183,7 @@ class Ablation:
         return cls.from_mask(ablated, gates[ablated])
 
     @staticmethod
-    def balanced_partition(n: int, parts: int, seed: int, factor: float = 0.0) -> "list[Ablation]":
+    def balanced_partition(n: int, parts: int, seed: int, factor: float = 0.0) -> list[Ablation]:
         """Disjoint random ablations that together cover all components, their sizes differing by one at most.
 
         As reproducible as `random`, and unrelated to what it draws from the same seed. Held as indices.
@@ -260,21 +262,21 @@ class Ablation:
             return gates
         return gates.masked_fill_(unpack_bits(self._as_words(), self._n), self._factor)
 
-    def to_packed(self) -> "Ablation":
+    def to_packed(self) -> Ablation:
         """The same ablation held as packed bits."""
         return self if self._words is not None else Ablation(self._n, self._as_words(), None, self._factor)
 
-    def to_indices(self) -> "Ablation":
+    def to_indices(self) -> Ablation:
         """The same ablation held as sorted indices."""
         return self if self._indices is not None else Ablation(self._n, None, self._as_indices(), self._factor)
 
-    def with_factor(self, factor: float | Tensor | Iterable[float]) -> "Ablation":
+    def with_factor(self, factor: float | Tensor | Iterable[float]) -> Ablation:
         """The same components with another factor: one number, or one per component."""
         one = isinstance(factor, float)  # needs no counting of what a seed draws
         factor = finite("factor", factor) if one else checked_factor(factor, self.size)
         return Ablation(self._n, self._words, self._indices, factor, self._seed)
 
-    def with_strength(self, strength: float) -> "Ablation":
+    def with_strength(self, strength: float) -> Ablation:
         """The same components with each factor f turned into 1 - strength * (1 - f).
 
         0 leaves the weights as they are, 1 is this ablation itself, above 1 goes beyond it.
@@ -316,23 +318,23 @@ class Ablation:
             return f"Ablation(n={self._n}, {fraction=}, {seed=}, {variant=}, factor={factor}, form='seed')"
         return f"Ablation(n={self._n}, size={self.size}, factor={factor}, form={self.form!r})"
 
-    def __or__(self, other: "Ablation") -> "Ablation":
+    def __or__(self, other: Ablation) -> Ablation:
         """Union. ValueError if a component of both has different factors."""
         return self._merge(other, operator.or_)
 
-    def __and__(self, other: "Ablation") -> "Ablation":
+    def __and__(self, other: Ablation) -> Ablation:
         """Intersection. ValueError if a component of both has different factors."""
         return self._merge(other, operator.and_)
 
-    def __sub__(self, other: "Ablation") -> "Ablation":
+    def __sub__(self, other: Ablation) -> Ablation:
         """The components of this ablation that the other lacks, with their factors."""
         return self._merge(other, lambda left, right: left & ~right)
 
-    def __xor__(self, other: "Ablation") -> "Ablation":
+    def __xor__(self, other: Ablation) -> Ablation:
         """The components of exactly one of the two, with their factors."""
         return self._merge(other, operator.xor)
 
-    def __invert__(self) -> "Ablation":
+    def __invert__(self) -> Ablation:
         """All other components, with the same factor; ValueError if there is more than one. Held as packed bits."""
         if isinstance(self._factor, Tensor):
             raise ValueError("an ablation with one factor per component has no complement: its factors are unknown")
@@ -340,7 +342,7 @@ class Ablation:
         words[-1] &= tail_mask(self._n)
         return Ablation(self._n, words, None, self._factor)
 
-    def _merge(self, other: "Ablation", rule: Callable[[Tensor, Tensor], Tensor]) -> "Ablation":
+    def _merge(self, other: Ablation, rule: Callable[[Tensor, Tensor], Tensor]) -> Ablation:
         """The set that `rule` makes of two, given as words or as membership; packed unless both are indices."""
         if not isinstance(other, Ablation):
             return NotImplemented
@@ -388,7 +390,7 @@ class Ablation:
         return set_bits(self._as_words())
 
 
-def stacked_words(ablations: "Sequence[Ablation | None]", n: int) -> Tensor:
+def stacked_words(ablations: Sequence[Ablation | None], n: int) -> Tensor:
     """The packed sets of many ablations of n components, [len(ablations), ceil(n / 32)], int32; None is the empty set.
 
     Neighbours that are variants of one seed with consecutive numbers are drawn in one call.

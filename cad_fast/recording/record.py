@@ -1,8 +1,7 @@
-"""Record the denoiser calls of any diffusers pipeline while it generates, and replay them.
+"""Record the denoiser calls of any diffusers pipeline while it generates.
 
-Nothing here is specific to a pipeline: the denoiser is watched by a hook, its arguments are bound by name, and
-classifier-free guidance is told by the data (see ``DenoiserWatch``). ``renoise`` and ``record_images`` make the calls
-of a denoising loss instead, without generating.
+Nothing here is specific to a pipeline: a hook watches the denoiser, its arguments are bound by name, and the data tell
+classifier-free guidance (see ``DenoiserWatch``).
 """
 
 from __future__ import annotations
@@ -16,34 +15,23 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .denoiser_calls import DenoiserCall, denoiser_of, same_leaf
-from .denoiser_hooks import DenoiserWatch, first_call, generators, plain_tensors, silent
-from .fingerprint import Fingerprint
-from .pipeline_arguments import (
+from ..components.fingerprint import Fingerprint
+from ..diffusion.arguments import (
     DEFAULT_BATCH,
     output_option,
     prediction_type_of,
     run_options,
-    run_settings,
     scheduler_config_of,
     split_kwargs,
     spread_prompts,
     storable,
 )
-from .recording_data import Recording, in_window
-from .renoising import record_images, renoise
-
-__all__ = [
-    "DenoiserCall",
-    "Recording",
-    "denoiser_of",
-    "in_window",
-    "prediction_type_of",
-    "record",
-    "record_images",
-    "renoise",
-    "with_base",
-]
+from ..diffusion.context import generators, plain_tensors, silent
+from ..diffusion.denoisers import denoiser_of
+from ..diffusion.trees import same_leaf
+from .call import DenoiserCall
+from .data import Recording
+from .watch import DenoiserWatch, first_call
 
 
 def _final_latents(result: Any, watch: DenoiserWatch, n_rows: int, keep_images: bool) -> Tensor | None:
@@ -199,3 +187,10 @@ def with_base(
     return replace(
         recording, calls=calls, denoiser_calls=recording.denoiser_calls + len(starts) * (recording.n_steps + 1)
     )
+
+
+def run_settings(recording: Recording, pipeline: Any, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The pipeline arguments that a recording was made with, some replaced."""
+    chosen = run_options(pipeline, recording.num_inference_steps, recording.guidance_scale)
+    kept = {**recording.pipeline_kwargs, **recording.row_kwargs}
+    return {**chosen, **kept, **overrides, **output_option(pipeline, "latent")}

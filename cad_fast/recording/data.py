@@ -13,18 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .denoiser_calls import (
-    OUTPUT_NAMES,
-    SCALARS,
-    DenoiserCall,
-    RowPicker,
-    check_rows,
-    leaves,
-    map_arguments,
-    same_leaf,
-)
-from .files import read_json, read_tensors, write_bytes, write_json, write_tensors
-from .fingerprint import Fingerprint
+from ..components.fingerprint import Fingerprint
+from ..diffusion.timesteps import in_window
+from ..diffusion.trees import SCALARS, leaves, map_arguments, same_leaf
+from ..files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from .call import OUTPUT_NAMES, DenoiserCall, RowPicker, check_rows
 
 FORMAT = 1
 ROW_PATH_NAMES = ("row_paths", "unconditional_row_paths")
@@ -224,14 +217,6 @@ class Recording:
 
 
 _PLAIN = tuple(f.name for f in fields(Recording) if f.name not in ("calls", "fingerprint", "latents", "images"))
-
-
-def in_window(timestep: float | Tensor, window: tuple[float, float]) -> bool:
-    """Whether a call's timestep, of every row, lies in the window (both ends inclusive)."""
-    low, high = window
-    if isinstance(timestep, Tensor):
-        return bool(((timestep >= low) & (timestep <= high)).all())
-    return low <= timestep <= high
 
 
 def _highest(timestep: float | Tensor) -> float:

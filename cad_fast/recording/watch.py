@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .denoiser_calls import (
-    SCALARS,
-    DenoiserCall,
-    ForwardSignature,
-    denoiser_of,
-    find_row_paths,
-    map_arguments,
-    output_tensor,
-    same_leaf,
-    timestep_value,
-)
+from ..diffusion.context import generators, own_scheduler, plain_tensors, silent
+from ..diffusion.denoisers import ForwardSignature, denoiser_of, output_tensor, timestep_value
+from ..diffusion.trees import SCALARS, find_row_paths, map_arguments, same_leaf
+from .call import DenoiserCall
 
 KEPT_PER_INPUT = 4  # both halves, their whole and one to spare: enough to recognise what does not change
 
@@ -262,49 +254,6 @@ def _parts_of(guided: Tensor | None, first: Tensor, second: Tensor) -> tuple[flo
         return None
     solution = torch.linalg.lstsq(basis / scale, given.unsqueeze(1)).solution.squeeze(1) / scale
     return (solution[0] + solution[1]).item(), (solution[0] - solution[1]).item()
-
-
-@contextlib.contextmanager
-def silent(pipeline: Any) -> Iterator[None]:
-    """Without the pipeline's own progress bars, which are as before afterwards."""
-    if not hasattr(pipeline, "set_progress_bar_config"):
-        yield
-        return
-    before = getattr(pipeline, "_progress_bar_config", None)
-    pipeline.set_progress_bar_config(**{**(before or {}), "disable": True})
-    try:
-        yield
-    finally:
-        if before is None:
-            del pipeline._progress_bar_config
-        else:
-            pipeline._progress_bar_config = before
-
-
-@contextlib.contextmanager
-def plain_tensors() -> Iterator[None]:
-    """No gradients, and no inference mode either: its tensors could not be used for gradients later."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-@contextlib.contextmanager
-def own_scheduler(pipeline: Any) -> Iterator[Any]:
-    """The pipeline with a copy of its scheduler, so that the scheduler's state is as before afterwards."""
-    scheduler = getattr(pipeline, "scheduler", None)
-    if scheduler is None:
-        yield None
-        return
-    pipeline.scheduler = copy.deepcopy(scheduler)
-    try:
-        yield pipeline.scheduler
-    finally:
-        pipeline.scheduler = scheduler
-
-
-def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator per row, so that a row does not depend on its batch mates, nor on the device."""
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
 def first_call(

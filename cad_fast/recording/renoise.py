@@ -16,10 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .denoiser_calls import DenoiserCall, denoiser_of, map_arguments, timestep_value
-from .denoiser_hooks import DenoiserWatch, first_call, generators, plain_tensors
-from .fingerprint import Fingerprint
-from .pipeline_arguments import (
+from ..components.fingerprint import Fingerprint
+from ..diffusion.arguments import (
     DEFAULT_BATCH,
     output_option,
     prediction_type_of,
@@ -28,7 +26,12 @@ from .pipeline_arguments import (
     split_kwargs,
     storable,
 )
-from .recording_data import Recording
+from ..diffusion.context import generators, plain_tensors
+from ..diffusion.denoisers import denoiser_of, timestep_value
+from ..diffusion.trees import map_arguments
+from .call import DenoiserCall
+from .data import Recording
+from .watch import DenoiserWatch, first_call
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 

@@ -1,5 +1,7 @@
 """What Ablation checks of its arguments, and small functions on sorted indices, words and factors."""
 
+from __future__ import annotations
+
 import math
 import operator
 from collections.abc import Iterable
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cad_fast.ops import unpack_bits
+from ..ops import unpack_bits
 
 WORD_BITS = 32
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from .recording_data import Recording
-
 DEFAULT_BATCH = 8
 RESERVED = {
     "prompt": "pass `prompts`",
@@ -98,13 +96,6 @@ def run_options(pipeline: Any, num_inference_steps: int | None, guidance_scale: 
 def output_option(pipeline: Any, output_type: str) -> dict[str, str]:
     """``output_type`` for pipelines that have it."""
     return {"output_type": output_type} if "output_type" in inspect.signature(pipeline.__call__).parameters else {}
-
-
-def run_settings(recording: Recording, pipeline: Any, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The pipeline arguments that a recording was made with, some replaced."""
-    chosen = run_options(pipeline, recording.num_inference_steps, recording.guidance_scale)
-    kept = {**recording.pipeline_kwargs, **recording.row_kwargs}
-    return {**chosen, **kept, **overrides, **output_option(pipeline, "latent")}
 
 
 def scheduler_config_of(pipeline: Any) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Components: which there are, and sets of them that are ablated."""
