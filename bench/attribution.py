@@ -19,10 +19,11 @@ from torch import Tensor
 import cad_fast
 from cad_fast import Ablation, ComponentSpace, ConceptErasure, Recording
 from cad_fast.attribution import Attributor
-from cad_fast.attribution.ablated import objective_under_ablations
 from cad_fast.attribution.compare import compare_estimators
 from cad_fast.attribution.halves import split_half
-from cad_fast.attribution.solvers import Design, fit
+from cad_fast.attribution.measuring.measure import objective_under_ablations
+from cad_fast.attribution.regression.design import Design
+from cad_fast.attribution.regression.solvers import fit
 from cad_fast.attribution.trust import Trust, correlation, predicted_change
 from cad_fast.evaluation import cost_plot, fractions_plot
 from cad_fast.files import read_json, require_writable_folder, write_bytes, write_json

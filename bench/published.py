@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cad_fast import Ablation, ComponentSpace, Recording
-from cad_fast.attribution.passes import gather, plan_passes
+from cad_fast.attribution.measuring.passes import gather
+from cad_fast.attribution.measuring.plans import plan_passes
 from cad_fast.objectives import Objective
 from cad_fast.row_engine import rows
 

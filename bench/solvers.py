@@ -57,8 +57,9 @@ def main() -> None:
 
     import torch
 
-    from cad_fast.attribution.ridge import GRID
-    from cad_fast.attribution.solvers import Design, SeededDesign, fit
+    from cad_fast.attribution.regression.design import Design, SeededDesign
+    from cad_fast.attribution.regression.ridge import GRID
+    from cad_fast.attribution.regression.solvers import fit
     from cad_fast.ops import unpack_bits
 
     m, n, contender = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

@@ -12,7 +12,9 @@ from PIL import Image
 from . import zoo
 from .attribution import METHODS, Attributor, Scores, StopWhen
 from .attribution.compare import compare_estimators
-from .attribution.methods import AblatedGradient, Method, default_method
+from .attribution.methods.ablated_gradient import AblatedGradient
+from .attribution.methods.base import Method
+from .attribution.methods.registry import default_method
 from .attribution.trust import trust_lines
 from .components.space import ComponentSpace
 from .edits import overlap

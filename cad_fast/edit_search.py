@@ -12,7 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .attribution import Attributor, Scores
-from .attribution.measure import Target
+from .attribution.measuring.plans import Target
 from .budget import RULES, Budget, Rule, order_to_try, shortfall_text
 from .diffusion.arguments import scheduler_config_of
 from .diffusion.denoisers import denoiser_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cad_fast import ConceptErasure, record
-from cad_fast.attribution.passes import merge_calls
+from cad_fast.attribution.measuring.passes import merge_calls
 from cad_fast.components.ablation import Ablation
 from cad_fast.components.space import ComponentSpace
 from cad_fast.diffusion.denoisers import denoiser_of

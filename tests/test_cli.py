@@ -308,9 +308,9 @@ def test_a_missing_command_is_a_usage_error(capsys):
 
 def test_the_choices_are_those_of_the_library() -> None:
     from cad_fast.attribution import METHODS
-    from cad_fast.attribution.draws import DRAWS
-    from cad_fast.attribution.measure import EXECUTORS
-    from cad_fast.attribution.solvers import SOLVERS
+    from cad_fast.attribution.measuring.measure import EXECUTORS
+    from cad_fast.attribution.regression.draws import DRAWS
+    from cad_fast.attribution.regression.solvers import SOLVERS
     from cad_fast.components.space import KINDS
 
     assert (cli.KINDS, cli.METHODS) == (KINDS, METHODS)

@@ -19,12 +19,13 @@ from ..objectives import ConceptErasure, Objective
 from ..recording.data import Recording
 from ..recording.record import record
 from ..version import __version__
-from .ablated import objective_under_ablations
-from .gradient import require_unchanged
 from .held_out import HOLDOUT_FRACTIONS, ROWS_PER_PASS, held_out, require_holdout, watch_for
-from .measure import Executor, Target
-from .methods import Job, Method, default_method, make_estimator
-from .passes import recorded_j
+from .measuring.measure import Executor, objective_under_ablations
+from .measuring.passes import recorded_j
+from .measuring.plans import Target
+from .measuring.unchanged import require_unchanged
+from .methods.base import Job, Method
+from .methods.registry import default_method, make_estimator
 from .scores import Scores
 from .stop import StopWhen
 from .store import recording_settings, resumable

@@ -14,9 +14,10 @@ from ..objectives import Objective
 from ..recording.data import Recording
 from .attributor import Attributor
 from .held_out import HOLDOUT_SEED
-from .methods import parts_of
+from .regression.design import Design
+from .regression.draws import parts_of
+from .regression.solvers import fit
 from .scores import Scores
-from .solvers import Design, fit
 from .trust import Trust, predicted_change
 
 # The fits' ablations come from seeds that no other draw uses.

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..recording.data import Recording
 from .attributor import Attributor
-from .averages import more_passes
+from .methods.averages import more_passes
 from .scores import Scores
 from .trust import correlation
 

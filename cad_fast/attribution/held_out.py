@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace
-from .measure import Measurer, Target, measure_all
-from .methods import Estimator, Method
+from .measuring.measure import measure_all
+from .measuring.measurer import Measurer
+from .measuring.plans import Target
+from .methods.base import Estimator, Method
 from .scores import Scores
 from .stop import StopWhen, Watch
 from .trust import FEWEST, Trust, correlation, predicted_change

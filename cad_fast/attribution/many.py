@@ -13,9 +13,10 @@ from ..files import require_writable_folder, write_json
 from ..objectives import Objective
 from ..recording.data import Recording
 from .held_out import HOLDOUT_FRACTIONS, held_out, require_holdout, watch_for
-from .measure import Executor, Target
-from .methods import Estimate, Job, SharingEstimator
-from .passes import recorded_j
+from .measuring.measure import Executor
+from .measuring.passes import recorded_j
+from .measuring.plans import Target
+from .methods.base import Estimate, Job, SharingEstimator
 from .scores import CONCEPTS_NAME, Scores, numbered_files
 from .stop import StopWhen, Watch
 from .store import recording_settings, resumable

@@ -1,4 +1,4 @@
-"""Contexts around a run of a pipeline: no progress bars, no gradients, its own scheduler; and seeds per row."""
+"""Contexts around a run of a pipeline or a denoiser: silence, no gradients, its own scheduler; and seeds per row."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 
 @contextlib.contextmanager
@@ -51,3 +52,22 @@ def own_scheduler(pipeline: Any) -> Iterator[Any]:
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator per row, so that a row does not depend on its batch mates, nor on the device."""
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+@contextlib.contextmanager
+def only_gradients_of(denoiser: nn.Module, wanted: list[nn.Parameter]) -> Iterator[None]:
+    """Within, the denoiser is in eval mode and no parameter but ``wanted`` asks for a gradient; restored afterwards."""
+    flags = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
+    training = [module for module in denoiser.modules() if module.training]
+    denoiser.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    for parameter in wanted:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module in training:
+            module.training = True

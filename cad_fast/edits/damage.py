@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attribution.measure import Measurer, Target
+from ..attribution.measuring.measurer import Measurer
+from ..attribution.measuring.plans import Target
 from ..attribution.scores import Scores
 from ..components.ablation import Ablation
 from ..diffusion.denoisers import denoiser_of

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..attribution.ablated import gradient_at_ablations
-from ..attribution.gradient import require_unchanged
+from ..attribution.measuring.unchanged import require_unchanged
+from ..attribution.methods.ablated_gradient import gradient_at_ablations
 from ..attribution.scores import Scores
 from ..components.ablation import Ablation
 from ..diffusion.denoisers import denoiser_of

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from cad_fast import Ablation, ComponentSpace, ConceptErasure
 from cad_fast.attribution import Attributor, Scores
-from cad_fast.attribution.ablated import ablated_gradient_scores, objective_under_ablations, parts_of
-from cad_fast.attribution.passes import merge_calls
+from cad_fast.attribution.measuring.measure import objective_under_ablations
+from cad_fast.attribution.measuring.passes import merge_calls
+from cad_fast.attribution.methods.ablated_gradient import ablated_gradient_scores
+from cad_fast.attribution.regression.draws import parts_of
 from cad_fast.attribution.store import STATE_NAME
 from cad_fast.attribution.trust import Trust, predicted_change
 from cad_fast.edits import Edit
@@ -173,7 +175,7 @@ def test_wrong_fractions(pipeline, recording, monkeypatch) -> None:
         parts_of(0.7, 100)
     with pytest.raises(ValueError, match="would cut 10 components into 20 ablations"):
         parts_of(0.05, 10)
-    monkeypatch.setattr("cad_fast.attribution.methods.MOST_EXACT", 10)
+    monkeypatch.setattr("cad_fast.attribution.methods.exact.MOST_EXACT", 10)
     with pytest.raises(ValueError, match="exact takes one ablation per component"):
         Attributor(pipeline, method="exact").run(recording, progress=False)
 

@@ -5,7 +5,7 @@ import torch
 
 import cad_fast
 from cad_fast.attribution import Attributor, Scores
-from cad_fast.attribution.methods import default_method
+from cad_fast.attribution.methods.registry import default_method
 from cad_fast.attribution.store import STATE_NAME
 from cad_fast.components.space import ComponentSpace
 from tests.attribution.common import interrupt

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from cad_fast import Ablation, ComponentSpace, ConceptErasure
-from cad_fast.attribution.ablated import ablated_gradient_scores, objective_under_ablations
-from cad_fast.attribution.gradient import gradient_scores
+from cad_fast.attribution.measuring.measure import objective_under_ablations
+from cad_fast.attribution.methods.ablated_gradient import ablated_gradient_scores
+from cad_fast.attribution.methods.gradient import gradient_scores
 from cad_fast.diffusion.denoisers import output_tensor
 from cad_fast.objectives import objective_from_config
 from tests.row_truth import ablated_copy

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from cad_fast.attribution import Attributor, gradient_scores
-from cad_fast.attribution.passes import gather, merge_calls, plan_passes
+from cad_fast.attribution.measuring.passes import gather, merge_calls
+from cad_fast.attribution.measuring.plans import plan_passes
 from cad_fast.components.space import ComponentSpace
 from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.objectives import CallableObjective, ConceptErasure, DenoisingLoss

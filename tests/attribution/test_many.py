@@ -9,8 +9,11 @@ import torch
 
 import cad_fast
 from cad_fast import Ablation, ConceptErasure
-from cad_fast.attribution import Attributor, Scores, StopWhen, draws, load_many
-from cad_fast.attribution.measure import MeasurePlan, Measurer, Target, measure_all
+from cad_fast.attribution import Attributor, Scores, StopWhen, load_many
+from cad_fast.attribution.measuring.measure import measure_all
+from cad_fast.attribution.measuring.measurer import Measurer
+from cad_fast.attribution.measuring.plans import MeasurePlan, Target
+from cad_fast.attribution.regression import draws
 from cad_fast.objectives import CallableObjective
 from cad_fast.recording.record import with_base
 from tests.attribution.common import interrupt
@@ -131,7 +134,7 @@ def test_each_concept_is_checked_on_the_same_held_out_ablations(pipeline, concep
 
 
 def test_many_stop_when_the_last_of_them_has_reached_r(pipeline, concepts, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr("cad_fast.attribution.methods.STOP_BATCH", 20)
+    monkeypatch.setattr("cad_fast.attribution.methods.regression.STOP_BATCH", 20)
     attributor = Attributor(pipeline, kind="head", method="regression", ablations=200, fraction=0.2)
     two = {name: concepts[name] for name in ("animal", "car/red")}
     settings = {"rows_per_pass": 12, "progress": False}
@@ -223,7 +226,7 @@ def test_until_sees_the_ablations_in_order_even_where_they_come_in_another(pipel
 
         return compute
 
-    monkeypatch.setattr("cad_fast.attribution.measure._local", backwards)
+    monkeypatch.setattr("cad_fast.attribution.measuring.measure._local", backwards)
     seen = []
 
     def until(j):

@@ -8,11 +8,12 @@ from torch import Tensor
 
 import cad_fast
 from cad_fast import Ablation, ComponentSpace, ConceptErasure
-from cad_fast.attribution import Attributor, Scores, second_order
+from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.curvature import Curvature, strongest
-from cad_fast.attribution.passes import merge_calls
-from cad_fast.attribution.row_gradients import row_gradients
-from cad_fast.attribution.second_order import SecondOrderPlan, bending, second_order_scores
+from cad_fast.attribution.measuring.passes import merge_calls
+from cad_fast.attribution.methods import second_order_scores as second_order
+from cad_fast.attribution.methods.row_gradients import row_gradients
+from cad_fast.attribution.methods.second_order_scores import SecondOrderPlan, bending, second_order_scores
 from cad_fast.attribution.trust import predicted_change
 from tests.attribution.common import interrupt
 from tests.row_truth import ablated_copy

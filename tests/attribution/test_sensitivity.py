@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from cad_fast.attribution import Attributor
-from cad_fast.attribution.passes import gather, plan_passes
-from cad_fast.attribution.sensitivity import output_sensitivity
+from cad_fast.attribution.measuring.passes import gather
+from cad_fast.attribution.measuring.plans import plan_passes
+from cad_fast.attribution.methods.sensitivity import output_sensitivity
 from cad_fast.components.space import ComponentSpace
 from cad_fast.objectives import CallableObjective, ConceptErasure
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from cad_fast import Ablation
-from cad_fast.attribution import design as design_module
-from cad_fast.attribution import lsmr, ridge, solvers
-from cad_fast.attribution.solvers import Design, SeededDesign, fit, fit_all, predict
+from cad_fast.attribution.regression import design as design_module
+from cad_fast.attribution.regression import lsmr, ridge, solvers
+from cad_fast.attribution.regression.design import Design, SeededDesign
+from cad_fast.attribution.regression.solvers import fit, fit_all, predict
 
 N = 45
 

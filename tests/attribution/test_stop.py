@@ -53,7 +53,7 @@ def test_a_width_is_reached_with_more_partitions(pipeline, recording) -> None:
 
 
 def test_a_regression_stops_after_a_batch(pipeline, recording, monkeypatch) -> None:
-    monkeypatch.setattr("cad_fast.attribution.methods.STOP_BATCH", 20)
+    monkeypatch.setattr("cad_fast.attribution.methods.regression.STOP_BATCH", 20)
     run = {"rows_per_pass": 2 * ROWS, "progress": False}
     budget = StopWhen(row_evaluations=30 * ROWS)
     scores = attributor_of(pipeline, "regression", ablations=100).run(recording, stop_when=budget, **run)

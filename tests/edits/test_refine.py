@@ -8,7 +8,7 @@ import torch
 import cad_fast
 from cad_fast import Ablation, ConceptErasure
 from cad_fast.attribution import Attributor
-from cad_fast.attribution.passes import merge_calls
+from cad_fast.attribution.measuring.passes import merge_calls
 from cad_fast.edits import refine, select
 from tests.pipelines import stable_diffusion
 from tests.row_truth import slow_gradient

@@ -13,12 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..extras import require
-from .design import Design, SeededDesign
+from ...extras import require
+from .design import Design
 from .lsmr import lsmr
 from .ridge import ridge
-
-__all__ = ["SOLVERS", "Design", "Fit", "SeededDesign", "Solver", "fit", "fit_all", "predict"]
 
 Solver = Literal["ols", "ridge", "lasso", "lsmr"]
 SOLVERS: tuple[Solver, ...] = ("ols", "ridge", "lasso", "lsmr")

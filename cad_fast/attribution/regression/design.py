@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..components.ablation import Ablation, stacked_words
-from ..ops import bits_linear, gram_bits, pack_bits, seeded_mask, unpack_bits
+from ...components.ablation import Ablation, stacked_words
+from ...ops import bits_linear, gram_bits, pack_bits, seeded_mask, unpack_bits
 
 # Elements of the design that are unpacked at a time, as float64: 256 MiB.
 _CHUNK = 2**25

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..components.ablation import Ablation
-from ..components.space import ComponentSpace
-from ..row_engine import RowEngine
+from ...components.ablation import Ablation
+from ...components.space import ComponentSpace
+from ...row_engine.engine import RowEngine
 
 
 @dataclass(frozen=True)

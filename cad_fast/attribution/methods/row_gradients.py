@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..components.ablation import Ablation
-from ..components.space import ComponentSpace
-from ..objectives import Objective
-from ..recording.call import DenoiserCall
-from ..row_engine import rows
-from ..row_engine.forms import geometry, group_images
+from ...components.ablation import Ablation
+from ...components.space import ComponentSpace
+from ...objectives import Objective
+from ...recording.call import DenoiserCall
+from ...row_engine.engine import rows
+from ...row_engine.forms import geometry, group_images
 
 
 def row_gradients(

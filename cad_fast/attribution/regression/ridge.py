@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..ops import gram_bits
+from ...ops import gram_bits
 from .design import Design
 
 # Penalties tried, as multiples of the mean eigenvalue of K.

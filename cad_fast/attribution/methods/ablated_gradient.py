@@ -1,76 +1,32 @@
-"""Running a recording under many ablations, several in one pass of the denoiser: J of each, and gradients at each.
+"""Gradients at randomly ablated networks, several ablations in one pass of the denoiser.
 
-Ablations drawn as balanced partitions hold every component exactly once each, so that 1 / fraction forward and backward
-passes give the mean gradient of every component where it is kept and where it is removed (see ``averages``).
+Balanced partitions hold every component exactly once each, so that 1 / fraction forward and backward passes give the
+mean gradient of every component where it is kept and where it is removed (see ``averages``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..components.ablation import Ablation
-from ..components.space import ComponentSpace
-from ..objectives import Objective
-from ..recording.data import Recording
-from ..row_engine import Gradients, rows
-from .averages import Averaged, Averages
-from .draws import parts_of
-from .gradient import only_gradients_of
-from .measure import Measurer, Target, measure_all
-from .passes import Pass, gather, objective_of, plan_passes, repeated
-from .stop import Watch
-from .store import RunState
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which rows of a recording, and how many ablations, go through the denoiser together."""
-
-    passes: list[Pass]
-    variants: int
-    n_rows: int
-
-    @classmethod
-    def of(cls, recording: Recording, objective: Objective, rows_per_pass: int) -> Plan:
-        """As many of the recording's rows as fit, and as many ablations of them as fit then."""
-        passes = plan_passes(recording, objective, rows_per_pass)
-        counts = [sum(len(numbers) for _, numbers in pieces) for pieces in passes]
-        return cls(passes, max(1, rows_per_pass // max(counts)), sum(counts))
-
-    def groups(self, ablations: Sequence[Ablation]) -> list[tuple[int, Sequence[Ablation]]]:
-        """The ablations in groups that run together, each with the number of its first."""
-        return [(at, ablations[at : at + self.variants]) for at in range(0, len(ablations), self.variants)]
-
-    def cost(self, ablations: int) -> int:
-        """How many passes of the denoiser so many ablations take."""
-        return len(self.passes) * -(-ablations // self.variants)
-
-
-def objective_under_ablations(
-    denoiser: nn.Module,
-    recording: Recording,
-    objective: Objective,
-    space: ComponentSpace,
-    ablations: Sequence[Ablation],
-    *,
-    rows_per_pass: int = 64,
-    state: RunState | None = None,
-    until: Callable[[Tensor], bool] | None = None,
-    progress: bool = True,
-) -> Tensor:
-    """J float64 [len(ablations)]: the mean over the recording's rows and active timesteps, under each ablation.
-
-    ``until`` is shown J of the ablations so far whenever some are done, and ends the run by True, with those.
-    Cost: ``Plan.cost`` forward passes. Raises ValueError as ``rows`` and the objective do.
-    """
-    measurer = Measurer(denoiser, [Target(objective, recording)], space, rows_per_pass)
-    one = None if until is None else lambda j: until(j[0])
-    return measure_all(measurer, ablations, state=state, until=one, progress=progress)[0]
+from ...components.ablation import Ablation
+from ...components.space import ComponentSpace
+from ...diffusion.context import only_gradients_of
+from ...objectives import Objective
+from ...recording.data import Recording
+from ...row_engine.engine import Gradients, rows
+from ..measuring.passes import gather, objective_of, repeated
+from ..measuring.plans import Plan
+from ..regression.draws import parts_of
+from ..stop import Watch
+from ..store import RunState
+from .averages import Averaged, Averages, more_passes
+from .base import Estimate, Estimator, Job
 
 
 def ablated_gradient_scores(
@@ -160,3 +116,33 @@ def gradient_at_ablations(
                 share = torch.tensor(list(weights), device=values.device, dtype=values.dtype) / sum(weights)
                 sums.add(engine, (values.sum(1) * share).sum(), ablations)
     return ((sums.tensors["kept"] + sums.tensors["ablated"]) / plan.n_rows).cpu()
+
+
+@dataclass(frozen=True)
+class AblatedGradient(Estimator):
+    """Gradients at randomly ablated networks; see ``ablated_gradient_scores``.
+
+    ``partitions`` is the most that are run: ``stop_when`` may end the run earlier.
+    """
+
+    name = "ablated_gradient"
+    rows_per_pass = 32
+    fraction: float = 0.05
+    partitions: int = 1
+    ablated_weight: float | None = None
+    seed: int = 0
+
+    def run(self, job: Job) -> Estimate:
+        found, done = ablated_gradient_scores(*job.what(), **self.config(), watch=job.watch, **job.settings())
+        facts: dict[str, Any] = {"partitions": done, "ablated_weight": found.ablated_weight}
+        if found.reliability is not None:
+            twice = more_passes(found.reliability, 2)
+            facts |= {"reliability": found.reliability, "reliability_with_twice_the_passes": twice}
+        return Estimate(found.values, found.standard_error, facts, self._passes(job, done))
+
+    def cost(self, job: Job) -> dict[str, int]:
+        return self._passes(job, self.partitions)
+
+    def _passes(self, job: Job, partitions: int) -> dict[str, int]:
+        passes = partitions * job.plan().cost(parts_of(self.fraction, job.space.n))
+        return {"forward": passes, "backward": passes}

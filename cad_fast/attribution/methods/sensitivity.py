@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..components.space import ComponentSpace
-from ..objectives import Objective
-from ..recording.call import DenoiserCall
-from ..recording.data import Recording
-from .gradient import GradientPasses, require_replayed
-from .passes import Pass, gather, plan_passes
-from .store import RunState
+from ...components.space import ComponentSpace
+from ...objectives import Objective
+from ...recording.call import DenoiserCall
+from ...recording.data import Recording
+from ..measuring.passes import gather
+from ..measuring.plans import Pass, plan_passes
+from ..measuring.unchanged import require_replayed
+from ..store import RunState
+from .base import Estimate, Estimator, Job
+from .gradient import GradientPasses
 
 
 class RandomSigns(Objective):
@@ -93,3 +97,29 @@ def output_sensitivity(
             mean = (mean * runner.modules[entry.module].weight.detach().float().square()).flatten()
         parts.append(mean.cpu())
     return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Sensitivity(Estimator):
+    """Not an effect on J but how far each component's removal moves the output; see ``output_sensitivity``."""
+
+    name = "sensitivity"
+    rows_per_pass = 8
+    probes: int = 1
+    seed: int = 0
+
+    def run(self, job: Job) -> Estimate:
+        values = output_sensitivity(
+            job.denoiser,
+            job.recording,
+            job.objective.timesteps,
+            job.space,
+            probes=self.probes,
+            seed=self.seed,
+            **job.settings(),
+        )
+        return Estimate(values, None, {})
+
+    def cost(self, job: Job) -> dict[str, int]:
+        passes = len(job.plan().passes)
+        return {"forward": passes, "backward": passes * self.probes}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..components.ablation import Ablation
+from ...components.ablation import Ablation
 from .design import Design, SeededDesign
 
 Draw = Literal["partitions", "bernoulli"]

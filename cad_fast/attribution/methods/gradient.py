@@ -4,39 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..components.space import ComponentSpace, ModuleComponents
-from ..objectives import Objective
-from ..recording.data import REPLAY_TOLERANCE, Recording
-from ..row_engine.gates import scale_columns, scale_filters
-from .passes import Pass, gather, objective_of, plan_passes
-from .store import RunState
+from ...components.space import ComponentSpace, ModuleComponents
+from ...diffusion.context import only_gradients_of
+from ...objectives import Objective
+from ...recording.data import Recording
+from ...row_engine.gates import scale_columns, scale_filters
+from ..measuring.passes import gather, objective_of
+from ..measuring.plans import Pass, plan_passes
+from ..measuring.unchanged import require_replayed
+from ..store import RunState
+from .base import Estimate, Estimator, Job
 
 Via = Literal["weight", "gate"]
-
-
-@contextmanager
-def only_gradients_of(denoiser: nn.Module, wanted: list[nn.Parameter]) -> Iterator[None]:
-    """Within, the denoiser is in eval mode and no parameter but ``wanted`` asks for a gradient; restored afterwards."""
-    flags = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
-    training = [module for module in denoiser.modules() if module.training]
-    denoiser.eval()
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    for parameter in wanted:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module in training:
-            module.training = True
 
 
 @contextmanager
@@ -125,30 +111,6 @@ def _no_gates(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     yield weights
 
 
-def require_replayed(output: Tensor, recorded: Tensor) -> None:
-    """Raises ValueError when ``output`` [R, ...] is not what was recorded, beyond rounding."""
-    recorded = recorded.to(output.device)
-    distance = ((output.float() - recorded.float()).norm() / recorded.float().norm().clamp(min=1e-20)).item()
-    if not distance <= REPLAY_TOLERANCE[output.dtype]:
-        raise ValueError(
-            f"replaying the recording gives outputs that differ from the recorded ones by {100 * distance:.2g}%: "
-            "the denoiser has changed since (an edit or adapter is active?), record again"
-        )
-
-
-@torch.no_grad()
-def require_unchanged(denoiser: nn.Module, recording: Recording, objective: Objective) -> None:
-    """Raises ValueError when one recorded row that the objective looks at is not what the denoiser gives now.
-
-    For methods that never run the intact network on what was recorded. Recordings without outputs are not looked at.
-    """
-    call = next((c for c in recording.calls if objective.active(c) and c.output is not None), None)
-    if call is not None:
-        row = call.select_rows([0])
-        with only_gradients_of(denoiser, []):
-            require_replayed(row.run(denoiser), row.output)
-
-
 def gradient_scores(
     denoiser: nn.Module,
     recording: Recording,
@@ -178,3 +140,19 @@ def gradient_scores(
             total = entry.reduce(total * runner.modules[entry.module].weight.detach().float())
         parts.append(total.cpu())
     return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Gradient(Estimator):
+    """alpha_i = w_i dJ/dw_i at the intact network (arXiv 2412.02542, equation 5)."""
+
+    name = "gradient"
+    via: Via | None = None
+
+    def run(self, job: Job) -> Estimate:
+        """See ``gradient_scores``."""
+        return Estimate(gradient_scores(*job.what(), via=self.via, **job.settings()), None, {})
+
+    def cost(self, job: Job) -> dict[str, int]:
+        passes = len(job.plan().passes)
+        return {"forward": passes, "backward": passes}

@@ -1,4 +1,4 @@
-"""Which rows of a recording go through the denoiser together."""
+"""Rows of a recording as one call of the denoiser, and J of what it returns."""
 
 from __future__ import annotations
 
@@ -9,36 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.trees import leaves, map_arguments, same_leaf
-from ..objectives import Objective
-from ..recording.call import OUTPUT_NAMES, DenoiserCall
-from ..recording.data import Recording
-
-# Per pass: the numbers of calls in the recording, each with the rows taken from it.
-Pass = list[tuple[int, list[int]]]
-
-
-def plan_passes(recording: Recording, objective: Objective, rows_per_pass: int) -> list[Pass]:
-    """Every row of every call in the objective's window, once, in passes of at most ``rows_per_pass`` rows.
-
-    Raises ValueError when the recording lacks what the objective needs or its window holds no timestep.
-    """
-    if rows_per_pass < 1:
-        raise ValueError(f"rows_per_pass is {rows_per_pass}, expected at least 1")
-    objective.check(recording)
-    places = [
-        (number, row)
-        for number, call in enumerate(recording.calls)
-        if objective.active(call)
-        for row in range(call.rows)
-    ]
-    passes = []
-    for start in range(0, len(places), rows_per_pass):
-        rows_of: dict[int, list[int]] = {}
-        for number, row in places[start : start + rows_per_pass]:
-            rows_of.setdefault(number, []).append(row)
-        passes.append(list(rows_of.items()))
-    return passes
+from ...diffusion.trees import leaves, map_arguments, same_leaf
+from ...objectives import Objective
+from ...recording.call import OUTPUT_NAMES, DenoiserCall
+from ...recording.data import Recording
+from .plans import Pass
 
 
 def gather(recording: Recording, pieces: Pass) -> DenoiserCall:

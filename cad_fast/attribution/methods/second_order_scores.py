@@ -23,17 +23,17 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..components.ablation import Ablation
-from ..components.space import ComponentSpace
-from ..objectives import Objective
-from ..recording.call import DenoiserCall
-from ..recording.data import Recording
-from .curvature import Curvature, strongest
-from .draws import Drawn, parts_of
-from .gradient import only_gradients_of
-from .passes import gather
+from ...components.ablation import Ablation
+from ...components.space import ComponentSpace
+from ...diffusion.context import only_gradients_of
+from ...objectives import Objective
+from ...recording.call import DenoiserCall
+from ...recording.data import Recording
+from ..curvature import Curvature, strongest
+from ..measuring.passes import gather
+from ..regression.draws import Drawn, parts_of
+from ..store import RunState
 from .row_gradients import row_gradients
-from .store import RunState
 
 # Directions whose size is below the mean count less: they are mostly noise of the gradients.
 RIDGE = 0.3

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..components.ablation import Ablation
-from ..extras import require
-from .measure import Compute, Measurer
+from ...components.ablation import Ablation
+from ...extras import require
+from .measurer import Compute, Measurer
 
 # Losses of workers in a row, without a single group measured in between, after which the run gives up.
 MOST_LOSSES = 5

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..extras import require
+from ...extras import require
 from .design import Design
 from .ridge import GRID
 

@@ -1,0 +1,111 @@
+"""Measure J under a group of ablations, for one concept or many: one pass serves all that can use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from ...components.ablation import Ablation
+from ...components.space import ComponentSpace
+from ...diffusion.context import only_gradients_of
+from ...objectives import Objective
+from ...recording.call import DenoiserCall
+from ...row_engine.engine import RowEngine, rows
+from .passes import merge_calls, repeated, unconditional_call
+from .plans import MeasurePlan, Piece, Target
+
+# Computes groups of ablations, given as (number of the first, how many), in any order: (first, J [concepts, k]).
+Compute = Callable[[list[tuple[int, int]]], Iterator[tuple[int, Tensor]]]
+
+
+class Measurer:
+    """Measures groups of ablations on one denoiser; a context, inside which the denoiser is in eval mode.
+
+    Plain data but for what is entered, so that it can be sent to another process.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, targets: Sequence[Target], space: ComponentSpace, rows_per_pass: int
+    ) -> None:
+        self.denoiser, self.targets, self.space = denoiser, list(targets), space
+        self.plan = MeasurePlan.of(targets, rows_per_pass)
+        self._engine: RowEngine | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Measurer:
+        self._stack = ExitStack()
+        self._stack.enter_context(torch.no_grad())
+        self._stack.enter_context(only_gradients_of(self.denoiser, []))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._engine is not None:
+            self._engine.__exit__(kind, error, trace)
+            self._engine = None
+        self._stack.close()
+
+    def measure(self, group: Sequence[Ablation]) -> Tensor:
+        """J float64 [targets, len(group)] under each ablation."""
+        self._engine = _switch(self._engine, self.denoiser, group, self.space)
+        sums = torch.zeros(len(self.targets), len(group), dtype=torch.float64)
+        for pieces in self.plan.passes:
+            self._add_pass(pieces, len(group), sums)
+        return sums / torch.tensor(self.plan.n_rows)[:, None]
+
+    def _add_pass(self, pieces: list[Piece], variants: int, sums: Tensor) -> None:
+        parts = [self.plan.recordings[number].calls[place].select_rows(numbers) for number, place, numbers in pieces]
+        call = repeated(merge_calls(parts), variants)
+        output = call.run(self.denoiser)
+        live: DenoiserCall | None = None  # with the unconditional output of this pass, for objectives of both branches
+        for number, target in enumerate(self.targets):
+            own = self._rows_of(target, pieces)
+            if not own:
+                continue
+            used = call
+            if target.objective.both_branches:
+                live = live or self._with_unconditional(call, parts, variants)
+                used = live
+            values = _on_rows(target.objective, output, used, own, variants)
+            sums[number] += values.double().view(variants, -1).sum(1).cpu()
+
+    def _rows_of(self, target: Target, pieces: list[Piece]) -> list[int]:
+        """Which rows of a pass the target looks at."""
+        own, at = [], 0
+        for number, place, numbers in pieces:
+            recording = self.plan.recordings[number]
+            if recording is target.recording and target.objective.active(recording.calls[place]):
+                own += range(at, at + len(numbers))
+            at += len(numbers)
+        return own
+
+    def _with_unconditional(self, call: DenoiserCall, parts: list[DenoiserCall], variants: int) -> DenoiserCall:
+        other = repeated(merge_calls([unconditional_call(part) for part in parts]), variants)
+        return replace(call, unconditional_output=other.run(self.denoiser))
+
+
+def _on_rows(objective: Objective, output: Tensor, call: DenoiserCall, own: list[int], variants: int) -> Tensor:
+    """J of some of the rows of each variant."""
+    each = call.rows // variants
+    if len(own) == each:
+        return objective(output, call)
+    places = [variant * each + row for variant in range(variants) for row in own]
+    return objective(output[places], call.select_rows(places))
+
+
+def _switch(
+    engine: RowEngine | None, denoiser: nn.Module, group: Sequence[Ablation], space: ComponentSpace
+) -> RowEngine:
+    """An entered engine for the group: the same one where it has as many variants."""
+    if engine is not None:
+        if engine.variants == len(group):
+            engine.set(group)
+            return engine
+        engine.__exit__(None, None, None)
+    return rows(denoiser, group, space).__enter__()

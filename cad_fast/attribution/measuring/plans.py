@@ -1,0 +1,133 @@
+"""Which rows of which recordings, and how many ablations, go through the denoiser together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...components.ablation import Ablation
+from ...objectives import Objective
+from ...recording.call import OUTPUT_NAMES
+from ...recording.data import Recording
+
+# Per pass: the numbers of calls in the recording, each with the rows taken from it.
+Pass = list[tuple[int, list[int]]]
+
+
+def plan_passes(recording: Recording, objective: Objective, rows_per_pass: int) -> list[Pass]:
+    """Every row of every call in the objective's window, once, in passes of at most ``rows_per_pass`` rows.
+
+    Raises ValueError when the recording lacks what the objective needs or its window holds no timestep.
+    """
+    if rows_per_pass < 1:
+        raise ValueError(f"rows_per_pass is {rows_per_pass}, expected at least 1")
+    objective.check(recording)
+    places = [
+        (number, row)
+        for number, call in enumerate(recording.calls)
+        if objective.active(call)
+        for row in range(call.rows)
+    ]
+    passes = []
+    for start in range(0, len(places), rows_per_pass):
+        rows_of: dict[int, list[int]] = {}
+        for number, row in places[start : start + rows_per_pass]:
+            rows_of.setdefault(number, []).append(row)
+        passes.append(list(rows_of.items()))
+    return passes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows of a recording, and how many ablations, go through the denoiser together."""
+
+    passes: list[Pass]
+    variants: int
+    n_rows: int
+
+    @classmethod
+    def of(cls, recording: Recording, objective: Objective, rows_per_pass: int) -> Plan:
+        """As many of the recording's rows as fit, and as many ablations of them as fit then."""
+        passes = plan_passes(recording, objective, rows_per_pass)
+        counts = [sum(len(numbers) for _, numbers in pieces) for pieces in passes]
+        return cls(passes, max(1, rows_per_pass // max(counts)), sum(counts))
+
+    def groups(self, ablations: Sequence[Ablation]) -> list[tuple[int, Sequence[Ablation]]]:
+        """The ablations in groups that run together, each with the number of its first."""
+        return [(at, ablations[at : at + self.variants]) for at in range(0, len(ablations), self.variants)]
+
+    def cost(self, ablations: int) -> int:
+        """How many passes of the denoiser so many ablations take."""
+        return len(self.passes) * -(-ablations // self.variants)
+
+
+# Of one pass: (number of the recording, of its call, the rows taken from it).
+Piece = tuple[int, int, list[int]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is measured for one concept, on which recording."""
+
+    objective: Objective
+    recording: Recording
+
+
+@dataclass(frozen=True)
+class MeasurePlan:
+    """Which rows of which recordings, and how many ablations, go through the denoiser together."""
+
+    recordings: list[Recording]
+    passes: list[list[Piece]]
+    variants: int
+    n_rows: list[int]  # per target: over how many rows its J is the mean
+
+    @property
+    def rows(self) -> int:
+        """Rows through the denoiser per ablation, those that several targets look at once."""
+        return sum(len(numbers) for pieces in self.passes for _, _, numbers in pieces)
+
+    @classmethod
+    def of(cls, targets: Sequence[Target], rows_per_pass: int) -> MeasurePlan:
+        """Every row that some target's objective looks at, once, whatever the number of its targets.
+
+        Rows share a pass when their calls hold the same outputs for samples of the same shape.
+        Raises ValueError when a recording lacks what its objective needs or a window holds no timestep.
+        """
+        if rows_per_pass < 1:
+            raise ValueError(f"rows_per_pass is {rows_per_pass}, expected at least 1")
+        for target in targets:
+            target.objective.check(target.recording)
+        recordings = list({id(target.recording): target.recording for target in targets}.values())
+        n_rows = [sum(c.rows for c in t.recording.calls if t.objective.active(c)) for t in targets]
+        kinds: dict[Any, list[tuple[int, int, int]]] = {}
+        for number, recording in enumerate(recordings):
+            mine = [target.objective for target in targets if target.recording is recording]
+            for place, call in enumerate(recording.calls):
+                active = [objective for objective in mine if objective.active(call)]
+                if active:
+                    held = tuple(getattr(call, name) is not None for name in OUTPUT_NAMES)
+                    kind = (held, call.sample.shape[1:], any(objective.both_branches for objective in active))
+                    kinds.setdefault(kind, []).extend((number, place, row) for row in range(call.rows))
+        passes = []
+        for places in kinds.values():
+            for start in range(0, len(places), rows_per_pass):
+                passes.append(_pieces(places[start : start + rows_per_pass]))
+        most = max(sum(len(numbers) for _, _, numbers in pieces) for pieces in passes)
+        return cls(recordings, passes, max(1, rows_per_pass // most), n_rows)
+
+    def groups(self, ablations: int) -> list[tuple[int, int]]:
+        """Ablations that run together: (number of the first, how many)."""
+        return [(at, min(self.variants, ablations - at)) for at in range(0, ablations, self.variants)]
+
+    def cost(self, ablations: int) -> int:
+        """How many passes of the denoiser so many ablations take."""
+        return len(self.passes) * -(-ablations // self.variants)
+
+
+def _pieces(places: list[tuple[int, int, int]]) -> list[Piece]:
+    rows_of: dict[tuple[int, int], list[int]] = {}
+    for number, call, row in places:
+        rows_of.setdefault((number, call), []).append(row)
+    return [(number, call, numbers) for (number, call), numbers in rows_of.items()]

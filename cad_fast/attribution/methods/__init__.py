@@ -1,0 +1,1 @@
+"""The methods that estimate scores, one a file."""

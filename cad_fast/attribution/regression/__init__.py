@@ -1,0 +1,1 @@
+"""Fit J linearly on random ablations: designs, draws and solvers."""
