@@ -25,8 +25,8 @@ from cad_fast.attribution.measuring.measure import objective_under_ablations
 from cad_fast.attribution.regression.design import Design
 from cad_fast.attribution.regression.solvers import fit
 from cad_fast.attribution.trust import Trust, correlation, predicted_change
-from cad_fast.evaluation import cost_plot, fractions_plot
 from cad_fast.files import read_json, require_writable_folder, write_bytes, write_json
+from cad_fast.report import cost_plot, fractions_plot
 
 from .published import cad, coar_seconds
 

@@ -20,11 +20,13 @@ import cad_fast
 from cad_fast import Ablation, ConceptErasure, Recording
 from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.trust import correlation
+from cad_fast.demo.study import CROSS_ATTENTION, EVALUATION_SEED, GUIDANCE, KEEP_WEIGHT, OBJECT_TIMESTEPS, STEPS
 from cad_fast.edits import Damage, erase, overlap, predicted_damage, refine
-from cad_fast.evaluation import compare, damage_plot, emoji_prompts, evaluate, overlap_plot
+from cad_fast.evaluation import compare, evaluate
 from cad_fast.files import read_json, require_writable_folder, write_bytes, write_json, write_text
+from cad_fast.report import damage_plot, overlap_plot
 from cad_fast.zoo import OBJECTS
-from cad_fast.zoo.study import CROSS_ATTENTION, EVALUATION_SEED, GUIDANCE, KEEP_WEIGHT, OBJECT_TIMESTEPS, STEPS
+from cad_fast.zoo.prompt_set import emoji_prompts
 
 TARGETS = ("car", "cat", "face", "flower")
 # What is drawn to see what is kept: the targets and three more.

@@ -2,7 +2,6 @@ from . import zoo as zoo
 from .attribution import Attributor as Attributor
 from .attribution import Scores as Scores
 from .attribution import attribute as attribute
-from .budget import Budget as Budget
 from .components.ablation import Ablation as Ablation
 from .components.space import ComponentSpace as ComponentSpace
 from .dial import strip as strip
@@ -27,4 +26,5 @@ from .recording.record import with_base as with_base
 from .recording.renoise import record_images as record_images
 from .recording.renoise import renoise as renoise
 from .row_engine import rows as rows
+from .search.budget import Budget as Budget
 from .version import __version__ as __version__

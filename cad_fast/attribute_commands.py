@@ -18,7 +18,7 @@ from .attribution.methods.registry import default_method
 from .attribution.trust import trust_lines
 from .components.space import ComponentSpace
 from .edits import overlap
-from .evaluation import PromptSet, cost_plot, overlap_plot
+from .evaluation import PromptSet
 from .extras import require
 from .files import require_writable_folder, write_bytes, write_json
 from .objectives import ConceptErasure, DenoisingLoss, Objective
@@ -26,6 +26,7 @@ from .pipelines import load_pipeline
 from .recording.data import Recording
 from .recording.record import record, with_base
 from .recording.renoise import record_images, renoise
+from .report import cost_plot, overlap_plot
 
 # Options of the methods, and what else only some of them have.
 _OPTIONS: dict[str, tuple[Method, ...]] = {

@@ -15,11 +15,12 @@ from .diffusion.context import generators, plain_tensors, silent
 from .edit_commands import run_edit_diff, run_edit_export, run_edit_inspect, run_edit_verify
 from .edit_making import run_edit
 from .edits import Edit
-from .evaluation import PromptSet, compare, emoji_prompts, evaluate
+from .evaluation import PromptSet, compare, evaluate
 from .evaluation.scorers import ClipScorer, Scorer
-from .evaluation.sheets import before_after_sheet, contact_sheet
 from .files import require_writable_folder, write_bytes, write_json
 from .pipelines import load_pipeline
+from .report.sheets import before_after_sheet, contact_sheet
+from .zoo.prompt_set import emoji_prompts
 
 # `cad_fast.cli` finds every command here.
 __all__ = [
@@ -187,7 +188,7 @@ def run_serve(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_demo(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole path on the embedded model, with a report."""
-    from .demo import run_demo as run
+    from .demo.demo import run_demo as run
 
     return run(arguments.output, per_concept=arguments.per_concept, progress=not arguments.quiet, quiet=arguments.json)
 

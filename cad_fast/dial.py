@@ -12,7 +12,7 @@ from PIL import Image
 
 from .diffusion.context import generators, plain_tensors, silent
 from .edits import Edit, EditManager
-from .evaluation.sheets import contact_sheet
+from .report.sheets import contact_sheet
 
 STRENGTHS = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0)
 """From beyond erasing over off (0) to amplifying, of an edit that erases; the reverse of one that amplifies."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .edits import Edit
-from .edits.checkpoints import export_checkpoint
-from .edits.describe import clean, describe, describe_text, difference
-from .edits.peft import export_peft
+from .edits.files.checkpoints import export_checkpoint
+from .edits.files.describe import clean, describe, describe_text, difference
+from .edits.files.peft import export_peft
 from .evaluation import compare, evaluate
 from .pipelines import load_pipeline
 

@@ -13,18 +13,18 @@ from tqdm.auto import tqdm
 
 from .attribution import Attributor, Scores
 from .attribution.measuring.plans import Target
-from .budget import RULES, Budget, Rule, order_to_try, shortfall_text
 from .diffusion.arguments import scheduler_config_of
 from .diffusion.denoisers import denoiser_of
 from .edits import Edit, erase, refine
-from .edits.apply import intact_fingerprint
 from .edits.damage import Moved, objectives_under
+from .edits.weights import intact_fingerprint
 from .evaluation import Comparison, Evaluation, PromptSet, Scorer, compare, evaluate
-from .evaluation.sheets import before_after_sheet
 from .files import read_json, require_writable_folder, write_json
 from .objectives import ConceptErasure
 from .recording.data import Recording
 from .recording.record import record
+from .report.sheets import before_after_sheet
+from .search.budget import RULES, Budget, Rule, order_to_try, shortfall_text
 
 # Pictures for choosing and for confirming come from streams of their own (see ``image_seed``).
 CHOOSING, CONFIRMING = 0, 1

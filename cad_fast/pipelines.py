@@ -19,7 +19,7 @@ def load_pipeline(name: str, *, denoiser_weights: str | Path | None = None, **kw
     """
     pipeline = _load(name, **kwargs)
     if denoiser_weights is not None:
-        from .edits.checkpoints import put_denoiser_weights
+        from .edits.files.denoiser_weights import put_denoiser_weights
 
         put_denoiser_weights(pipeline, denoiser_weights)
     return pipeline

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cad_fast.budget import Budget, order_to_try, shortfall_text
-from cad_fast.evaluation import PromptSet, emoji_prompts
+from cad_fast.evaluation import PromptSet
+from cad_fast.search.budget import Budget, order_to_try, shortfall_text
+from cad_fast.zoo.prompt_set import emoji_prompts
 
 
 def change(before: float, after: float) -> SimpleNamespace:

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from cad_fast import zoo
-from cad_fast.budget import Budget, Rule
 from cad_fast.cli import main
 from cad_fast.edit_search import EditSearch, predicted_table
 from cad_fast.edits import Edit, active_edits, replayed_damage
-from cad_fast.evaluation import LabelledPrompt, PromptSet, emoji_prompts
+from cad_fast.evaluation import LabelledPrompt, PromptSet
 from cad_fast.recording.record import record
+from cad_fast.search.budget import Budget, Rule
+from cad_fast.zoo.prompt_set import emoji_prompts
 
 RULES = (Rule("scores"), Rule("gain against damage", keep_weight=0.5, exponent=0.5))
 

@@ -1,14 +1,14 @@
 """Edits: select components by their scores, apply, undo, save and compose."""
 
-from .apply import AppliedEdit, active_edits
 from .damage import Damage, damage_table, overlap, predicted_damage, replayed_damage
 from .edit import Edit, amplify, compose, erase
-from .io import load_edit
+from .files.store import load_edit
 from .manager import EditManager
-from .refine import refine
-from .row_edits import EditUse, RowEdits
-from .select import against_damage, retention_aware, select
-from .trust import MIN_HELDOUT_R, UntrustedScoresWarning
+from .refining import refine
+from .rows.row_edits import EditUse, RowEdits
+from .selection import against_damage, retention_aware, select
+from .untrusted import MIN_HELDOUT_R, UntrustedScoresWarning
+from .weights import AppliedEdit, active_edits
 
 __all__ = [
     "MIN_HELDOUT_R",

@@ -18,7 +18,7 @@ from ..objectives import Objective, squared_distance
 from ..recording.call import DenoiserCall
 from ..recording.data import Recording
 from .edit import Edit
-from .select import Sign, select
+from .selection import Sign, select
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..attribution.scores import Scores
 from ..components.space import ComponentSpace, ModuleComponents
-from .apply import AppliedEdit, apply_edit
-from .select import Scope, Sign, described, select
-from .trust import warn_if_untrusted
+from .selection import Scope, Sign, described, select
+from .untrusted import warn_if_untrusted
+from .weights import AppliedEdit, apply_edit
 
 
 @dataclass
@@ -152,7 +152,7 @@ class Edit:
         Hub's, ``repo_id`` where the edit will be found: the card names them.
         Raises PermissionError or NotADirectoryError naming the folder, ValueError for a comparison of another edit.
         """
-        from .io import save_edit
+        from .files.store import save_edit
 
         if evaluation is not None and comparison is None:
             raise ValueError("evaluation is kept with the comparison that it belongs to: give both")
@@ -161,7 +161,7 @@ class Edit:
             raise ValueError("sheet, base_model, license and repo_id go into the model card: give card=True")
         save_edit(edit, folder)
         if card:
-            from .card import write_card
+            from .files.card import write_card
 
             write_card(edit, folder, sheet=sheet, base_model=base_model, license=license, repo_id=repo_id)
 
@@ -172,7 +172,7 @@ class Edit:
         ``evaluation``, ``sheet``, ``base_model`` and ``license`` are as for ``save_pretrained``. The repository is
         created if need be, and has the layout that ``from_pretrained`` reads.
         """
-        from .hub import push_edit
+        from .files.hub import push_edit
 
         return push_edit(self, repo_id, **kwargs)
 
@@ -183,7 +183,7 @@ class Edit:
         Raises FileNotFoundError, PermissionError for a link out of the folder, or ValueError naming the file that is
         damaged or why the model does not fit.
         """
-        from .io import load_edit
+        from .files.store import load_edit
 
         return load_edit(source, pipeline, **hub_kwargs)
 
@@ -194,7 +194,7 @@ class Edit:
         Both are a pipeline or its denoiser; ``pruned`` may also be a safetensors file or a folder of the denoiser's
         weights. Raises ValueError when they differ in anything but zeros in linears and convolutions.
         """
-        from .checkpoints import checkpoint_difference
+        from .files.checkpoints import checkpoint_difference
 
         return checkpoint_difference(base, pruned, name)
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .apply import AppliedEdit
 from .edit import Edit
-from .guidance import Guidance
-from .row_edits import CallFacts, RowEdits, RowUses, checked_strength
-from .spread import PromptUses, active_uses, per_prompt_uses
+from .rows.guidance import Guidance
+from .rows.row_edits import CallFacts, RowEdits, RowUses, checked_strength
+from .rows.spread import PromptUses, active_uses, per_prompt_uses
+from .weights import AppliedEdit
 
 
 class EditManager:

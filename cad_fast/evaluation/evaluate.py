@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..diffusion.arguments import scheduler_config_of
 from ..diffusion.context import generators, plain_tensors, silent
 from ..diffusion.denoisers import denoiser_of
-from ..edits.apply import intact_fingerprint
+from ..edits.weights import intact_fingerprint
 from .outcomes import Evaluation, Outcome, Settings
 from .prompts import LabelledPrompt, PromptSet, unknown
 from .scorers import Scorer, checked_probabilities

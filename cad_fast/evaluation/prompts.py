@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json
-from ..zoo.concepts import OBJECTS, STYLES, caption
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,3 @@ def _from_prompts(value: Any) -> list[LabelledPrompt]:
             raise ValueError(f"prompt {i} has labels {labels!r}, expected an object of texts, one per axis")
         prompts.append(LabelledPrompt(entry["prompt"], labels))
     return prompts
-
-
-def emoji_prompts() -> PromptSet:
-    """The 36 captions of the demo model: 12 objects in 3 styles, on the axes "object" and "style"."""
-    return PromptSet(
-        LabelledPrompt(caption(obj, style), {"object": obj, "style": style}) for obj in OBJECTS for style in STYLES
-    )

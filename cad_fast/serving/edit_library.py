@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..edits import Edit, load_edit
-from ..edits.describe import clean
-from ..edits.io import CONFIG_NAME
+from ..edits.files.config import CONFIG_NAME
+from ..edits.files.describe import clean
 
 
 class UnknownEdit(LookupError):

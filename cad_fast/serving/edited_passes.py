@@ -13,7 +13,7 @@ from torch import Tensor
 from ..diffusion.denoisers import ForwardSignature, denoiser_of, output_tensor
 from ..diffusion.trees import find_row_paths, map_arguments
 from ..edits import Edit, RowEdits
-from ..edits.apply import multiplied, put_weights
+from ..edits.weights import multiplied, put_weights
 from .jobs import RequestedEdit
 
 Uses = tuple[RequestedEdit, ...]

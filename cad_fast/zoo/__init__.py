@@ -11,7 +11,7 @@ from .concepts import OBJECTS, RARE_OBJECT, STYLES, caption
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-    from ..evaluation.scorers import EmojiScorer
+    from .emoji_scorer import EmojiScorer
 
 __all__ = ["OBJECTS", "RARE_OBJECT", "STYLES", "caption", "folder", "load", "pictures", "prompts", "scorer"]
 
@@ -46,7 +46,7 @@ def load(name: str = "emoji", **kwargs: Any) -> StableDiffusionPipeline:
 
 def scorer(name: str = "emoji") -> EmojiScorer:
     """The classifier that tells objects and styles in the model's pictures."""
-    from ..evaluation.scorers import EmojiScorer
+    from .emoji_scorer import EmojiScorer
 
     return EmojiScorer.from_folder(folder(name) / "classifier")
 

@@ -74,7 +74,7 @@ def test_ablated_gradient_is_the_trapezoid_rule(pipeline, recording, kind: str, 
 
 
 def test_a_stopped_run_goes_on_where_it_was(pipeline, recording, tmp_path, monkeypatch) -> None:
-    import cad_fast.attribution.ablated as ablated
+    import cad_fast.attribution.methods.ablated_gradient as ablated
 
     attributor = Attributor(pipeline, kind="neuron", method="ablated_gradient", fraction=0.25)
     expected = attributor.run(recording, rows_per_pass=4, progress=False)

@@ -94,7 +94,7 @@ def test_methods_that_cannot_stop_say_so(pipeline, recording) -> None:
 
 
 def test_a_stopped_run_with_errors_resumes(pipeline, recording, tmp_path, monkeypatch) -> None:
-    import cad_fast.attribution.ablated as ablated
+    import cad_fast.attribution.methods.ablated_gradient as ablated
 
     attributor = attributor_of(pipeline, "ablated_gradient", partitions=3)
     expected = attributor.run(recording, rows_per_pass=4, progress=False)

@@ -16,7 +16,7 @@ import torch
 
 import cad_fast
 from cad_fast.attribution import Attributor, Scores
-from cad_fast.attribution import measure as measure_module
+from cad_fast.attribution.measuring import measurer as measurer_module
 from cad_fast.attribution.store import STATE_NAME, RunState
 from tests.attribution.common import interrupt
 from tests.pipelines import stable_diffusion
@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path, monkeypatch) 
     pipeline = stable_diffusion()
     recording, run = record(pipeline), attributor(pipeline)
     expected = run.run(recording, rows_per_pass=8, progress=False)
-    groups = interrupt(monkeypatch, measure_module.Measurer, "measure", 4)
+    groups = interrupt(monkeypatch, measurer_module.Measurer, "measure", 4)
     with pytest.raises(KeyboardInterrupt, match=rf"{STATE_NAME} keeps what was done.*resume=True"):
         run.run(recording, rows_per_pass=8, output_dir=tmp_path, progress=False)
     with pytest.raises(ValueError, match="rows_per_pass: 8 then, 16 now"):
@@ -157,11 +157,11 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path, monkeypatch) 
 SLOW_RUN = """
 import sys, time, torch
 import tests.attribution.test_store as own
-from cad_fast.attribution import measure
+from cad_fast.attribution.measuring import measurer
 from tests.attribution.common import interrupt
 
-measured = measure.Measurer.measure
-measure.Measurer.measure = lambda *a: (time.sleep(0.05), measured(*a))[1]
+measured = measurer.Measurer.measure
+measurer.Measurer.measure = lambda *a: (time.sleep(0.05), measured(*a))[1]
 pipeline = own.stable_diffusion()
 recording = own.record(pipeline)
 print("ready", flush=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from cad_fast.attribution import Scores, Trust
 from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import MIN_HELDOUT_R, Edit, UntrustedScoresWarning, amplify, erase
-from cad_fast.edits.describe import describe_text
+from cad_fast.edits.files.describe import describe_text
 from cad_fast.evaluation import Comparison, Evaluation, Outcome, compare
 from cad_fast.evaluation.outcomes import Settings
 from tests.pipelines import stable_diffusion

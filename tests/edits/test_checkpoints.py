@@ -11,7 +11,8 @@ import cad_fast
 from cad_fast.attribution import Scores
 from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import Edit, erase
-from cad_fast.edits.checkpoints import export_checkpoint, put_denoiser_weights
+from cad_fast.edits.files.checkpoints import export_checkpoint
+from cad_fast.edits.files.denoiser_weights import put_denoiser_weights
 from tests.pipelines import stable_diffusion
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cad_fast.components.fingerprint import Fingerprint
 from cad_fast.components.space import KINDS, ComponentSpace, ModuleComponents
 from cad_fast.edits import Edit
-from cad_fast.edits.coding import MAX_COUNT, decode_sorted, encode_sorted, encoded_size
+from cad_fast.edits.files.coding import MAX_COUNT, decode_sorted, encode_sorted, encoded_size
 
 
 @st.composite

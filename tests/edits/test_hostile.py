@@ -14,8 +14,8 @@ from torch import nn
 
 from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import Edit, active_edits
-from cad_fast.edits.coding import decode_sorted
-from cad_fast.edits.layout import MAX_COMPONENTS, MAX_CONFIG, MAX_MODULES
+from cad_fast.edits.files.coding import decode_sorted
+from cad_fast.edits.files.config import MAX_COMPONENTS, MAX_CONFIG, MAX_MODULES
 
 DOCUMENTED = (ValueError, FileNotFoundError, PermissionError)
 CONFIG, MODEL = "edit_config.json", "edit_model.safetensors"

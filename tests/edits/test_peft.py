@@ -11,7 +11,7 @@ from cad_fast.attribution import Scores
 from cad_fast.components.space import ComponentSpace
 from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.edits import Edit, erase
-from cad_fast.edits.peft import export_peft, load_peft
+from cad_fast.edits.files.peft import export_peft, load_peft
 from tests.pipelines import stable_diffusion
 
 peft = pytest.importorskip("peft")

@@ -141,8 +141,8 @@ def test_the_same_assignment_is_prepared_once(monkeypatch) -> None:
     assembled, composed = [], []
     original, compose = runner._assembled, runner._composition
     monkeypatch.setattr(runner, "_assembled", lambda keys: assembled.append(keys) or original(keys))
-    monkeypatch.setattr("cad_fast.edits.row_edits.composed", lambda p: composed.append(p) or _composed(p))
-    from cad_fast.edits.prepared import composed as _composed
+    monkeypatch.setattr("cad_fast.edits.rows.row_edits.composed", lambda p: composed.append(p) or _composed(p))
+    from cad_fast.edits.rows.prepared import composed as _composed
 
     call, inputs = some_call("sd", 3)
     rows = [(("a",), ("b",)), (("c",),), ()]
@@ -254,7 +254,7 @@ def test_lazily_added_edits_are_read_when_used_and_again_when_pushed_out(tmp_pat
     for name, edit in edits.items():
         edit.save_pretrained(tmp_path / name)
         runner.add(tmp_path / name, lazy=True)
-    from cad_fast.edits import sources
+    from cad_fast.edits.files import sources
 
     read, load = [], sources.load_edit
     monkeypatch.setattr(sources, "load_edit", lambda place: read.append(place.name) or load(place))

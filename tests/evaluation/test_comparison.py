@@ -7,17 +7,9 @@ import json
 
 import pytest
 
-from cad_fast.evaluation import (
-    Evaluation,
-    PairedCounts,
-    compare,
-    emoji_prompts,
-    evaluate,
-    paired_difference,
-    paired_ratio,
-    wilson,
-)
+from cad_fast.evaluation import Evaluation, PairedCounts, compare, evaluate, paired_difference, paired_ratio, wilson
 from cad_fast.zoo.concepts import OBJECTS
+from cad_fast.zoo.prompt_set import emoji_prompts
 from tests.evaluation.fakes import FakeEdit, FakePipeline, FakeScorer
 
 

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from cad_fast.components.fingerprint import Fingerprint
-from cad_fast.evaluation import Evaluation, LabelledPrompt, PromptSet, emoji_prompts, evaluate, image_seed
+from cad_fast.evaluation import Evaluation, LabelledPrompt, PromptSet, evaluate, image_seed
 from cad_fast.zoo.concepts import OBJECTS, STYLES
+from cad_fast.zoo.prompt_set import emoji_prompts
 from tests.evaluation.fakes import FakeEdit, FakePipeline, FakeScorer
 from tests.pipelines import stable_diffusion
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageColor, ImageFont
 
 from cad_fast import extras
-from cad_fast.evaluation import (
+from cad_fast.evaluation import compare, evaluate
+from cad_fast.report import (
     Figure,
     Figures,
     Heading,
@@ -22,17 +23,15 @@ from cad_fast.evaluation import (
     Table,
     bars_before_after,
     before_after_sheet,
-    compare,
     comparison_table,
     contact_sheet,
-    emoji_prompts,
-    evaluate,
     module_share_plot,
     tradeoff_plot,
     write_report,
 )
-from cad_fast.evaluation.plots import block_and_kind
-from cad_fast.evaluation.sheets import MARK_BACKGROUND, wrap
+from cad_fast.report.plots import block_and_kind
+from cad_fast.report.sheets import MARK_BACKGROUND, wrap
+from cad_fast.zoo.prompt_set import emoji_prompts
 from tests.evaluation.fakes import FakeEdit, FakePipeline, FakeScorer
 
 SETTINGS = {"concepts": ["dog", "cat", "book"], "per_concept": 4, "progress": False}

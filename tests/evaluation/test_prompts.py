@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from cad_fast.evaluation import LabelledPrompt, PromptSet, emoji_prompts
+from cad_fast.evaluation import LabelledPrompt, PromptSet
 from cad_fast.zoo.concepts import OBJECTS, STYLES
+from cad_fast.zoo.prompt_set import emoji_prompts
 
 
 def write(path, value):

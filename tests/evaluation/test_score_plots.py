@@ -8,7 +8,7 @@ from PIL import Image
 
 from cad_fast.attribution.trust import Trust
 from cad_fast.edits import Damage
-from cad_fast.evaluation import cost_plot, damage_plot, fractions_plot, overlap_plot
+from cad_fast.report import cost_plot, damage_plot, fractions_plot, overlap_plot
 
 pytest.importorskip("matplotlib")
 

@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from cad_fast.evaluation import ClipScorer, EmojiScorer, Scorer
+from cad_fast.evaluation import ClipScorer, Scorer
 from cad_fast.evaluation.scorers import checked_probabilities
 from cad_fast.zoo.classifier import EmojiClassifier
 from cad_fast.zoo.concepts import OBJECTS, STYLES
+from cad_fast.zoo.emoji_scorer import EmojiScorer
 from cad_fast.zoo.training.models import make_tokenizer
 from tests.evaluation.fakes import FakeScorer
 

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
+from cad_fast.diffusion.arguments import scheduler_config_of
 from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.recording.call import DenoiserCall
 from cad_fast.recording.record import record
@@ -56,6 +58,14 @@ class _Callable:
 
     def __call__(self, prompt, generator):
         return [self.unet(torch.zeros(1, 2))]
+
+
+def test_a_scheduler_has_one_config_whether_made_or_loaded(tmp_path) -> None:
+    made = DDIMScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing")
+    made.save_pretrained(tmp_path)
+    loaded = DDIMScheduler.from_pretrained(tmp_path)
+    configs = [scheduler_config_of(SimpleNamespace(scheduler=scheduler)) for scheduler in (made, loaded)]
+    assert configs[0] == configs[1] and configs[0]["timestep_spacing"] == "trailing"
 
 
 def test_calls_made_by_hand() -> None:

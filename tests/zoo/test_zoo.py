@@ -7,8 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from cad_fast import zoo
+from cad_fast.demo.study import Study
 from cad_fast.zoo.concepts import OBJECTS, RARE_OBJECT, STYLES, caption
-from cad_fast.zoo.study import Study
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def measure_all(
             missing.append((first, count))
     compute = _local(measurer, ablations)
     if executor == "ray":
-        from .ray_executor import on_ray
+        from .ray import on_ray
 
         compute = on_ray(measurer, ablations, workers)
     done = len(ablations) - sum(count for _, count in missing)

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .diffusion.context import generators, plain_tensors, silent
-from .edits import Edit
-from .evaluation import Comparison, Evaluation
-from .evaluation.plots import bars_before_after, module_share_plot, tradeoff_plot
-from .evaluation.report import Figure, Figures, Heading, Paragraph, Picture, Section, Table, write_report
-from .evaluation.sheets import before_after_sheet, contact_sheet
-from .extras import require
-from .files import require_writable_folder, write_bytes, write_json
-from .zoo import RARE_OBJECT, caption
-from .zoo.study import CROSS_ATTENTION, FEED_FORWARD, GUIDANCE, STEPS, Study
+from ..diffusion.context import generators, plain_tensors, silent
+from ..edits.edit import Edit
+from ..evaluation.comparison import Comparison
+from ..evaluation.outcomes import Evaluation
+from ..extras import require
+from ..files import require_writable_folder, write_bytes, write_json
+from ..report.html import Figure, Figures, Heading, Paragraph, Picture, Section, Table, write_report
+from ..report.plots import bars_before_after, module_share_plot, tradeoff_plot
+from ..report.sheets import before_after_sheet, contact_sheet
+from ..zoo.concepts import RARE_OBJECT, caption
+from .study import CROSS_ATTENTION, FEED_FORWARD, GUIDANCE, STEPS, Study
 
 ERASED = "car"
 RATIO = 0.06

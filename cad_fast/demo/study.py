@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..attribution import Attributor, Scores
-from ..edits import Edit, amplify, erase, refine
-from ..evaluation import Comparison, Evaluation, compare, emoji_prompts, evaluate
+from ..attribution.attributor import Attributor
+from ..attribution.scores import Scores
+from ..edits import refine
+from ..edits.edit import Edit, amplify, erase
+from ..evaluation import evaluate
+from ..evaluation.comparison import Comparison, compare
+from ..evaluation.outcomes import Evaluation
 from ..objectives import ConceptErasure, DenoisingLoss
 from ..recording.data import Recording
 from ..recording.record import record, with_base
 from ..recording.renoise import record_images
-from . import OBJECTS, STYLES, caption, load, pictures, prompts, scorer
+from ..zoo import load, pictures, prompts, scorer
+from ..zoo.concepts import OBJECTS, STYLES, caption
+from ..zoo.prompt_set import emoji_prompts
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+
 
 STEPS = 20
 GUIDANCE = 3.0

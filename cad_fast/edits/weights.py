@@ -15,6 +15,7 @@ from ..diffusion.denoisers import denoiser_of
 if TYPE_CHECKING:
     from .edit import Edit
 
+
 # Which edits are in which denoiser now, in the order they came.
 _active: WeakKeyDictionary[nn.Module, list[AppliedEdit]] = WeakKeyDictionary()
 

@@ -1,4 +1,4 @@
-"""``python -m cad_fast.zoo.together --output DIR``: several objects of the demo model erased at once, by one edit each.
+"""``python -m bench.zoo_together --output DIR``: several objects of the demo model erased at once, by one edit each.
 
 The edits are those of the published tables, made one by one; they act together on every row, through an EditManager.
 """
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..edits import EditManager
-from ..evaluation.sheets import before_after_sheet
-from ..files import require_writable_folder, write_bytes, write_json
-from .study import CROSS_ATTENTION, Study
+from cad_fast.demo.study import CROSS_ATTENTION, Study
+from cad_fast.edits import EditManager
+from cad_fast.files import require_writable_folder, write_bytes, write_json
+from cad_fast.report.sheets import before_after_sheet
 
 OBJECTS = ("car", "clock", "moon")
 RATIO = 0.06
@@ -43,7 +43,7 @@ class Together:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m cad_fast.zoo.together", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.zoo_together", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for edits, figures.json and sheet.png")
     parser.add_argument("--objects", nargs="+", default=list(OBJECTS))
     parser.add_argument("--per-concept", type=int, default=16)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .edit import Edit
+from ..edit import Edit
 
 
 @dataclass(frozen=True, eq=False)

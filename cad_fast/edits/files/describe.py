@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .edit import Edit
-from .layout import MAX_COMPONENTS
+from ..edit import Edit
+from .config import MAX_COMPONENTS
 
 
 def describe(edit: Edit) -> dict[str, Any]:

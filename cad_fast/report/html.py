@@ -12,8 +12,8 @@ from string import Template
 
 from PIL import Image
 
+from ..evaluation.comparison import Comparison
 from ..files import write_text
-from .comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,6 @@ class Figures:
 
 
 Section = Heading | Paragraph | Picture | Table | Figures
-
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..components.fingerprint import Fingerprint
-from ..diffusion.denoisers import ForwardSignature, denoiser_of, timestep_value
-from ..row_engine.engine import runs_under_ablations
-from ..row_engine.slots import Plan, Slot, open_slots
-from .apply import intact_fingerprint
-from .edit import Edit, check_edit_name
+from ...components.fingerprint import Fingerprint
+from ...diffusion.denoisers import ForwardSignature, denoiser_of, timestep_value
+from ...row_engine.engine import runs_under_ablations
+from ...row_engine.slots import Plan, Slot, open_slots
+from ..edit import Edit, check_edit_name
+from ..files.sources import EditSource, open_source
+from ..weights import intact_fingerprint
 from .prepared import ByteCache, Composition, PreparedEdit, composed
-from .sources import EditSource, open_source
 
 Window = tuple[float, float]
 

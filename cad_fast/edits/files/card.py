@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..files import write_bytes, write_text
+from ...files import write_bytes, write_text
+from ..edit import Edit
 from .describe import clean, describe, evaluation_rows, trust_text
-from .edit import Edit
 
 CARD_NAME = "README.md"
 SHEET_NAME = "sheet.png"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .evaluation import Comparison, PromptSet
-from .evaluation.prompts import unknown
+from ..evaluation.comparison import Comparison
+from ..evaluation.prompts import PromptSet, unknown
 
 OTHERS = "others"
 

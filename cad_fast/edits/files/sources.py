@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..components.space import ComponentSpace
-from .edit import Edit
-from .io import load_edit, read_config
+from ...components.space import ComponentSpace
+from ..edit import Edit
+from .store import load_edit, read_config
 
 
 @dataclass(frozen=True, eq=False)

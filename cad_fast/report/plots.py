@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..evaluation.comparison import Comparison
 from ..extras import require
-from .comparison import Comparison
 
 # Okabe and Ito's palette, told apart with any colour vision; the yellow, too light on white, is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

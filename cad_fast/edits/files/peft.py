@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.denoisers import denoiser_of
-from ..extras import require
-from ..files import check_tensor_header, require_writable_folder
-from .apply import intact_fingerprint
-from .edit import Edit
+from ...diffusion.denoisers import denoiser_of
+from ...extras import require
+from ...files import check_tensor_header, require_writable_folder
+from ..edit import Edit
+from ..weights import intact_fingerprint
 
 ADAPTER_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PeftModel puts before the names of the model it wraps
@@ -89,7 +89,7 @@ def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor]) -> Non
     """The weights first, as for edits; each file appears only when whole."""
     from safetensors.torch import save
 
-    from ..files import write_bytes, write_json
+    from ...files import write_bytes, write_json
 
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     write_bytes(folder / ADAPTER_NAME, save({name: tensor.contiguous() for name, tensor in tensors.items()}))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..components.fingerprint import Fingerprint
-from ..components.space import KINDS, ModuleComponents
+from ...components.fingerprint import Fingerprint
+from ...components.space import KINDS, ModuleComponents
+from ..edit import check_edit_name
 from .coding import MAX_BITS, MAX_COUNT, encoded_size
-from .edit import check_edit_name
 
 CONFIG_NAME = "edit_config.json"
 MODEL_NAME = "edit_model.safetensors"

@@ -1,4 +1,4 @@
-"""``python -m cad_fast.zoo.tables --output DIR``: the figures that the documentation gives for the demo model.
+"""``python -m bench.zoo_tables --output DIR``: the figures that the documentation gives for the demo model.
 
 Every comparison is saved as it is finished; a second run with the same settings goes on where the first stopped.
 """
@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.plots import tradeoff_plot
-from ..files import read_json, require_writable_folder, write_bytes, write_json, write_text
-from . import OBJECTS, RARE_OBJECT, STYLES
-from .study import CROSS_ATTENTION, FEED_FORWARD, KEEP_WEIGHT, Study
+from cad_fast.demo.study import CROSS_ATTENTION, FEED_FORWARD, KEEP_WEIGHT, Study
+from cad_fast.files import read_json, require_writable_folder, write_bytes, write_json, write_text
+from cad_fast.report.plots import tradeoff_plot
+from cad_fast.zoo import OBJECTS, RARE_OBJECT, STYLES
 
 MODEL_PER_CONCEPT = 36
 # (modules, ratio), the most telling first.
@@ -121,7 +121,7 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m cad_fast.zoo.tables", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.zoo_tables", description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--per-concept", type=int, default=16)
     arguments = parser.parse_args()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .edit import Edit
+    from ..edit import Edit
 
 
 def download(repository: str, names: Sequence[str], hub_kwargs: Mapping[str, Any]) -> Path:

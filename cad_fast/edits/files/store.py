@@ -10,23 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..components.fingerprint import Fingerprint
-from ..components.space import ComponentSpace
-from ..diffusion.denoisers import denoiser_of
-from ..files import (
-    check_tensor_header,
-    read_json,
-    read_tensors,
-    require_writable_folder,
-    write_tensors,
-    write_text,
-)
-from ..version import __version__
-from .apply import intact_fingerprint
+from ...components.fingerprint import Fingerprint
+from ...components.space import ComponentSpace
+from ...diffusion.denoisers import denoiser_of
+from ...files import check_tensor_header, read_json, read_tensors, require_writable_folder, write_tensors, write_text
+from ...version import __version__
+from ..edit import Edit
+from ..weights import intact_fingerprint
 from .coding import decode_sorted, encode_sorted, encoded_size
-from .edit import Edit
+from .config import CONFIG_NAME, MAX_CONFIG, MODEL_NAME, EditConfig, ModuleLayout, own_file
 from .hub import download
-from .layout import CONFIG_NAME, MAX_CONFIG, MODEL_NAME, EditConfig, ModuleLayout, own_file
 
 FORMAT_VERSION = 2
 

@@ -15,8 +15,8 @@ from ..components.ablation import Ablation
 from ..diffusion.denoisers import denoiser_of
 from ..objectives import ConceptErasure, Objective
 from ..recording.data import Recording
-from .select import Scope, Sign, described, select
-from .trust import warn_if_untrusted
+from .selection import Scope, Sign, described, select
+from .untrusted import warn_if_untrusted
 
 # The trapezoid rule over the way, at strengths 0, 1/2 and 1 of the edit.
 STRENGTHS = (0.0, 0.5, 1.0)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .comparison import require_comparable
-from .outcomes import Evaluation
-from .prompts import unknown
-from .scorers import on_white
+from ..evaluation.comparison import require_comparable
+from ..evaluation.outcomes import Evaluation
+from ..evaluation.prompts import unknown
+from ..evaluation.scorers import on_white
 
 CELL = 96  # pixels on the sheet of a picture whose scale is not given
 GAP, GROUP_GAP, MARGIN = 6, 28, 20

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..diffusion.trees import same_leaf
+from ...diffusion.trees import same_leaf
 from .row_edits import CallFacts
 
 

@@ -1,0 +1,1 @@
+"""The demonstration on the embedded model, with a report to look at."""

@@ -1,0 +1,1 @@
+"""Edits as files: folders, model cards, the Hub, PEFT adapters, checkpoints."""

@@ -1,0 +1,1 @@
+"""Rows of a denoiser's calls under edits of their own."""

@@ -1,0 +1,1 @@
+"""Search for the least damaging edit within a budget."""
