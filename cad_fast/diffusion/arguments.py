@@ -101,14 +101,12 @@ def output_option(pipeline: Any, output_type: str) -> dict[str, str]:
 def scheduler_config_of(pipeline: Any) -> dict[str, Any]:
     """The scheduler's config as JSON, with its class under ``_class_name``; empty without a scheduler.
 
-    ``_diffusers_version`` is left out: a scheduler that was loaded has it, the same one just made has not.
+    What diffusers notes of a config's origin (its own version, which values are defaults) is left out: a scheduler that
+    was loaded has it, the same one just made has not.
     """
     scheduler = getattr(pipeline, "scheduler", None)
     if scheduler is None:
         return {}
     config = json.loads(json.dumps(dict(scheduler.config), default=str), parse_constant=str)  # no infinities in JSON
-    defaults = "_use_default_values"  # diffusers makes it from a set: in another order in every process
-    if defaults in config:
-        config[defaults] = sorted(config[defaults])
-    config.pop("_diffusers_version", None)
-    return {**config, "_class_name": type(scheduler).__name__}
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    return {**settings, "_class_name": type(scheduler).__name__}
