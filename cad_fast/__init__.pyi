@@ -6,11 +6,11 @@ from .components.ablation import Ablation as Ablation
 from .components.space import ComponentSpace as ComponentSpace
 from .dial import strip as strip
 from .edit_search import EditSearch as EditSearch
+from .edits import CardInfo as CardInfo
 from .edits import Edit as Edit
 from .edits import EditManager as EditManager
-from .edits import amplify as amplify
+from .edits import Selection as Selection
 from .edits import compose as compose
-from .edits import erase as erase
 from .edits import load_edit as load_edit
 from .edits import refine as refine
 from .evaluation import compare as compare

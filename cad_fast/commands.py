@@ -14,7 +14,7 @@ from .attribute_commands import run_attribute, target_modules
 from .diffusion.context import generators, plain_tensors, silent
 from .edit_commands import run_edit_diff, run_edit_export, run_edit_inspect, run_edit_verify
 from .edit_making import run_edit
-from .edits import Edit
+from .edits import CardInfo, Edit
 from .evaluation import PromptSet, compare, evaluate
 from .evaluation.scorers import ClipScorer, Scorer
 from .files import require_writable_folder, write_bytes, write_json
@@ -135,9 +135,9 @@ def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             after.save(output / "after.json")
         if arguments.card:
             base = None if Path(arguments.model).exists() else arguments.model  # a folder here means nothing elsewhere
-            edit.save_pretrained(
-                arguments.edit, card=True, comparison=comparison, evaluation=after, sheet=sheet, base_model=base
-            )
+            edit = edit.evaluated(comparison, after)
+            edit.save_pretrained(arguments.edit)
+            edit.save_card(arguments.edit, CardInfo(sheet=sheet, base_model=base))
             _say(arguments, f"figures and model card written to {arguments.edit}")
     if output is not None:
         before.save(output / "before.json")

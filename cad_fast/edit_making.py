@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from .attribution import Attributor, Scores
-from .edits import amplify, damage_table, erase, predicted_damage, refine
+from .edits import Edit, Selection, damage_table, predicted_damage, refine
+from .edits.selection import Sign
 from .files import require_writable_folder
 from .objectives import ConceptErasure, objective_from_config
 from .pipelines import load_pipeline
@@ -19,22 +21,24 @@ def run_edit(arguments: argparse.Namespace) -> dict[str, Any]:
     """Select components from scores and save them as an edit."""
     require_writable_folder(arguments.output)
     scores = Scores.load(arguments.scores)
-    selection: dict[str, Any] = {
-        "ratio": arguments.ratio,
-        "count": arguments.count,
-        "scope": arguments.scope,
-        "keep": [Scores.load(path) for path in arguments.keep],
-        "keep_weight": arguments.keep_weight,
-        "sensitivity": [Scores.load(path) for path in arguments.sensitivity],
-        "exponent": arguments.exponent,
-    }
+    selection = Selection(
+        arguments.ratio,
+        count=arguments.count,
+        scope=arguments.scope,
+        keep=[Scores.load(path) for path in arguments.keep],
+        keep_weight=arguments.keep_weight,
+        sensitivity=[Scores.load(path) for path in arguments.sensitivity],
+        exponent=arguments.exponent,
+        compat=arguments.compat,
+    )
     if arguments.refine is not None:
         pipeline = _pipeline_of(arguments, scores)
-        if selection["keep"] and not selection["sensitivity"] and arguments.exponent > 0:
-            selection["sensitivity"] = [_sensitivity(arguments, pipeline, kept) for kept in selection["keep"]]
+        if selection.keep and not selection.sensitivity and selection.exponent > 0:
+            sensitivity = [_sensitivity(arguments, pipeline, kept) for kept in selection.keep]
+            selection = replace(selection, sensitivity=sensitivity)
         scores = _refined(arguments, pipeline, scores, selection)
-    make = erase if arguments.verb == "erase" else amplify
-    edit = make(scores, **selection, compat=arguments.compat, name=arguments.name)
+    sign: Sign = "positive" if arguments.verb == "erase" else "negative"
+    edit = Edit.from_scores(scores, selection, sign=sign, name=arguments.name)
     others = [Scores.load(path) for path in arguments.predict]
     damages = predicted_damage(edit, {other.concept: other for other in [scores, *others]}) if others else {}
     edit.save_pretrained(arguments.output)
@@ -84,16 +88,16 @@ def _sensitivity(arguments: argparse.Namespace, pipeline: Any, kept: Scores) -> 
     return attributor.run(recording, concept=kept.concept, progress=not arguments.quiet)
 
 
-def _refined(arguments: argparse.Namespace, pipeline: Any, scores: Scores, selection: dict[str, Any]) -> Scores:
+def _refined(arguments: argparse.Namespace, pipeline: Any, scores: Scores, selection: Selection) -> Scores:
     """The scores refined for the objective they are of."""
     made = scores.provenance["objective"]
     return refine(
         pipeline,
         _recorded(arguments, pipeline, scores),
         scores,
+        selection,
         sign="positive" if arguments.verb == "erase" else "negative",
         objective=objective_from_config({**made, "negative_guidance": arguments.negative_guidance}),
         rounds=arguments.rounds,
         progress=not arguments.quiet,
-        **selection,
     )

@@ -15,7 +15,7 @@ from .attribution import Attributor, Scores
 from .attribution.measuring.plans import Target
 from .diffusion.arguments import scheduler_config_of
 from .diffusion.denoisers import denoiser_of
-from .edits import Edit, erase, refine
+from .edits import CardInfo, Edit, Selection, refine
 from .edits.damage import Moved, objectives_under
 from .edits.weights import intact_fingerprint
 from .evaluation import Comparison, Evaluation, PromptSet, Scorer, compare, evaluate
@@ -237,13 +237,15 @@ class EditSearch:
     def _candidate(self, rule: Rule, ratio: float, strength: float) -> Candidate:
         target = self.budget.erase
         kept = [name for name in self.concepts if name != target]
-        selection: dict[str, Any] = {"ratio": ratio}
-        if rule.keep_weight:
-            selection |= {"keep": [self.scores[name] for name in kept], "keep_weight": rule.keep_weight}
-        if rule.exponent is not None:
-            selection |= {"sensitivity": [self.sensitivity[name] for name in kept], "exponent": rule.exponent}
+        selection = Selection(
+            ratio,
+            keep=[self.scores[name] for name in kept] if rule.keep_weight else (),
+            keep_weight=rule.keep_weight,
+            sensitivity=() if rule.exponent is None else [self.sensitivity[name] for name in kept],
+            exponent=rule.exponent or 0.0,
+        )
         scores = self._refined_scores(rule, ratio, selection) if rule.refined else self.scores[target]
-        edit = erase(scores, factor=1 - strength, **selection)
+        edit = Edit.from_scores(scores, selection, factor=1 - strength)
         targets = {name: Target(Moved(self.objective.timesteps), self.recordings[name]) for name in kept}
         found = objectives_under(
             self.pipeline, edit, {target: Target(self.objective, self.recordings[target]), **targets}
@@ -251,7 +253,7 @@ class EditSearch:
         intact = float(self.scores[target].provenance["intact_j"])
         return Candidate(rule, ratio, strength, edit, found.pop(target) / intact, found)
 
-    def _refined_scores(self, rule: Rule, ratio: float, selection: dict[str, Any]) -> Scores:
+    def _refined_scores(self, rule: Rule, ratio: float, selection: Selection) -> Scores:
         """The target's scores refined for an edit of this size: the same ones at every strength."""
         if (rule, ratio) not in self._refined:
             target = self.budget.erase
@@ -260,9 +262,9 @@ class EditSearch:
                 self.pipeline,
                 self.recordings[target],
                 self.scores[target],
+                selection,
                 objective=away,
                 progress=False,
-                **selection,
             )
         return self._refined[rule, ratio]
 
@@ -396,9 +398,9 @@ def run_budget(arguments: Any) -> dict[str, Any]:
     write_json(output / "search" / "search.json", {**found.to_dict(), "budget": budget.to_dict()})
     base = None if Path(arguments.model).exists() else arguments.model
     sheet = before_after_sheet(found.before, found.after, target=budget.erase)
-    found.edit.save_pretrained(
-        output, card=True, comparison=found.comparison, evaluation=found.after, sheet=sheet, base_model=base
-    )
+    edit = found.edit.evaluated(found.comparison, found.after)
+    edit.save_pretrained(output)
+    edit.save_card(output, CardInfo(sheet=sheet, base_model=base))
     verdict = shortfall_text(found.missed, budget.erase)
     say(f"tried on the seeds for choosing:\n{tried_table(found, budget)}")
     say(f"chosen: {found.candidate.settings()}; on fresh seeds:\n{found.comparison.table()}")

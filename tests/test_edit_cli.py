@@ -10,7 +10,7 @@ import cad_fast
 from cad_fast.attribution import Scores
 from cad_fast.cli import main
 from cad_fast.components.space import ComponentSpace
-from cad_fast.edits import Edit, erase
+from cad_fast.edits import Edit, Selection
 
 
 def run(capsys, *arguments):
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
         values = torch.randn(space.n, generator=torch.Generator().manual_seed(seed))
         scores = Scores(values, space, {"concept": "car", "method": "random"})
         scores.save(folder / "scores")
-        erase(scores, ratio=0.02, name=name, factor=seed / 2).save_pretrained(folder / name)
+        Edit.from_scores(scores, Selection(0.02), name=name, factor=seed / 2).save_pretrained(folder / name)
     return folder
 
 

@@ -170,7 +170,7 @@ def test_scores_are_refined_once_for_all_strengths(pipeline, search, monkeypatch
     import cad_fast.edit_search as module
 
     refined = []
-    monkeypatch.setattr(module, "refine", lambda *a, **k: refined.append(k["ratio"]) or a[2])
+    monkeypatch.setattr(module, "refine", lambda *a, **k: refined.append(a[3].ratio) or a[2])
     rule = Rule("refined", keep_weight=0.5, refined=True)
     many = replace(search, rules=(rule,), ratios=(0.01, 0.04), strengths=(0.5, 1.0), output_dir=None, _refined={})
     assert len(many.candidates()) == 4 and refined == [0.01, 0.04]

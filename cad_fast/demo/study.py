@@ -10,8 +10,7 @@ from PIL import Image
 
 from ..attribution.attributor import Attributor
 from ..attribution.scores import Scores
-from ..edits import refine
-from ..edits.edit import Edit, amplify, erase
+from ..edits import Edit, Selection, refine
 from ..evaluation import evaluate
 from ..evaluation.comparison import Comparison, compare
 from ..evaluation.outcomes import Evaluation
@@ -140,22 +139,22 @@ class Study:
         """An edit that erases ``obj``, sparing what the other objects' scores and outputs say they need."""
         others = [name for name in scores if name != obj]
         sensitivities = self.sensitivities(tuple(scores))
-        settings: dict[str, Any] = {
-            "ratio": ratio,
-            "keep": [scores[name].of_modules(modules) for name in others] if keep_weight else [],
-            "keep_weight": keep_weight,
-            "sensitivity": [sensitivities[name].of_modules(modules) for name in others],
-            "exponent": EXPONENT,
-        }
+        selection = Selection(
+            ratio,
+            keep=[scores[name].of_modules(modules) for name in others] if keep_weight else [],
+            keep_weight=keep_weight,
+            sensitivity=[sensitivities[name].of_modules(modules) for name in others],
+            exponent=EXPONENT,
+        )
         refined = refine(
             self.pipeline,
             self.recordings(obj),
             scores[obj].of_modules(modules),
+            selection,
             objective=ConceptErasure(timesteps=OBJECT_TIMESTEPS, negative_guidance=NEGATIVE_GUIDANCE),
             progress=self.progress,
-            **settings,
         )
-        return erase(refined, name=f"{obj}-erase", **settings)
+        return Edit.from_scores(refined, selection, name=f"{obj}-erase")
 
     def erased_style(self, style: str, ratio: float, rounds: int = STYLE_ROUNDS) -> Edit:
         """An edit that erases ``style``, what its prompts add to the objects alone, and spares the other styles."""
@@ -171,23 +170,23 @@ class Study:
                 for name, recording in recordings.items()
             }
         others = [name for name in STYLES if name != style]
-        settings: dict[str, Any] = {
-            "ratio": ratio,
-            "keep": [made["gradient"][name] for name in others],
-            "keep_weight": KEEP_WEIGHT,
-            "sensitivity": [made["sensitivity"][name] for name in others],
-            "exponent": EXPONENT,
-        }
+        selection = Selection(
+            ratio,
+            keep=[made["gradient"][name] for name in others],
+            keep_weight=KEEP_WEIGHT,
+            sensitivity=[made["sensitivity"][name] for name in others],
+            exponent=EXPONENT,
+        )
         refined = refine(
             self.pipeline,
             recordings[style],
             made["gradient"][style],
+            selection,
             objective=ConceptErasure(**window, negative_guidance=NEGATIVE_GUIDANCE),
             rounds=rounds,
             progress=self.progress,
-            **settings,
         )
-        return erase(refined, name=f"{style}-erase", **settings)
+        return Edit.from_scores(refined, selection, name=f"{style}-erase")
 
     def _record_style(self, style: str) -> Recording:
         """One trajectory per object in ``style``, with the outputs for the object alone as the base."""
@@ -211,7 +210,9 @@ class Study:
 
     def amplified(self, scores: Scores, ratio: float, modules: str = CROSS_ATTENTION) -> Edit:
         """An edit that removes what stands in the way of the scores' concept."""
-        return amplify(scores.of_modules(modules), ratio, name=f"{scores.concept}-amplify")
+        return Edit.from_scores(
+            scores.of_modules(modules), Selection(ratio), sign="negative", name=f"{scores.concept}-amplify"
+        )
 
     def compare(self, before: Evaluation, edit: Edit, target: str, **settings: Any) -> tuple[Comparison, Evaluation]:
         """Evaluate ``edit`` on the seeds of ``before``; ``settings`` as for ``evaluate``."""

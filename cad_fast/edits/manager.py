@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .edit import Edit
+from .data import EditData
 from .rows.guidance import Guidance
 from .rows.row_edits import CallFacts, RowEdits, RowUses, checked_strength
 from .rows.spread import PromptUses, active_uses, per_prompt_uses
-from .weights import AppliedEdit
+from .weights import AppliedEdit, apply_edit
 
 
 class EditManager:
@@ -57,7 +57,7 @@ class EditManager:
         self._per_prompt: list[list[PromptUses]] = []  # of the contexts that are open
 
     def load_edit(
-        self, source: Edit | str | Path, edit_name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any
+        self, source: EditData | str | Path, edit_name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any
     ) -> str:
         """Load an edit from a folder, a Hub repository or memory as ``edit_name`` (its own name by default).
 
@@ -135,7 +135,7 @@ class EditManager:
         with contextlib.ExitStack() as undo:
             fused = []
             for use, edit in edits.items():
-                fused.append((use.name, edit.fuse(self.row_edits.inner, scale * use.strength)))
+                fused.append((use.name, apply_edit(edit, self.row_edits.inner, scale * use.strength)))
                 undo.callback(fused[-1][1].undo)
             self._fused = fused
             undo.pop_all()

@@ -24,7 +24,7 @@ def recording(pipeline):
 
 def test_five_lines(pipeline, tmp_path):
     scores = cad_fast.attribute(pipeline, "a cat", num_inference_steps=2, guidance_scale=3.0, progress=False)
-    edit = cad_fast.erase(scores, ratio=0.01)
+    edit = cad_fast.Edit.from_scores(scores, cad_fast.Selection(0.01))
     with edit.applied(pipeline):
         pipeline("a cat", num_inference_steps=1, output_type="latent")
     assert scores.concept == "a cat" and edit.n_weights == round(0.01 * scores.space.n)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ..edit import Edit
+from ..data import EditData
 from .config import MAX_COMPONENTS
 
 
-def describe(edit: Edit) -> dict[str, Any]:
+def describe(edit: EditData) -> dict[str, Any]:
     """What is in an edit, JSON-able: name, model, modules, counts, and what its provenance says of how it was made."""
     made = edit.provenance
     return {
@@ -45,7 +45,7 @@ def describe(edit: Edit) -> dict[str, Any]:
     }
 
 
-def describe_text(edit: Edit) -> str:
+def describe_text(edit: EditData) -> str:
     """``describe`` for people: one line per fact and per module."""
     about = describe(edit)
     lines = [
@@ -134,7 +134,7 @@ def clean(value: Any, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def difference(first: Edit, second: Edit) -> dict[str, Any]:
+def difference(first: EditData, second: EditData) -> dict[str, Any]:
     """How two edits differ: shared and own components per module, their Jaccard index, factors and models.
 
     Edits of different kinds are compared by their weights. JSON-able. Raises ValueError when that takes too many.

@@ -18,7 +18,7 @@ from ...components.fingerprint import Fingerprint
 from ...diffusion.denoisers import ForwardSignature, denoiser_of, timestep_value
 from ...row_engine.engine import runs_under_ablations
 from ...row_engine.slots import Plan, Slot, open_slots
-from ..edit import Edit, check_edit_name
+from ..data import EditData, check_edit_name
 from ..files.sources import EditSource, open_source
 from ..weights import intact_fingerprint
 from .prepared import ByteCache, Composition, PreparedEdit, composed
@@ -117,7 +117,9 @@ class RowEdits:
             self._fingerprint = intact_fingerprint(self.inner)
         return self._fingerprint
 
-    def add(self, edit: Edit | str | Path, name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any) -> str:
+    def add(
+        self, edit: EditData | str | Path, name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any
+    ) -> str:
         """Make an edit, or the one in a folder or Hub repository, known under ``name`` (its own by default).
 
         ``lazy`` keeps the path and the names of its modules only; its tensors are read and checked when a row first
@@ -150,7 +152,7 @@ class RowEdits:
         for module in self._slots.keys() - used:
             self._slots.pop(module).close(self)
 
-    def edit(self, name: str) -> Edit:
+    def edit(self, name: str) -> EditData:
         """The edit of this name, read anew if it was added lazily. Raises as ``require``, and as reading does."""
         self.require(name)
         return self._sources[name].read()
