@@ -30,9 +30,9 @@ import cad_fast
 from cad_fast import ComponentSpace, Edit
 from cad_fast.denoiser_calls import find_row_paths, map_arguments, output_tensor
 from cad_fast.files import require_writable_folder, write_bytes, write_json
-from cad_fast.serving.batcher import Batcher, Silent
-from cad_fast.serving.edited_passes import RowWise, SwappedWeights
-from cad_fast.serving.jobs import Job, RequestedEdit, Ticket
+from cad_fast.serving.engine.batcher import Batcher, Silent
+from cad_fast.serving.engine.edited_passes import RowWise, SwappedWeights
+from cad_fast.serving.engine.jobs import Job, RequestedEdit, Ticket
 
 from .__main__ import machine
 

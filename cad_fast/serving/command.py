@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         require(package, EXTRA)
     import uvicorn
 
-    from .app import make_app
+    from .http.app import make_app
     from .server import load_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

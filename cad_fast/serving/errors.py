@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from .jobs import Closed, DeadlineExceeded, NotFinite, QueueFull
+from .engine.jobs import Closed, DeadlineExceeded, NotFinite, QueueFull
 from .metrics import Metrics
 
 log = logging.getLogger(__name__)

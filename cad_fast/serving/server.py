@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .batcher import Batcher
 from .edit_library import EditLibrary, NotLoaded, UnknownEdit
-from .edited_passes import EditedPasses, RowWise
+from .engine.batcher import Batcher
+from .engine.edited_passes import EditedPasses, RowWise
+from .engine.jobs import Job, RequestedEdit
 from .errors import ApiError
-from .jobs import Job, RequestedEdit
+from .http.picture_store import PictureStore
+from .http.schema import Limits
 from .metrics import Metrics
-from .pictures import PictureStore
-from .schema import Limits
 from .settings import Settings
 
 # Arguments of a pipeline's call that a request may set, where the pipeline has them.

@@ -17,9 +17,9 @@ from PIL import Image
 
 from cad_fast import ComponentSpace, Edit
 from cad_fast.denoiser_calls import ForwardSignature, denoiser_of
-from cad_fast.serving.app import make_app
 from cad_fast.serving.edit_library import EditLibrary
-from cad_fast.serving.jobs import Job, RequestedEdit
+from cad_fast.serving.engine.jobs import Job, RequestedEdit
+from cad_fast.serving.http.app import make_app
 from cad_fast.serving.server import Server
 from cad_fast.serving.settings import Settings
 

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from cad_fast import zoo
-from cad_fast.serving.edited_passes import SwappedWeights
-from cad_fast.serving.jobs import Job, RequestedEdit
+from cad_fast.serving.engine.edited_passes import SwappedWeights
+from cad_fast.serving.engine.jobs import Job, RequestedEdit
 from tests.pipelines import stable_diffusion
 from tests.serving.common import ROUNDING, Alone, client_of, decoded, distance, make_server, random_edit, run
 

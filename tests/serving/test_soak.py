@@ -11,7 +11,7 @@ from greenlet import greenlet
 
 from cad_fast.denoiser_calls import denoiser_of
 from cad_fast.serving.edit_library import EditLibrary
-from cad_fast.serving.edited_passes import RowWise
+from cad_fast.serving.engine.edited_passes import RowWise
 from cad_fast.serving.server import Server
 from cad_fast.serving.settings import Settings
 from tests.pipelines import stable_diffusion

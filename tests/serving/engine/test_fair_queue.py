@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cad_fast.serving.fair_queue import FairQueue
-from cad_fast.serving.jobs import Job, Ticket
+from cad_fast.serving.engine.fair_queue import FairQueue
+from cad_fast.serving.engine.jobs import Job, Ticket
 
 ACTIONS = st.lists(
     st.one_of(

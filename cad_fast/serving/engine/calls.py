@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser_calls import SHARED_NAMES, TIMESTEP_NAMES, leaves, map_arguments, same_leaf
+from ...denoiser_calls import SHARED_NAMES, TIMESTEP_NAMES, leaves, map_arguments, same_leaf
 
 
 @dataclass(eq=False)

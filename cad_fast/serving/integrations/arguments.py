@@ -9,9 +9,9 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
-from .command import admin_token
-from .server import Server, load_server
-from .settings import Settings
+from ..command import admin_token
+from ..server import Server, load_server
+from ..settings import Settings
 
 # Given by a file or the environment, so that it does not stand in an engine's configuration.
 SECRET = "admin_token"

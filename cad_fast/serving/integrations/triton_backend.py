@@ -1,6 +1,7 @@
 """A model for the Python backend of Triton Inference Server: the model.py of its repository imports it from here.
 
-``python -m cad_fast.serving.triton_backend DIR --model zoo:emoji --edit-dir edits`` writes the model repository.
+To write the model repository:
+``python -m cad_fast.serving.integrations.triton_backend DIR --model zoo:emoji --edit-dir edits``.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ...files import write_text
+from ..answering import ClientGone
+from ..errors import ApiError
 from .arguments import ServerArguments
-from .drawing import ClientGone
-from .errors import ApiError
 from .tensors import INPUTS, OUTPUTS, TensorModel, TensorSpec
 
 # How often a request that is being drawn is looked at for having been given up.
 CANCEL_SECONDS = 0.1
 MODEL_PY = '''"""The model of cad_fast for Triton's Python backend; its arguments are in config.pbtxt."""
 
-from cad_fast.serving.triton_backend import TritonPythonModel
+from cad_fast.serving.integrations.triton_backend import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''

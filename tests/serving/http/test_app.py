@@ -8,8 +8,8 @@ import httpx2
 import openai
 import pytest
 
-from cad_fast.serving.edited_passes import RowWise
-from cad_fast.serving.jobs import Job, RequestedEdit
+from cad_fast.serving.engine.edited_passes import RowWise
+from cad_fast.serving.engine.jobs import Job, RequestedEdit
 from cad_fast.serving.server import Server, native_size
 from cad_fast.serving.settings import Settings
 from tests.pipelines import PIPELINES, stable_diffusion

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from cad_fast import zoo
-from cad_fast.serving import triton_backend
-from cad_fast.serving.arguments import ServerArguments
-from cad_fast.serving.jobs import Job, RequestedEdit
-from cad_fast.serving.tensors import INPUTS
-from cad_fast.serving.triton_backend import MODEL_PY, TritonPythonModel, config_pbtxt, write_repository
+from cad_fast.serving.engine.jobs import Job, RequestedEdit
+from cad_fast.serving.integrations import triton_backend
+from cad_fast.serving.integrations.arguments import ServerArguments
+from cad_fast.serving.integrations.tensors import INPUTS
+from cad_fast.serving.integrations.triton_backend import MODEL_PY, TritonPythonModel, config_pbtxt, write_repository
 from tests.serving.common import ROUNDING, Alone, distance, random_edit
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Tensor:

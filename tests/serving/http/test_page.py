@@ -166,6 +166,6 @@ def test_what_is_not_installed_is_named(package, monkeypatch, capsys) -> None:
     from cad_fast.cli import main
 
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "cad_fast.serving.app", raising=False)
+    monkeypatch.delitem(sys.modules, "cad_fast.serving.http.app", raising=False)
     assert main(["serve", "zoo:emoji"]) == 2
     assert "pip install 'cad-fast[serve]'" in capsys.readouterr().err

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from cad_fast import zoo
-from cad_fast.serving import ray_serve
 from cad_fast.serving.edit_library import EditLibrary
-from cad_fast.serving.jobs import Job, RequestedEdit
-from cad_fast.serving.ray_serve import RayArguments, Replica, deployment_options
+from cad_fast.serving.engine.jobs import Job, RequestedEdit
+from cad_fast.serving.integrations import ray_serve
+from cad_fast.serving.integrations.ray_serve import RayArguments, Replica, deployment_options
 from cad_fast.serving.server import Server
 from cad_fast.serving.settings import Settings
 from tests.pipelines import stable_diffusion

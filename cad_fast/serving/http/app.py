@@ -19,12 +19,14 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from ..version import __version__
-from .drawing import ClientGone, draw
-from .edit_library import UnknownEdit
-from .errors import ApiError, install
-from .limits import BoundedBodies
-from .pictures import png
+from ...version import __version__
+from ..answering import ClientGone, draw
+from ..edit_library import UnknownEdit
+from ..engine.thread_pool import release_thread_pool
+from ..errors import ApiError, install
+from ..server import Server
+from .middleware import BoundedBodies
+from .picture_store import png
 from .schema import (
     EditEntry,
     EditList,
@@ -35,8 +37,6 @@ from .schema import (
     ModelList,
     image_request,
 )
-from .server import Server
-from .thread_pool import release_thread_pool
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from ..edits import Edit
+from ...edits import Edit
 from .edited_passes import EditedPasses
 from .fair_queue import FairQueue
-from .hub import Hub
 from .jobs import Cancelled, Closed, Job, Picture, QueueFull, Ticket
+from .runs import Hub
 from .thread_pool import release_thread_pool
 
 log = logging.getLogger(__name__)

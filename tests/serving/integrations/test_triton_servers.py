@@ -21,12 +21,12 @@ import pytest
 from PIL import Image
 
 from cad_fast import zoo
-from cad_fast.serving.arguments import ServerArguments
-from cad_fast.serving.jobs import Job, RequestedEdit
-from cad_fast.serving.triton_backend import write_repository
+from cad_fast.serving.engine.jobs import Job, RequestedEdit
+from cad_fast.serving.integrations.arguments import ServerArguments
+from cad_fast.serving.integrations.triton_backend import write_repository
 from tests.serving.common import ROUNDING, Alone, distance, random_edit
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 REQUESTS, EDITS, STEPS, GUIDANCE = 16, 4, 4, 3.0
 
 pytestmark = [

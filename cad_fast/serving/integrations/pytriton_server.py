@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..extras import require
-from .errors import ApiError
+from ...extras import require
+from ..errors import ApiError
 from .tensors import INPUTS, KINDS, OUTPUTS, TensorModel, TensorSpec
 
 EXTRA = "pytriton"

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..denoiser_calls import ForwardSignature, denoiser_of, find_row_paths, map_arguments, output_tensor
-from ..edits import Edit, RowEdits
-from ..edits.apply import multiplied, put_weights
+from ...denoiser_calls import ForwardSignature, denoiser_of, find_row_paths, map_arguments, output_tensor
+from ...edits import Edit, RowEdits
+from ...edits.apply import multiplied, put_weights
 from .jobs import RequestedEdit
 
 Uses = tuple[RequestedEdit, ...]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from cad_fast.serving.calls import Call, Part, finite_rows, join, split
+from cad_fast.serving.engine.calls import Call, Part, finite_rows, join, split
 
 
 def forward(sample, timestep, encoder_hidden_states=None, added=None, img_ids=None, scale=1.0, generator=None):

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from .engine.jobs import Closed, DeadlineExceeded, Job, QueueFull, Ticket
 from .errors import ApiError, from_job
-from .jobs import Closed, DeadlineExceeded, Job, QueueFull, Ticket
 from .server import Server
 
 REASONS = {QueueFull: "queue_full", Closed: "shutting_down", DeadlineExceeded: "deadline"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cad_fast.serving.arguments import ServerArguments
+from cad_fast.serving.integrations.arguments import ServerArguments
 from cad_fast.serving.settings import Settings
 from tests.serving.common import TOKEN
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..edits import Edit
+from ...edits import Edit
 
 
 class QueueFull(RuntimeError):

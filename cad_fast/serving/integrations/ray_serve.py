@@ -1,6 +1,6 @@
 """Ray Serve: replicas of the server of ``cad-fast serve``, the same app in each, started and scaled by Ray.
 
-``serve run cad_fast.serving.ray_serve:app model=zoo:emoji edit_dir=edits replicas=2``
+``serve run cad_fast.serving.integrations.ray_serve:app model=zoo:emoji edit_dir=edits replicas=2``
 """
 
 # Annotations are evaluated here, not left as text: Ray reads the type of what `app` takes.
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..extras import require
+from ...extras import require
 from .arguments import ServerArguments, Words
 
 EXTRA = "ray-serve"
@@ -163,7 +163,7 @@ def make_replica_app(values: dict[str, Any]) -> Any:
     """The app of one replica, its model loaded, its metrics marked with the replica's name."""
     from ray import serve
 
-    from .app import make_app
+    from ..http.app import make_app
 
     server = RayArguments.of(values).load()
     server.metrics.labels["replica"] = serve.get_replica_context().replica_id.unique_id
@@ -171,7 +171,10 @@ def make_replica_app(values: dict[str, Any]) -> Any:
 
 
 def app(arguments: RayArguments) -> Any:
-    """The application for ``serve run cad_fast.serving.ray_serve:app NAME=VALUE ...``, or the ``args`` of a file."""
+    """Make the application of ``serve run cad_fast.serving.integrations.ray_serve:app NAME=VALUE ...``.
+
+    The arguments may also be the ``args`` of Ray's configuration file.
+    """
     return deployment(arguments).bind()
 
 

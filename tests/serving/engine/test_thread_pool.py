@@ -9,7 +9,7 @@ import pytest
 
 COUNTING = """
 import os, torch
-from cad_fast.serving.thread_pool import release_thread_pool
+from cad_fast.serving.engine.thread_pool import release_thread_pool
 torch.set_num_threads(3)
 count = lambda: len(os.listdir("/proc/self/task"))
 x = torch.randn(1 << 20)
@@ -22,7 +22,7 @@ print(before, working, done, count(), torch.equal(torch.exp(x), x.exp()), count(
 
 SERVING = """
 import asyncio, os, torch
-from cad_fast.serving.thread_pool import release_thread_pool
+from cad_fast.serving.engine.thread_pool import release_thread_pool
 from tests.pipelines import stable_diffusion
 from tests.serving.common import client_of, make_server
 threads = lambda: set(os.listdir("/proc/self/task"))
@@ -53,7 +53,7 @@ def test_helpers_end_and_come_back():
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 def test_app_ends_the_helpers_of_the_thread_that_loaded_the_model():
     environment = {**os.environ, "OMP_NUM_THREADS": "3"}
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     ran = subprocess.run(
         [sys.executable, "-c", SERVING], capture_output=True, text=True, env=environment, check=True, cwd=root
     )

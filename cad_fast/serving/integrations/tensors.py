@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from ..files import parse_json
-from .drawing import draw
-from .errors import ApiError, misfit
-from .pictures import png
-from .schema import image_request
-from .server import Server
+from ...files import parse_json
+from ..answering import draw
+from ..errors import ApiError, misfit
+from ..http.picture_store import png
+from ..http.schema import image_request
+from ..server import Server
 
 log = logging.getLogger(__name__)
 

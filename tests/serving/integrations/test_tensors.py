@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cad_fast.serving.drawing import ClientGone
+from cad_fast.serving.answering import ClientGone
+from cad_fast.serving.engine.jobs import Job, RequestedEdit
 from cad_fast.serving.errors import ApiError
-from cad_fast.serving.jobs import Job, RequestedEdit
-from cad_fast.serving.tensors import INPUTS, TensorModel, fields_of
+from cad_fast.serving.integrations.tensors import INPUTS, TensorModel, fields_of
 from tests.pipelines import stable_diffusion
 from tests.serving.common import ROUNDING, Alone, distance, make_server, random_edit, run
 
@@ -184,7 +184,7 @@ def test_a_deadline() -> None:
 
 
 def test_every_input_is_a_field_of_the_schema_or_our_own() -> None:
-    from cad_fast.serving.schema import Limits, image_request
+    from cad_fast.serving.http.schema import Limits, image_request
 
     known = image_request(Limits(("16x16",))).model_fields
     for spec in INPUTS:

@@ -9,9 +9,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from cad_fast.denoiser_calls import denoiser_of
-from cad_fast.serving.batcher import Batcher, Silent
-from cad_fast.serving.edited_passes import RowWise, SwappedWeights
-from cad_fast.serving.jobs import Cancelled, Closed, DeadlineExceeded, Job, NotFinite, QueueFull, RequestedEdit
+from cad_fast.serving.engine.batcher import Batcher, Silent
+from cad_fast.serving.engine.edited_passes import RowWise, SwappedWeights
+from cad_fast.serving.engine.jobs import Cancelled, Closed, DeadlineExceeded, Job, NotFinite, QueueFull, RequestedEdit
 from tests.pipelines import PIPELINES, UNGUIDED, stable_diffusion
 from tests.serving.common import ROUNDING, Alone, distance, random_edit
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from .calls import Call, Part, finite_rows, join, split
 from .edited_passes import EditedPasses
+from .intercept import for_one_run, intercepted
 from .jobs import NotFinite, Picture
-from .parts import for_one_run, intercepted
 
 log = logging.getLogger(__name__)
 

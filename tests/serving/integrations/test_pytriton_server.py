@@ -8,8 +8,8 @@ import types
 import numpy as np
 import pytest
 
-from cad_fast.serving.pytriton_server import bind, running
-from cad_fast.serving.tensors import INPUTS, TensorModel
+from cad_fast.serving.integrations.pytriton_server import bind, running
+from cad_fast.serving.integrations.tensors import INPUTS, TensorModel
 from tests.pipelines import stable_diffusion
 from tests.serving.common import make_server
 

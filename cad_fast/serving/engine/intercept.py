@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..denoiser_calls import denoiser_of
+from ...denoiser_calls import denoiser_of
 from .calls import Part
 
 # (args, kwargs) of a part's call -> its output
