@@ -32,7 +32,7 @@ from cad_fast.denoiser_calls import find_row_paths, map_arguments, output_tensor
 from cad_fast.files import require_writable_folder, write_bytes, write_json
 from cad_fast.serving.engine.batcher import Batcher, Silent
 from cad_fast.serving.engine.edited_passes import RowWise, SwappedWeights
-from cad_fast.serving.engine.jobs import Job, RequestedEdit, Ticket
+from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit, Ticket
 
 from .__main__ import machine
 
@@ -101,11 +101,11 @@ class Bench:
             chosen = order[: int(EDIT_FRACTION * space.n)].sort().values
             self.edits.append(Edit.from_indices(f"edit{seed}", space, chosen))
 
-    def job(self, number: int, edited: bool) -> Job:
+    def job(self, number: int, edited: bool) -> PictureJob:
         """The number-th request: prompts and edits in turn."""
         edits = (RequestedEdit(self.edits[number % EDITS]),) if edited else ()
         arguments = {"num_inference_steps": self.steps, "guidance_scale": 3.0}
-        return Job(f"job{number}", PROMPTS[number % len(PROMPTS)], seed=number, arguments=arguments, edits=edits)
+        return PictureJob(f"job{number}", PROMPTS[number % len(PROMPTS)], seed=number, arguments=arguments, edits=edits)
 
     @contextmanager
     def batcher(self, contender: Contender, batch: int) -> Iterator[tuple[Batcher, Passes]]:

@@ -18,8 +18,8 @@ def test_edits_and_admin(tmp_path) -> None:
     edit.save_pretrained(tmp_path / "anything")
     random_edit(pipeline, "more-cat", 2).save_pretrained(tmp_path / "other")
     (tmp_path / "not-an-edit").mkdir()
-    settings = Settings(warm_up=False, steps=1, admin_token=TOKEN)
-    server = Server(pipeline, EditLibrary(tmp_path, pipeline), settings)
+    settings = Settings(warm_up=False, steps=1)
+    server = Server(pipeline, EditLibrary(tmp_path, pipeline), settings, admin_token=TOKEN)
     good = {"authorization": f"Bearer {TOKEN}"}
     body = {"prompt": "a cat", "edits": [{"name": "no-cat"}]}
 

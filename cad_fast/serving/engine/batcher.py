@@ -1,4 +1,4 @@
-"""The queue in front of the hub, and the one thread that serves both."""
+"""The batcher: a queue of pictures, and the one thread that draws them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from PIL import Image
 from ...edits import Edit
 from .edited_passes import EditedPasses
 from .fair_queue import FairQueue
-from .jobs import Cancelled, Closed, Job, Picture, QueueFull, Ticket
-from .runs import Hub
+from .jobs import Cancelled, Closed, JobPicture, PictureJob, QueueFull, Ticket
+from .runs import PipelineRuns
 from .thread_pool import release_thread_pool
 
 log = logging.getLogger(__name__)
 
-# How many pictures the estimate of the pace looks back.
+# Number of recent pictures from which the pace is estimated.
 PACE_PICTURES = 64
 
 
 class Observer(Protocol):
-    """What the batcher reports to; every method is quick and may be called from its thread."""
+    """What the batcher reports to. Every method must be quick; the batcher's thread may call it."""
 
     def on_pass(self, part: str, pictures: int, rows: int, edits: int, seconds: float) -> None:
-        """One pass was made."""
+        """Take note of a pass of ``part`` that took ``seconds``."""
 
     def on_load(self, queued: int, running: int) -> None:
-        """So many pictures wait, and so many are being drawn."""
+        """Take note of how many pictures wait, and how many are in the batch."""
 
     def on_start(self, waited: float) -> None:
-        """A picture left the queue after so many seconds."""
+        """Take note of a picture that left the queue after ``waited`` seconds."""
 
 
 class Silent:
@@ -53,9 +53,19 @@ class Silent:
 class Batcher:
     """Draws the pictures of many requests together, each under its own edits.
 
-    At most ``max_batch_size`` pictures are in the batch (a guided picture takes two rows of a pass), ``max_queue``
-    more may wait. When nothing runs, the first picture waits ``batch_timeout`` seconds for company; once a batch runs,
-    pictures join at its next step.
+    While a batch runs, new pictures join at its next step.
+
+    Args:
+        pipeline: the pipeline to draw with. It is not changed.
+        passes: makes the passes of the denoiser.
+        max_batch_size: most pictures in the batch. A guided picture takes two rows of a pass.
+        batch_timeout: seconds that the first picture of an idle batcher waits for more pictures to batch.
+        max_queue: most pictures that may wait.
+        observer: gets what the metrics need.
+
+    Raises:
+        ValueError: a number is out of range, or the pipeline offloads its parts.
+        TypeError: the pipeline has no denoiser.
     """
 
     def __init__(
@@ -75,7 +85,7 @@ class Batcher:
         self.max_batch_size, self.batch_timeout = max_batch_size, batch_timeout
         self._observer: Observer = observer or Silent()
         self._passes = passes
-        self._hub = Hub(pipeline, passes, max_batch_size, self._done, self._observer.on_pass)
+        self._runs = PipelineRuns(pipeline, passes, max_batch_size, self._done, self._observer.on_pass)
         self._queue = FairQueue(max_queue)
         self._wake = threading.Condition()
         self._closing = False
@@ -84,28 +94,33 @@ class Batcher:
         self._thread = threading.Thread(target=self._serve, name="cad-fast-batcher", daemon=True)
 
     def start(self) -> Batcher:
-        """Start the thread, to which the caller, who is taken to have loaded the model, leaves the processors."""
+        """Start the batcher's thread. Release the helpers of the calling thread, which usually loaded the model."""
         release_thread_pool()
         self._thread.start()
         return self
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
+        """Whether the batcher's thread runs."""
         return self._thread.is_alive()
 
     @property
     def accepting(self) -> bool:
-        """Whether jobs are taken now."""
+        """Whether the batcher takes jobs now."""
         return self._thread.is_alive() and not self._closing
 
     @property
     def load(self) -> tuple[int, int]:
-        """(pictures waiting, pictures in the batch)."""
-        return len(self._queue), len(self._hub.runs)
+        """The numbers of pictures (in the queue, in the batch)."""
+        return len(self._queue), len(self._runs.active)
 
-    def submit(self, job: Job) -> Ticket:
-        """Queue a job. Raises QueueFull, or Closed when the batcher is closing."""
+    def submit(self, job: PictureJob) -> Ticket:
+        """Queue a job.
+
+        Raises:
+            QueueFull: there is no place for all its pictures.
+            Closed: the batcher is closing.
+        """
         ticket = Ticket(job, self._given_up)
         with self._wake:
             if not self.accepting:
@@ -121,27 +136,29 @@ class Batcher:
         return ticket
 
     def forget(self, edit: Edit) -> None:
-        """Let go of what was prepared for an edit, as soon as no picture needs it any more."""
+        """Release what was prepared for an edit as soon as no picture needs it any more."""
         with self._wake:
             self._retired.append(edit)
             self._wake.notify()
 
     def close(self, timeout: float = 30.0) -> None:
-        """Take no more jobs, finish those there are, for at most ``timeout`` seconds, and end the thread."""
+        """Take no more jobs, finish the accepted ones for at most ``timeout`` seconds, and end the thread."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         self._thread.join(timeout)
         if self._thread.is_alive():
             with self._wake:
-                tickets = {picture.ticket for picture in self._queue} | {run.picture.ticket for run in self._hub.runs}
+                tickets = {picture.ticket for picture in self._queue} | {
+                    run.picture.ticket for run in self._runs.active
+                }
                 for ticket in tickets:
                     ticket.end(Closed("the server shut down before the request was done"))
                 self._wake.notify()
             self._thread.join()
 
     def _seconds_to_a_place(self) -> int:
-        """How long the pictures in the queue will take at the pace of late, at least 1."""
+        """Estimate from the recent pace how many seconds the accepted pictures will take, at least 1."""
         waiting, running = self.load
         if len(self._finished) < 2:
             return 1
@@ -157,7 +174,7 @@ class Batcher:
     def _report(self) -> None:
         self._observer.on_load(*self.load)
 
-    def _done(self, picture: Picture, result: Image.Image | BaseException) -> None:
+    def _done(self, picture: JobPicture, result: Image.Image | BaseException) -> None:
         if isinstance(result, BaseException):
             if isinstance(result, Exception) and not picture.ticket.over:
                 log.warning("request %s failed: %s", picture, result, exc_info=result)
@@ -166,16 +183,16 @@ class Batcher:
             self._finished.append(time.monotonic())
             picture.ticket.drawn(picture, result)
 
-    # Gradients are off for the thread as a whole, because runs are switched in the middle of the pipelines' own
-    # `no_grad`, which restores at its end what held at its beginning.
+    # Gradients are off for the whole thread. Runs are switched inside the pipelines' own `no_grad`, which restores at
+    # its end what held at its beginning.
     @torch.no_grad()
     def _serve(self) -> None:
         try:
             while self._ready():
                 self._expire()
                 self._forget_retired()
-                if self._hub.runs:
-                    self._hub.step()
+                if self._runs.active:
+                    self._runs.step()
         except BaseException as error:
             log.critical("the batcher's thread ended: %s", error, exc_info=error)
             self._fail_all(error)
@@ -184,9 +201,9 @@ class Batcher:
             self._passes.close()
 
     def _ready(self) -> bool:
-        """Wait for something to do and start what the batch has room for; False at the end."""
+        """Wait for something to do, and start what the batch has room for. Return False at the end."""
         with self._wake:
-            while not self._hub.runs and not self._retired and (delay := self._idle_seconds()) != 0:
+            while not self._runs.active and not self._retired and (delay := self._idle_seconds()) != 0:
                 if self._closing and not len(self._queue):
                     return False
                 self._wake.wait(delay)
@@ -199,18 +216,18 @@ class Batcher:
             now = time.monotonic()
             picture.ticket.started = picture.ticket.started or now
             self._observer.on_start(now - picture.ticket.submitted)
-            self._hub.start(picture)
+            self._runs.start(picture)
         if started:
             self._report()
         return True
 
-    def _next(self) -> Picture | None:
-        """The next picture, out of the queue, if the batch has room for it; the others stay where they are found."""
+    def _next(self) -> JobPicture | None:
+        """Take the next picture out of the queue if the batch has room for it."""
         with self._wake:
-            return self._queue.pop() if len(self._queue) and len(self._hub.runs) < self.max_batch_size else None
+            return self._queue.pop() if len(self._queue) and len(self._runs.active) < self.max_batch_size else None
 
     def _idle_seconds(self) -> float | None:
-        """How long the thread may sleep while nothing runs: 0 not at all, None until it is woken."""
+        """Return the seconds that the thread may sleep while nothing runs; None to sleep until it is woken."""
         waiting = len(self._queue)
         if not waiting:
             return None
@@ -220,25 +237,25 @@ class Batcher:
         return max(0.0, first + self.batch_timeout - time.monotonic())
 
     def _expire(self) -> None:
-        """End the jobs whose time is over, and the runs of jobs that have ended."""
+        """End the jobs whose deadline has passed, and the runs of jobs that have ended."""
         now = time.monotonic()
         with self._wake:
-            pictures = [*self._queue, *(run.picture for run in self._hub.runs)]
+            pictures = [*self._queue, *(run.picture for run in self._runs.active)]
             for picture in pictures:
                 deadline = picture.job.deadline
                 if deadline is not None and now > deadline:
                     picture.ticket.expire()
             self._queue.drop_over()
-        for run in list(self._hub.runs):
+        for run in list(self._runs.active):
             if run.picture.ticket.over:
-                self._hub.stop(run, Cancelled(f"request {run.picture} was given up"))
+                self._runs.stop(run, Cancelled(f"request {run.picture} was given up"))
         self._report()
 
     def _forget_retired(self) -> None:
         if not self._retired:
             return
         with self._wake:
-            pictures = [*self._queue, *(run.picture for run in self._hub.runs)]
+            pictures = [*self._queue, *(run.picture for run in self._runs.active)]
             used = {id(use.edit) for picture in pictures for use in picture.job.edits}
             free = [edit for edit in self._retired if id(edit) not in used]
             self._retired = [edit for edit in self._retired if id(edit) in used]
@@ -248,6 +265,6 @@ class Batcher:
     def _fail_all(self, error: BaseException) -> None:
         with self._wake:
             self._closing = True
-            tickets = {picture.ticket for picture in self._queue} | {run.picture.ticket for run in self._hub.runs}
+            tickets = {picture.ticket for picture in self._queue} | {run.picture.ticket for run in self._runs.active}
             for ticket in tickets:
                 ticket.end(RuntimeError(f"the batcher's thread ended: {error}"))

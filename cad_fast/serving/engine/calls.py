@@ -1,4 +1,4 @@
-"""Calls of a pipeline's parts as plain data: which of them may share one pass, their rows joined, the output split."""
+"""Calls of a pipeline's parts as plain data: which may share a pass, joining their rows, splitting the output."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from ...denoiser_calls import SHARED_NAMES, TIMESTEP_NAMES, leaves, map_argument
 
 @dataclass(eq=False)
 class Part:
-    """A method of a pipeline's module whose calls wait for one another: the denoiser's forward, the VAE's decode ...
+    """A method of a pipeline whose calls share passes, such as the denoiser's forward or the VAE's decode.
 
-    ``run`` makes a call, ``signature`` names its arguments. Lower ``priority`` goes first. ``ignores``: arguments
-    without effect on the output. ``batches`` turns false when an output turns out not to be divided by rows.
+    Attributes:
+        name: name in logs, errors and metrics.
+        run: makes a call.
+        signature: names the arguments of a call.
+        priority: parts of a lower priority go first.
+        ignores: arguments without effect on the output.
+        batches: whether calls may share a pass. It becomes False when an output cannot be divided by rows.
     """
 
     name: str
@@ -29,7 +34,11 @@ class Part:
     batches: bool = True
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of one call by name. Raises TypeError where they do not fit."""
+        """Name the arguments of one call.
+
+        Raises:
+            TypeError: they do not fit the signature, or some have no name.
+        """
         bound = self.signature.bind(*args, **kwargs).arguments
         inputs: dict[str, Any] = {}
         for name, value in bound.items():
@@ -43,8 +52,8 @@ class Part:
         return inputs
 
 
-class Call:
-    """One call: its inputs, how many rows they have, and which of them have an entry per row."""
+class PartCall:
+    """One call of a part: its inputs, the number of their rows, and which of them have an entry per row."""
 
     def __init__(self, part: Part, inputs: dict[str, Any], number: int) -> None:
         self.part, self.inputs, self.number = part, inputs, number
@@ -67,18 +76,19 @@ class Call:
         rowed = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == self.rows
         return rowed and not SHARED_NAMES & set(path.split("."))
 
-    def fits(self, other: Call) -> bool:
-        """Whether both may run in one pass: they agree in everything but the values of their rows."""
+    def fits(self, other: PartCall) -> bool:
+        """Tell whether both may share a pass: they agree in everything but the values of their rows."""
         if self.layout != other.layout or not (self.rows and self.part.batches):
             return False
         return all(_same(value, other._shared[path]) for path, value in self._shared.items())
 
     def is_shared(self, path: str) -> bool:
+        """Tell whether all rows share the input at ``path``."""
         return path in self._shared or path in self.part.ignores
 
 
 def _count_rows(inputs: Mapping[str, Any]) -> int:
-    """The length of the first tensor, which for all the parts is the sample or the tokens; 0 without one."""
+    """Return the length of the first tensor, for every part the sample or the tokens; 0 without a tensor."""
     return next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim > 0), 0)
 
 
@@ -94,8 +104,8 @@ def _same(first: Any, second: Any) -> bool:
         return False
 
 
-def join(calls: Sequence[Call]) -> dict[str, Any]:
-    """The inputs of one pass over the rows of all ``calls``, which fit each other, in their order."""
+def join(calls: Sequence[PartCall]) -> dict[str, Any]:
+    """Join the inputs of ``calls`` that fit each other, row after row in their order, for one pass."""
     first = calls[0]
     if len(calls) == 1:
         return first.inputs
@@ -107,10 +117,11 @@ def join(calls: Sequence[Call]) -> dict[str, Any]:
     return map_arguments(first.inputs, joined)
 
 
-def split(output: Any, calls: Sequence[Call]) -> list[Any]:
-    """What each of ``calls`` gets of the output of their pass; tensors are views of it.
+def split(output: Any, calls: Sequence[PartCall]) -> list[Any]:
+    """Divide the output of a pass among its ``calls``. Tensors are views of the output.
 
-    Raises ValueError when the output has something that is not divided by rows.
+    Raises:
+        ValueError: the output has something that cannot be divided by rows.
     """
     if len(calls) == 1:
         return [output]
@@ -137,7 +148,11 @@ def _rows_of(tree: Any, rows: slice, total: int) -> Any:
 
 
 def finite_rows(output: Any, rows: int) -> Tensor | None:
-    """Bool [rows], whether all numbers of a row are finite; None when they all are, which is the quick answer."""
+    """Find the rows of a pass whose numbers are all finite.
+
+    Returns:
+        Bool tensor [rows]; None if all rows are finite.
+    """
     tensors = [leaf for _, leaf in leaves({"output": output}) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     tensors = [tensor for tensor in tensors if tensor.ndim > 0 and len(tensor) == rows]
     checks = [torch.isfinite(tensor).flatten(1).all(1) for tensor in tensors if tensor.ndim > 1]

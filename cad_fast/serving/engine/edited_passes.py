@@ -19,25 +19,33 @@ Uses = tuple[RequestedEdit, ...]
 
 
 class EditedPasses(Protocol):
-    """How the rows of a pass come under their edits."""
+    """A way to run a pass of the denoiser with every row under its own edits."""
 
     def run(self, inputs: dict[str, Any], per_row: Sequence[Uses]) -> Any:
-        """The denoiser's output for ``inputs`` by name, row i under ``per_row[i]``."""
+        """Run the denoiser.
+
+        Args:
+            inputs: the denoiser's arguments by name.
+            per_row: the edits of each row.
+
+        Returns:
+            The denoiser's output.
+        """
         ...
 
     def forget(self, edit: Edit) -> None:
-        """Let go of what is kept for an edit that no later pass will use."""
+        """Release what is kept for an edit that no later pass will use."""
         ...
 
     def close(self) -> None:
-        """Leave the denoiser as it was; no pass follows."""
+        """Leave the denoiser as it was. No pass follows."""
         ...
 
 
 class SwappedWeights:
-    """Edits go into the weights and out again, one pass for every set of edits among the rows.
+    """Passes with the edits put into the weights and taken out again, one pass for every set of edits among the rows.
 
-    What serving does without row-wise edits: slow as soon as requests differ, and what those are measured against.
+    This is the baseline that row-wise edits are measured against. It is slow as soon as requests differ.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -46,12 +54,12 @@ class SwappedWeights:
         self._modules = dict(getattr(self._denoiser, "_orig_mod", self._denoiser).named_modules())
 
     def run(self, inputs: dict[str, Any], per_row: Sequence[Uses]) -> Any:
-        """As ``EditedPasses.run``; the output is a tuple of one tensor where rows run under different edits."""
+        """Run as ``EditedPasses.run``. If rows have different edits, the output is a tuple of one tensor."""
         timesteps = torch.as_tensor(inputs[self._timestep_key]).float().reshape(-1).expand(len(per_row)).tolist()
         groups: dict[Any, list[int]] = {}
         active = [_active(uses, timestep) for uses, timestep in zip(per_row, timesteps, strict=True)]
         for row, uses in enumerate(active):
-            # By identity: an edit that was read anew has the name of the one before it.
+            # By identity: an edit that was read again has the name of the one before it.
             groups.setdefault(tuple((id(use.edit), use.strength) for use in uses), []).append(row)
         if len(groups) == 1:
             with self._edited(active[0]):
@@ -59,18 +67,18 @@ class SwappedWeights:
         row_paths = find_row_paths(inputs, len(per_row))
         output: Tensor | None = None
         for rows in groups.values():
-            own = _picked(inputs, row_paths, rows)
+            picked = _picked(inputs, row_paths, rows)
             with self._edited(active[rows[0]]):
-                part = output_tensor(self._denoiser(**own))
+                part = output_tensor(self._denoiser(**picked))
             output = part.new_empty(len(per_row), *part.shape[1:]) if output is None else output
             output[rows] = part
         return (output,)
 
     def forget(self, edit: Edit) -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is kept."""
 
     def close(self) -> None:
-        """The weights are as they were after every pass."""
+        """Do nothing: the weights are as they were after every pass."""
 
     @contextmanager
     def _edited(self, uses: Uses) -> Iterator[None]:
@@ -98,32 +106,37 @@ def _active(uses: Uses, timestep: float) -> Uses:
 
 
 class RowWise:
-    """One pass for all rows, whatever their edits (see ``cad_fast.edits.RowEdits``, also for ``cache_bytes``)."""
+    """One pass for all rows, whatever their edits.
+
+    Args:
+        pipeline: the pipeline whose denoiser runs.
+        cache_bytes: memory for prepared edits, in bytes (see ``cad_fast.edits.RowEdits``).
+    """
 
     def __init__(self, pipeline: Any, cache_bytes: int = 128 << 20) -> None:
         self._rows = RowEdits(pipeline, cache_bytes=cache_bytes)
         self._numbers = itertools.count()
-        self._names: dict[int, tuple[Edit, str]] = {}  # by identity: an edit may be read anew under its old name
+        self._names: dict[int, tuple[Edit, str]] = {}  # by identity: an edit read again has its old name
 
     @property
     def known(self) -> list[str]:
-        """The names, in the making of passes, of the edits that are kept ready."""
+        """The internal names of the edits that are kept prepared."""
         return list(self._rows.names)
 
     def run(self, inputs: dict[str, Any], per_row: Sequence[Uses]) -> Any:
-        """As ``EditedPasses.run``."""
+        """Run as ``EditedPasses.run``."""
         rows = [tuple((self._name(use.edit), use.strength, use.window) for use in uses) for uses in per_row]
         with self._rows.rows(rows):
             return self._rows.denoiser(**inputs)
 
     def forget(self, edit: Edit) -> None:
-        """Let go of what was prepared for it."""
+        """Release what was prepared for an edit."""
         _, name = self._names.pop(id(edit), (edit, None))
         if name is not None:
             self._rows.remove(name)
 
     def close(self) -> None:
-        """Give the denoiser's modules their own forwards back."""
+        """Give the modules of the denoiser their own forwards back."""
         self._rows.close()
         self._names.clear()
 

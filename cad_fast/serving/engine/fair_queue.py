@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 
-from .jobs import Picture
+from .jobs import JobPicture
 
 
 class FairQueue:
-    """At most ``limit`` pictures. Each client's come in their order; clients take turns, one picture each."""
+    """A queue of at most ``limit`` pictures.
+
+    Clients take turns, one picture each. The pictures of one client keep their order.
+    """
 
     def __init__(self, limit: int) -> None:
         if limit < 1:
             raise ValueError(f"the queue's limit is {limit}, expected at least 1")
         self.limit = limit
-        self._lanes: OrderedDict[str, deque[Picture]] = OrderedDict()
+        self._lanes: OrderedDict[str, deque[JobPicture]] = OrderedDict()
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[JobPicture]:
         return (picture for lane in self._lanes.values() for picture in lane)
 
-    def offer(self, client: str, pictures: Iterable[Picture]) -> bool:
-        """Take all the pictures, or none where they do not all find a place."""
+    def offer(self, client: str, pictures: Iterable[JobPicture]) -> bool:
+        """Queue all the pictures, or none if there is no place for all. Return whether they were queued."""
         listed = list(pictures)
         if self._size + len(listed) > self.limit:
             return False
@@ -33,8 +36,12 @@ class FairQueue:
         self._size += len(listed)
         return True
 
-    def pop(self) -> Picture:
-        """The next picture. Raises IndexError when there is none."""
+    def pop(self) -> JobPicture:
+        """Take out the next picture.
+
+        Raises:
+            IndexError: the queue is empty.
+        """
         if not self._lanes:
             raise IndexError("the queue is empty")
         client, lane = self._lanes.popitem(last=False)
@@ -45,7 +52,7 @@ class FairQueue:
         return picture
 
     def drop_over(self) -> int:
-        """Take out the pictures of jobs that are over; returns how many."""
+        """Take out the pictures of jobs that have ended. Return how many there were."""
         before = self._size
         for client, lane in list(self._lanes.items()):
             left = deque(picture for picture in lane if not picture.ticket.over)

@@ -1,4 +1,4 @@
-"""A copy of a pipeline whose heavy parts hand their calls over to be batched; the pipeline itself is left as it is."""
+"""A copy of a pipeline whose heavy parts hand their calls over to be batched. The pipeline itself stays as it is."""
 
 from __future__ import annotations
 
@@ -30,11 +30,21 @@ _HOOKS = (
 
 
 def intercepted(pipeline: Any, intercept: Intercept) -> tuple[Any, Part]:
-    """(copy of ``pipeline``, the denoiser's part): the copy's denoiser, text encoders and VAE call ``intercept``.
+    """Copy a pipeline so that its denoiser, text encoders and VAE call ``intercept``.
 
-    The copy shares every weight and every module below the intercepted ones, so what is done to the pipeline's own
-    parts (edits, hooks, LoRA) holds for the passes. It draws no progress bars.
-    Raises TypeError when there is no denoiser, ValueError when parts are moved between devices by hooks.
+    The copy shares every weight and every module below the intercepted ones. Edits, hooks and LoRA of the pipeline's
+    own parts therefore hold for the passes. The copy draws no progress bars.
+
+    Args:
+        pipeline: any pipeline with a denoiser.
+        intercept: gets the part, the positional and the named arguments of each call, and returns its output.
+
+    Returns:
+        (the copy, the denoiser's part).
+
+    Raises:
+        TypeError: there is no denoiser.
+        ValueError: the pipeline moves its parts between devices.
     """
     denoiser = denoiser_of(pipeline)
     if getattr(pipeline, "_all_hooks", None):
@@ -43,18 +53,18 @@ def intercepted(pipeline: Any, intercept: Intercept) -> tuple[Any, Part]:
         )
     twin = _shallow(pipeline)
     denoiser_part = _forward_of("denoiser", denoiser, DENOISER)
-    own = {id(denoiser): ("forward", denoiser_part)}
+    stand_ins = {id(denoiser): ("forward", denoiser_part)}
     for name in ENCODERS:
         encoder = getattr(pipeline, name, None)
         if isinstance(encoder, nn.Module):
-            own[id(encoder)] = ("forward", _forward_of(name, encoder, FIRST))
+            stand_ins[id(encoder)] = ("forward", _forward_of(name, encoder, FIRST))
     vae = getattr(pipeline, "vae", None)
     if isinstance(vae, nn.Module) and hasattr(vae, "decode"):
         ignores = frozenset({"generator"}) if type(vae).__name__ in DRAWS_NOTHING else frozenset()
-        own[id(vae)] = ("decode", Part("vae", vae.decode, inspect.signature(vae.decode), FIRST, ignores))
+        stand_ins[id(vae)] = ("decode", Part("vae", vae.decode, inspect.signature(vae.decode), FIRST, ignores))
     for name, module in list(vars(pipeline).items()):
-        if id(module) in own:
-            twin.__dict__[name] = _stand_in(module, *own[id(module)], intercept)
+        if id(module) in stand_ins:
+            twin.__dict__[name] = _stand_in(module, *stand_ins[id(module)], intercept)
     progress = {**(getattr(pipeline, "_progress_bar_config", None) or {}), "disable": True}
     twin.__dict__["_progress_bar_config"] = progress
     twin.__class__ = _with_fixed_device(pipeline)
@@ -62,15 +72,15 @@ def intercepted(pipeline: Any, intercept: Intercept) -> tuple[Any, Part]:
 
 
 def for_one_run(twin: Any) -> Any:
-    """A copy of what ``intercepted`` gave with a scheduler of its own, for one run at a time."""
-    own = _shallow(twin)
+    """Copy an intercepted pipeline for one run, with a scheduler of its own."""
+    copied = _shallow(twin)
     if getattr(twin, "scheduler", None) is not None:
-        own.__dict__["scheduler"] = copy.deepcopy(twin.scheduler)
-    return own
+        copied.__dict__["scheduler"] = copy.deepcopy(twin.scheduler)
+    return copied
 
 
 def _forward_of(name: str, module: nn.Module, priority: int) -> Part:
-    """The module called as a whole, with its hooks, under the argument names of its forward."""
+    """Describe a module that is called as a whole, with its hooks, under the argument names of its forward."""
     plain = getattr(module, "_orig_mod", module)  # what torch.compile wraps
     return Part(name, module, inspect.signature(plain.forward), priority)
 
@@ -82,8 +92,10 @@ def _shallow(pipeline: Any) -> Any:
 
 
 def _with_fixed_device(pipeline: Any) -> type:
-    """The pipeline's class with its device as a constant: it is asked for several times a run, and found by walking
-    over every module of every part, which on a small model took 4% of the time.
+    """Derive the pipeline's class with its device as a constant.
+
+    A run asks for the device several times. Pipelines find it by walking over all modules of all parts, which took 4%
+    of the time of a small model.
     """
     kind = type(pipeline)
     if not hasattr(kind, "_execution_device"):
@@ -92,7 +104,7 @@ def _with_fixed_device(pipeline: Any) -> type:
 
 
 def _stand_in(module: nn.Module, method: str, part: Part, intercept: Intercept) -> nn.Module:
-    """The module again, sharing all it holds, but with ``method`` intercepted and without hooks, which run below."""
+    """Copy a module, sharing all it holds, with ``method`` intercepted and without hooks, which the part runs."""
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     for hooks in _HOOKS:

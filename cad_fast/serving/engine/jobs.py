@@ -1,10 +1,10 @@
-"""What is asked of the batcher, and the errors with which it can end."""
+"""What the batcher is asked for, and the errors with which a job can end."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from ...edits import Edit
 
 
 class QueueFull(RuntimeError):
-    """There is no place in the queue; ``retry_after`` seconds from now there may be."""
+    """The queue has no place for a job; there may be one in ``retry_after`` seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
@@ -23,44 +23,76 @@ class QueueFull(RuntimeError):
 
 
 class Closed(RuntimeError):
-    """The server is shutting down."""
+    """The batcher is shutting down."""
 
 
 class DeadlineExceeded(TimeoutError):
-    """The request's time was over before its pictures were drawn."""
+    """The deadline of a job passed before its pictures were drawn."""
 
 
 class NotFinite(ArithmeticError):
-    """The request's numbers became NaN or infinite."""
+    """The numbers of a picture became NaN or infinite."""
 
 
 class Cancelled(BaseException):
-    """Thrown into the run of a request that nobody waits for any more; no Exception, so that no pipeline catches it."""
+    """A job was given up. It is no ``Exception``, so that no pipeline catches it when it is thrown into a run."""
+
+
+def timestep_window(bounds: Sequence[float]) -> tuple[float, float]:
+    """Put the two bounds of a timestep window in order.
+
+    Args:
+        bounds: two timesteps, the highest and the lowest, in either order.
+
+    Returns:
+        (lowest, highest); the window includes both.
+
+    Raises:
+        ValueError: ``bounds`` has not exactly two entries.
+    """
+    if len(bounds) != 2:
+        raise ValueError(f"the timestep window {list(bounds)} has {len(bounds)} bounds, expected 2")
+    return min(bounds), max(bounds)
 
 
 @dataclass(frozen=True)
 class RequestedEdit:
-    """An edit as one request wants it: how strongly, and at which timesteps.
+    """An edit as one request uses it.
 
-    ``window``: (low, high), both inclusive; None for all.
+    Attributes:
+        edit: the edit.
+        strength: 0 is off, 1 is the edit as made, negative is the opposite.
+        window: the timesteps at which the edit acts, given as two bounds in either order and kept as
+            (lowest, highest), both included. None stands for all timesteps.
     """
 
     edit: Edit
     strength: float = 1.0
     window: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            object.__setattr__(self, "window", timestep_window(self.window))
+
     @property
     def key(self) -> tuple[str, float, tuple[float, ...]]:
-        """What tells uses apart, and puts them in order."""
+        """A sort key that tells different uses apart."""
         return (self.edit.name, self.strength, self.window or ())
 
 
 @dataclass(eq=False)
-class Job:
-    """One request: ``n`` pictures of one prompt, the i-th from ``seed`` + i.
+class PictureJob:
+    """What one request asks of the batcher: ``n`` pictures of one prompt.
 
-    ``arguments`` go to the pipeline's call. ``client`` is who asks: clients take turns. ``deadline`` is a time of
-    ``time.monotonic``, None for no limit.
+    Attributes:
+        id: name of the request in logs and errors.
+        prompt: the prompt of all its pictures.
+        seed: seed of the first picture. The i-th picture has ``seed + i``.
+        n: number of pictures.
+        arguments: further arguments of the pipeline's call.
+        edits: the edits of all its pictures.
+        client: who asks. Clients take turns in the queue.
+        deadline: a time of ``time.monotonic``, in seconds. None stands for no deadline.
     """
 
     id: str
@@ -74,32 +106,32 @@ class Job:
 
 
 class Ticket:
-    """A job's place with the batcher: ``future`` gives its pictures, ``cancel`` gives the place up."""
+    """A job that the batcher has accepted: ``future`` gives its pictures, ``cancel`` gives the job up."""
 
-    def __init__(self, job: Job, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, job: PictureJob, on_cancel: Callable[[], None]) -> None:
         self.job = job
         self.future: Future[list[Image.Image]] = Future()
-        self.future.set_running_or_notify_cancel()  # `cancel` below is the only way
+        self.future.set_running_or_notify_cancel()  # so that only `cancel` below can cancel the job
         self.submitted = time.monotonic()
         self.started: float | None = None
-        self.pictures = [Picture(self, number) for number in range(job.n)]
+        self.pictures = [JobPicture(self, number) for number in range(job.n)]
         self.error: BaseException | None = None
         self._on_cancel = on_cancel
         self._left = job.n
         self._lock = threading.Lock()
 
     def cancel(self) -> None:
-        """Give up the queue's places at once, and those in the batch at the next step."""
+        """Give the job up. Its pictures leave the queue at once and the batch at the next step."""
         self.end(Cancelled(f"request {self.job.id} was given up"))
         self._on_cancel()
 
     @property
     def over(self) -> bool:
-        """Whether what is left of the job need not be drawn any more."""
+        """Whether the job has ended, so that nothing of it need be drawn any more."""
         return self.error is not None or self._left == 0
 
     def end(self, error: BaseException) -> None:
-        """End the job with an error, unless it has ended."""
+        """End the job with an error, unless it has already ended."""
         with self._lock:
             if self.over:
                 return
@@ -107,12 +139,12 @@ class Ticket:
         self.future.set_exception(error)
 
     def expire(self) -> None:
-        """End the job because its time is over."""
+        """End the job because its deadline has passed."""
         where = "in the queue" if self.started is None else "in the batch"
-        self.end(DeadlineExceeded(f"the time was over while the request was {where}"))
+        self.end(DeadlineExceeded(f"the deadline passed while the request was {where}"))
 
-    def drawn(self, picture: Picture, image: Image.Image) -> None:
-        """Take one picture; the last one ends the job."""
+    def drawn(self, picture: JobPicture, image: Image.Image) -> None:
+        """Take the image of one picture. The last one ends the job."""
         with self._lock:
             if self.over:
                 return
@@ -123,8 +155,8 @@ class Ticket:
         self.future.set_result([each.image for each in self.pictures if each.image is not None])
 
 
-class Picture:
-    """One picture of a job."""
+class JobPicture:
+    """One picture of a job, waiting, being drawn, or drawn."""
 
     def __init__(self, ticket: Ticket, number: int) -> None:
         self.ticket, self.number = ticket, number
@@ -132,11 +164,13 @@ class Picture:
         self.edit_keys = sorted(use.key for use in ticket.job.edits)
 
     @property
-    def job(self) -> Job:
+    def job(self) -> PictureJob:
+        """The job that the picture belongs to."""
         return self.ticket.job
 
     @property
     def seed(self) -> int:
+        """The seed of the picture."""
         return self.job.seed + self.number
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
-"""Torch's thread pool, where the thread that loads a model is not the one that runs it.
+"""Release of torch's thread pool, for a thread that loads a model which another thread runs.
 
-Under GNU OpenMP every thread that runs torch has a pool of its own. Once all pools together have more threads than
-there are processors, waiting threads no longer spin but sleep between any two operations, and small ones then wait
-longer for their helpers than they compute (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
+Under GNU OpenMP every thread that runs torch has a pool of its own. If all pools together have more threads than there
+are processors, waiting threads sleep between two operations instead of spinning. Small operations then wait longer for
+their helpers than they compute (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ OMP_PAUSE_SOFT = 1  # of the OpenMP 5.0 enumeration omp_pause_resource_t
 
 
 def release_thread_pool() -> bool:
-    """End the idle helpers of the calling thread, which come back when it next needs them; whether there was a way to.
+    """End the idle helpers of the calling thread. They come back when it next needs them.
 
-    False where torch uses another runtime than GNU OpenMP, or inside a parallel region.
+    Returns:
+        Whether they were ended. False if torch uses another runtime than GNU OpenMP, or inside a parallel region.
     """
     try:
         with open("/proc/self/maps") as maps:

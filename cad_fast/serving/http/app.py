@@ -14,43 +14,36 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Request, Response
-from fastapi.responses import JSONResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ...version import __version__
-from ..answering import ClientGone, draw
+from ..answering import ClientGone, answer_request, png_file
 from ..edit_library import UnknownEdit
 from ..engine.thread_pool import release_thread_pool
-from ..errors import ApiError, install
+from ..errors import RequestError
+from ..requests import MAX_SEED, MAX_TIMESTEP
 from ..server import Server
+from .error_responses import STATUS, install
 from .middleware import BoundedBodies
-from .picture_store import png
-from .schema import (
-    EditEntry,
-    EditList,
-    ErrorResponse,
-    ImageData,
-    ImageResponse,
-    Model,
-    ModelList,
-    image_request,
-)
+from .picture_store import PictureStore
+from .schema import EditEntry, EditList, ErrorResponse, ImageData, ImageResponse, Model, ModelList
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
-FAILURES: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorResponse} for code in (400, 404, 409, 413, 429, 500, 503, 504)
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in sorted(set(STATUS.values()) - {403})
 }
 
 
 def make_app(server: Server) -> FastAPI:
-    """The app of a server; its batcher runs while the app does."""
+    """Make the app of a server. The server's batcher runs while the app does."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        release_thread_pool()  # of the event loop's thread, which has loaded the model; `start` runs in another
+        # This is the event loop's thread, which has loaded the model; `start` runs in another one.
+        release_thread_pool()
         await asyncio.to_thread(server.start)
         try:
             yield
@@ -66,50 +59,56 @@ def make_app(server: Server) -> FastAPI:
         redoc_url=None,
     )
     app.state.server = server
+    app.state.pictures = PictureStore(server.settings.keep_bytes, server.settings.keep_pictures)
     install(app, server.metrics)
     if server.settings.allowed_hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(server.settings.allowed_hosts))
     app.add_middleware(BoundedBodies, limit=server.settings.body_bytes)
-    _add_images(app, server)
+    _add_images(app, server, app.state.pictures)
     _add_edits(app, server)
+    if server.admin_token is not None:
+        _add_admin(app, server, server.admin_token)
+    _add_models(app, server)
     _add_state(app, server)
-    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    _add_page(app)
     return app
 
 
-def _add_images(app: FastAPI, server: Server) -> None:
-    body = image_request(server.limits)
-
-    @app.post("/v1/images/generations", response_model_exclude_none=True, responses=FAILURES, tags=["images"])
-    async def generate(request: Request, response: Response, order: body) -> ImageResponse:  # type: ignore[valid-type]
-        """Draw pictures of a prompt, under this request's own edits."""
+def _add_images(app: FastAPI, server: Server, pictures: PictureStore) -> None:
+    @app.post("/v1/images/generations", response_model_exclude_none=True, responses=ERRORS, tags=["images"])
+    async def generate(
+        request: Request,
+        response: Response,
+        body: server.request_class,  # type: ignore[name-defined]
+    ) -> ImageResponse:
+        """Draw pictures of a prompt, under the edits of this request."""
         request_id = f"req-{secrets.token_hex(8)}"
         response.headers["x-request-id"] = request_id
         client = request.client.host if request.client else ""
         try:
-            job, files = await draw(server, order, client, request_id, _as_png, lambda: _gone(request))
+            job, files = await answer_request(server, body, client, request_id, _as_png, lambda: _gone(request))
         except ClientGone:
             return Response(status_code=499)  # nobody reads it
-        as_url = order.response_format == "url"
+        as_url = body.response_format == "url"
         data = [
-            ImageData(url=f"{request.base_url}v1/images/files/{server.pictures.put(file)}.png", seed=job.seed + i)
+            ImageData(url=f"{request.base_url}v1/images/files/{pictures.put(file)}.png", seed=job.seed + i)
             if as_url
             else ImageData(b64_json=base64.b64encode(file).decode(), seed=job.seed + i)
             for i, file in enumerate(files)
         ]
-        return ImageResponse(created=int(time.time()), data=data, size=server.size(order))
+        return ImageResponse(created=int(time.time()), data=data, size=server.size(body))
 
     @app.get("/v1/images/files/{name}.png", response_class=Response, tags=["images"])
     async def picture(name: str) -> Response:
-        """A picture made with response_format=url, for a while."""
-        data = server.pictures.get(name)
+        """Return a picture that was made with response_format=url, while it is kept."""
+        data = pictures.get(name)
         if data is None:
-            raise ApiError(404, "there is no such picture (any more)", code="not_found")
+            raise RequestError("not_found", "there is no such picture, or it is no longer kept")
         return Response(data, media_type="image/png", headers={"cache-control": "private, max-age=600"})
 
 
 def _as_png(images: list[Image.Image]) -> list[bytes]:
-    return [png(image) for image in images]
+    return [png_file(image) for image in images]
 
 
 async def _gone(request: Request) -> None:
@@ -120,44 +119,44 @@ async def _gone(request: Request) -> None:
 def _add_edits(app: FastAPI, server: Server) -> None:
     @app.get("/v1/edits", response_model_exclude_none=True, tags=["edits"])
     async def list_edits() -> EditList:
-        """The edits that requests may name."""
+        """List the edits that requests may name."""
         return EditList(data=[EditEntry(**server.library.describe(name)) for name in server.library.names])
 
-    @app.get("/v1/edits/{name}", response_model_exclude_none=True, responses=FAILURES, tags=["edits"])
+    @app.get("/v1/edits/{name}", response_model_exclude_none=True, responses=ERRORS, tags=["edits"])
     async def inspect_edit(name: str) -> EditEntry:
-        """One edit."""
+        """Describe one edit."""
         return _described(server, name)
 
-    if server.settings.admin_token is None:
-        return
-    expected = server.settings.admin_token.encode()
+
+def _add_admin(app: FastAPI, server: Server, token: str) -> None:
+    expected = token.encode()
 
     def admin(authorization: Annotated[str, Header()] = "") -> None:
-        scheme, _, token = authorization.partition(" ")
-        if not hmac.compare_digest(token.strip().encode(), expected) or scheme.lower() != "bearer":
-            raise ApiError(403, "this needs the admin token: Authorization: Bearer TOKEN", code="forbidden")
+        scheme, _, given = authorization.partition(" ")
+        if not hmac.compare_digest(given.strip().encode(), expected) or scheme.lower() != "bearer":
+            raise RequestError("forbidden", "this needs the admin token: Authorization: Bearer TOKEN")
 
-    @app.post("/v1/edits/{name}/load", dependencies=[Depends(admin)], responses=FAILURES, tags=["admin"])
+    @app.post("/v1/edits/{name}/load", dependencies=[Depends(admin)], responses=ERRORS, tags=["admin"])
     async def load(name: str) -> EditEntry:
-        """Read an edit again from where it was found at the start."""
+        """Read an edit again from the folder where it was at the start."""
         _described(server, name)
         try:
             await asyncio.to_thread(server.load_edit, name)
         except UnknownEdit as error:
-            raise ApiError(409, str(error), code="edit_without_file", param="name") from None
+            raise RequestError("edit_without_file", str(error), param="name") from None
         except (ValueError, OSError) as error:
             log.warning("the edit %s could not be loaded: %s", name, error)
-            raise ApiError(500, f"the edit {name!r} cannot be read; the log tells why", code="failed") from error
+            raise RequestError("failed", f"the edit {name!r} cannot be read; the log tells why") from error
         return _described(server, name)
 
-    @app.post("/v1/edits/{name}/unload", dependencies=[Depends(admin)], responses=FAILURES, tags=["admin"])
+    @app.post("/v1/edits/{name}/unload", dependencies=[Depends(admin)], responses=ERRORS, tags=["admin"])
     async def unload(name: str) -> EditEntry:
-        """Take an edit out of use; requests that have begun keep it."""
+        """Take an edit out of use. Requests that have begun keep it."""
         _described(server, name)
         try:
             server.unload_edit(name)
         except UnknownEdit as error:
-            raise ApiError(409, str(error), code="edit_without_file", param="name") from None
+            raise RequestError("edit_without_file", str(error), param="name") from None
         return _described(server, name)
 
 
@@ -165,40 +164,57 @@ def _described(server: Server, name: str) -> EditEntry:
     try:
         return EditEntry(**server.library.describe(name))
     except UnknownEdit as error:
-        raise ApiError(404, str(error), code="edit_not_found", param="name") from None
+        raise RequestError("edit_not_found", str(error), param="name") from None
+
+
+def _add_models(app: FastAPI, server: Server) -> None:
+    @app.get("/v1/models", tags=["models"])
+    async def models() -> ModelList:
+        """List the one model that is served."""
+        return ModelList(data=[Model(id=server.settings.served_name, created=server.created)])
+
+    @app.get("/v1/models/{name:path}", responses=ERRORS, tags=["models"])
+    async def model(name: str) -> Model:
+        """Describe the model, if it is the one that is served."""
+        if name != server.settings.served_name:
+            raise RequestError("model_not_found", f"the model {name!r} is not served here", param="model")
+        return Model(id=name, created=server.created)
 
 
 def _add_state(app: FastAPI, server: Server) -> None:
-    @app.get("/v1/models", tags=["models"])
-    async def models() -> ModelList:
-        """The one model that is served."""
-        return ModelList(data=[Model(id=server.settings.served_name, created=server.created)])
-
-    @app.get("/v1/models/{name:path}", responses=FAILURES, tags=["models"])
-    async def model(name: str) -> Model:
-        """The model, if it is the one that is served."""
-        if name != server.settings.served_name:
-            raise ApiError(404, f"the model {name!r} is not served here", code="model_not_found", param="model")
-        return Model(id=name, created=server.created)
-
     @app.get("/health", tags=["state"])
     async def health() -> Response:
-        """Whether the process can work at all."""
+        """Tell whether the process can work at all."""
         return JSONResponse({"status": "ok"}) if server.alive else JSONResponse({"status": "dead"}, 503)
 
     @app.get("/ready", tags=["state"])
     async def ready() -> Response:
-        """Whether requests are taken now."""
+        """Tell whether requests are taken now."""
         waiting, running = server.batcher.load
         body = {"ready": server.ready, "queued": waiting, "running": running}
         return JSONResponse(body, 200 if server.ready else 503)
 
     @app.get("/metrics", response_class=Response, tags=["state"])
     async def metrics() -> Response:
-        """Figures for Prometheus."""
+        """Return the metrics in Prometheus' text format."""
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/limits", tags=["state"])
     async def limits() -> dict[str, Any]:
-        """What a request may ask for, and the defaults."""
-        return {**vars(server.limits), "model": server.settings.served_name}
+        """Return what a request may ask for, and the defaults."""
+        fixed = {"max_seed": MAX_SEED, "max_timestep": MAX_TIMESTEP, "model": server.settings.served_name}
+        return {**server.settings.limits(), **fixed}
+
+
+def _add_page(app: FastAPI) -> None:
+    """Serve the page file by file, so that any other path is an unknown route."""
+
+    def add(path: str, file: Path) -> None:
+        async def page() -> FileResponse:
+            return FileResponse(file)
+
+        app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False, response_class=FileResponse)
+
+    add("/", PAGE / "index.html")
+    for file in sorted(PAGE.iterdir()):
+        add(f"/{file.name}", file)

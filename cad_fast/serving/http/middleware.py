@@ -1,4 +1,4 @@
-"""ASGI middleware: bodies of bounded size, and headers that every response carries."""
+"""ASGI middleware: a bound on the size of bodies, and the headers of every response."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
+
+from .error_responses import error_body
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -20,7 +22,7 @@ HEADERS = {
 
 
 class BoundedBodies:
-    """Answers 413 when a body has more than ``limit`` bytes, whether it says so or not; reads no further then."""
+    """Middleware that answers 413 to a body of more than ``limit`` bytes, and reads no further."""
 
     def __init__(self, app: Any, limit: int) -> None:
         self.app, self.limit = app, limit
@@ -54,8 +56,7 @@ class BoundedBodies:
 
     async def _refuse(self, send: Send) -> None:
         message = f"the body is larger than {self.limit} bytes"
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": "body_too_large"}
-        body = json.dumps({"error": error}).encode()
+        body = json.dumps(error_body(413, message, "body_too_large")).encode()
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": body})

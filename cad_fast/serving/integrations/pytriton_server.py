@@ -1,4 +1,4 @@
-"""Triton Inference Server started from Python, by pytriton: a server's requests and answers as tensors."""
+"""Triton Inference Server, started from Python by pytriton."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from typing import Any
 import numpy as np
 
 from ...extras import require
-from ..errors import ApiError
+from ..errors import RequestError
 from .tensors import INPUTS, KINDS, OUTPUTS, TensorModel, TensorSpec
 
 EXTRA = "pytriton"
 
 
 def bind(triton: Any, model: TensorModel, name: str = "cad_fast", concurrency: int | None = None) -> None:
-    """Bind ``model``, whose server runs, to a ``pytriton.triton.Triton``.
+    """Bind a model, whose server runs, to a ``pytriton.triton.Triton``.
 
-    ``concurrency``: requests that Triton hands over at a time, by default as many as fill a batch; each takes a small
-    process of pytriton's, all are drawn by the one batcher of the server. More wait in Triton's own queue.
-    Raises ImportError naming the extra, ValueError for a concurrency below 1.
+    Args:
+        triton: the ``Triton`` of pytriton.
+        model: the model to bind.
+        name: the model's name for clients.
+        concurrency: requests that Triton hands over at a time, by default as many as fill a batch. Each takes a small
+            process of pytriton's. More requests wait in Triton's own queue.
+
+    Raises:
+        ImportError: pytriton is missing. The error names the extra.
+        ValueError: ``concurrency`` is below 1.
     """
     config = require("pytriton.model_config", EXTRA)
     if concurrency is None:
@@ -48,8 +55,8 @@ def _answering(model: TensorModel) -> Any:
 
     async def answer(requests: list[Any]) -> list[dict[str, np.ndarray]]:
         try:
-            return [await model.answer(request.data) for request in requests]  # one: Triton does not batch here
-        except ApiError as error:
+            return [await model.answer(request.data) for request in requests]  # always one: Triton does not batch here
+        except RequestError as error:
             message = f"{error} [{error.code}]"
         raise refused(message)
 
@@ -60,9 +67,9 @@ def _refused() -> type[Exception]:
     exceptions = require("pytriton.exceptions", EXTRA)
 
     class Refused(exceptions.PyTritonInvalidOperationError):
-        """A request that does not fit or cannot be taken."""
+        """A request that is refused, or that failed."""
 
-        # pytriton sends clients the whole traceback of an error: of ours there is none to see.
+        # pytriton sends clients the whole traceback of an error. This one has none.
         __traceback__ = property(lambda self: None)  # type: ignore[assignment]
 
     return Refused
@@ -79,10 +86,22 @@ def running(
     grpc_port: int = 8001,
     metrics_port: int = 8002,
 ) -> Iterator[Any]:
-    """Triton Inference Server with the model while the context lasts; gives the ``pytriton.triton.Triton``.
+    """Run Triton Inference Server with a model while the context lasts. Finish the accepted requests at its end.
 
-    At the end what was accepted is finished. Raises ImportError naming the extra, and what pytriton raises when the
-    server does not start.
+    Args:
+        model: the model, whose server is started and stopped here.
+        name: the model's name for clients.
+        concurrency: see ``bind``.
+        host: address to listen at.
+        http_port: port of HTTP.
+        grpc_port: port of gRPC.
+        metrics_port: port of Triton's own metrics.
+
+    Yields:
+        The ``pytriton.triton.Triton``.
+
+    Raises:
+        ImportError: pytriton is missing. The error names the extra.
     """
     triton = require("pytriton.triton", EXTRA)
     _find_libpython()
@@ -106,7 +125,7 @@ def running(
 
 
 def _find_libpython() -> None:
-    """Let the processes that pytriton starts find this interpreter's library, which need not be in a system folder."""
+    """Let the processes that pytriton starts find this interpreter's library, wherever it is."""
     folder = sysconfig.get_config_var("LIBDIR")
     known = os.environ.get("LD_LIBRARY_PATH", "")
     if folder and folder not in known.split(":"):

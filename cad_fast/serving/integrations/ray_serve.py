@@ -1,4 +1,4 @@
-"""Ray Serve: replicas of the server of ``cad-fast serve``, the same app in each, started and scaled by Ray.
+"""Ray Serve: replicas of the server of ``cad-fast serve``, started and scaled by Ray.
 
 ``serve run cad_fast.serving.integrations.ray_serve:app model=zoo:emoji edit_dir=edits replicas=2``
 """
@@ -6,72 +6,159 @@
 # Annotations are evaluated here, not left as text: Ray reads the type of what `app` takes.
 
 import importlib
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from ...extras import require
-from .arguments import ServerArguments, Words
+from ..settings import Checked, Fault, Number, SettingsError, Whole, Words, setting
+from .arguments import ServerArguments
 
 EXTRA = "ray-serve"
 NAME = "cad-fast"
-# Arguments that Ray's autoscaling_config takes under the same names, where they are given.
+# Arguments that, if given, go into Ray's autoscaling_config under the same names.
 SCALING = ("target_ongoing_requests", "upscale_delay_s", "downscale_delay_s", "look_back_period_s")
-# Requests beside those for pictures, such as health and metrics, that one replica may answer at once.
+# Most requests that a replica answers beside those for pictures, such as health and metrics.
 SMALL_REQUESTS = 16
 
 
 class RayArguments(ServerArguments):
-    """The arguments of a server, and how many of it.
+    """The arguments of a server, and how many replicas of it Ray runs.
 
-    ``replicas``: so many; the number at the start where ``max_replicas`` lets Ray scale, between ``min_replicas`` (each
-    is by default the other) and it, so that a replica has about ``target_ongoing_requests`` (by default as many as fill
-    its batch). ``upscale_delay_s``, ``downscale_delay_s``: for how many seconds requests must be too many, or too few,
-    before Ray starts or ends replicas; ``look_back_period_s``: of how many their mean is taken (Ray's defaults: 30, 600
-    and 30). ``num_cpus`` (threads of torch, too) and ``num_gpus`` are what a replica takes of its machine.
+    Raises:
+        SettingsError: an argument is unknown or out of range, or two do not fit each other.
     """
 
-    replicas: Annotated[int, Field(ge=1)] = 1
-    min_replicas: Annotated[int, Field(ge=0)] | None = None
-    max_replicas: Annotated[int, Field(ge=1)] | None = None
-    target_ongoing_requests: Annotated[float, Field(gt=0)] | None = None
-    upscale_delay_s: Annotated[float, Field(ge=0)] | None = None
-    downscale_delay_s: Annotated[float, Field(ge=0)] | None = None
-    look_back_period_s: Annotated[float, Field(gt=0)] | None = None
-    num_cpus: Annotated[float, Field(ge=0)] = 1
-    num_gpus: Annotated[float, Field(ge=0)] | None = None
-    # Ray's proxy listens on loopback by default: it then answers to loopback's names alone.
-    allowed_hosts: Annotated[tuple[str, ...] | None, Words] = ("localhost", "127.0.0.1")
-    picture_urls: Literal[False] = False  # which replica would be asked for the picture is chance
+    replicas: Whole | None = setting(
+        None,
+        "number of replicas; under autoscaling their number at the start",
+        unit="replicas",
+        default_text="1, or `min_replicas` if that is more",
+        ge=1,
+    )
+    min_replicas: Whole | None = setting(
+        None, "fewest replicas under autoscaling", unit="replicas", default_text="`replicas`", ge=0
+    )
+    max_replicas: Whole | None = setting(
+        None,
+        "most replicas under autoscaling, which this turns on",
+        unit="replicas",
+        default_text="no autoscaling",
+        ge=1,
+    )
+    target_ongoing_requests: Number | None = setting(
+        None,
+        "waiting and running requests per replica that Ray aims at",
+        unit="requests",
+        default_text="`max_batch_size`",
+        gt=0,
+    )
+    upscale_delay_s: Number | None = setting(
+        None,
+        "how long there must be too many requests before Ray adds replicas",
+        unit="seconds",
+        default_text="Ray's own, 30",
+        ge=0,
+    )
+    downscale_delay_s: Number | None = setting(
+        None,
+        "how long there must be too few requests before Ray ends replicas",
+        unit="seconds",
+        default_text="Ray's own, 600",
+        ge=0,
+    )
+    look_back_period_s: Number | None = setting(
+        None,
+        "over how long Ray takes the mean number of requests",
+        unit="seconds",
+        default_text="Ray's own, 30",
+        gt=0,
+    )
+    num_cpus: Number = setting(1.0, "processors that a replica takes, and threads of torch", unit="processors", ge=0)
+    num_gpus: Number | None = setting(
+        None, "GPUs that a replica takes", unit="GPUs", default_text="1 if `device` is a GPU, otherwise 0", ge=0
+    )
+    # Ray's proxy listens on loopback by default: it then answers to the names of loopback alone.
+    allowed_hosts: Words | None = setting(
+        ("localhost", "127.0.0.1"), "the Host headers that are answered", form="names of hosts"
+    )
+    picture_urls: bool = setting(False, "always false, as any replica may be asked for the picture")
+
+    def cross_faults(self) -> list[Fault]:
+        """Return what is wrong with arguments that must fit each other."""
+        faults = super().cross_faults()
+        if self.picture_urls:
+            faults.append(Fault("picture_urls", "is True, expected false: any replica may be asked for the picture"))
+        return faults + (self._fixed_faults() if self.max_replicas is None else self._scaling_faults())
+
+    @property
+    def most_ongoing(self) -> int:
+        """The most requests that Ray hands to a replica at once.
+
+        It is more than a replica can hold, so that the replica itself refuses what is too much, with 429. In Ray's
+        queue the deadline of a request would not count.
+        """
+        return self.max_batch_size + self.max_queue + SMALL_REQUESTS
+
+    @property
+    def replica_range(self) -> tuple[int, int, int]:
+        """The numbers of replicas under autoscaling (fewest, at the start, most)."""
+        first = self.replicas or max(1, self.min_replicas or 0)
+        return first if self.min_replicas is None else self.min_replicas, first, self.max_replicas
+
+    def _fixed_faults(self) -> list[Fault]:
+        given = (name for name in ("min_replicas", *SCALING) if getattr(self, name) is not None)
+        return [Fault(name, "is given without max_replicas, which turns autoscaling on") for name in given]
+
+    def _scaling_faults(self) -> list[Fault]:
+        fewest, first, most = self.replica_range
+        if self.min_replicas is not None and fewest > most:
+            return [Fault("min_replicas", f"is {fewest}, expected at most {most}", "max_replicas")]
+        if not fewest <= first <= most:
+            text = f"is {first}, expected it from min_replicas ({fewest}) to max_replicas ({most})"
+            return [Fault("replicas", text)]
+        target = self.target_ongoing_requests or self.max_batch_size
+        if target > self.most_ongoing:
+            text = f"is {target:g}, expected at most {self.most_ongoing}, which a replica takes at once"
+            return [Fault("target_ongoing_requests", text)]
+        return []
 
 
-class EditState(BaseModel):
-    """A deployment's ``user_config``, which Ray brings to every replica, also to those that it starts later.
+class EditState(Checked):
+    """The ``user_config`` of a deployment, which Ray brings to every replica, also to those that it starts later.
 
-    ``unloaded``: edits out of use, all others are in use. ``generation``: another number than before has them all read
-    from their files again.
+    Attributes:
+        unloaded: the edits that are out of use. All others are in use.
+        generation: if it changes, all edits are read from their files again.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    unloaded: list[str] = Field(default_factory=list)
-    generation: int = 0
+    unloaded: Words = setting((), "the edits that are out of use", form="names of edits")
+    generation: Whole = setting(0, "a number that, when it changes, has all edits read again")
 
 
 class Replica:
-    """What Ray asks of a replica beside answering requests; ``app`` is put to it by Ray."""
+    """What Ray asks of a replica beside answering requests. Ray sets ``app``."""
 
     app: Any
     _generation: int | None = None
 
     def check_health(self) -> None:
-        """Raises RuntimeError when the replica must be replaced."""
+        """Check that the replica works.
+
+        Raises:
+            RuntimeError: it must be replaced.
+        """
         if not self.app.state.server.alive:
             raise RuntimeError("the batcher's thread has ended; the replica's log tells why")
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Bring the edits into the state wanted. Raises ValueError naming an edit that is not there."""
-        state = EditState.model_validate(user_config)
+        """Bring the edits into the state that ``user_config`` describes.
+
+        Raises:
+            ValueError: ``user_config`` has an unknown field, or names an edit that is not there.
+        """
+        try:
+            state = EditState(**user_config)
+        except SettingsError as error:
+            raise ValueError(f"user_config: {error}") from None
         server = self.app.state.server
         unknown = set(state.unloaded) - set(server.library.names)
         if unknown:
@@ -87,7 +174,7 @@ class Replica:
 
 
 def _serve() -> Any:
-    """Ray Serve. Raises ImportError naming the extra."""
+    """Import Ray Serve. Raise ImportError naming the extra."""
     require("ray", EXTRA)
     try:
         return importlib.import_module("ray.serve")
@@ -96,9 +183,14 @@ def _serve() -> Any:
 
 
 def deployment(arguments: RayArguments) -> Any:
-    """The Ray Serve Deployment for ``arguments``; its ``options(...)`` change what they leave open, ``bind()`` ends it.
+    """Make the deployment of Ray Serve for ``arguments``.
 
-    Raises ImportError naming the extra, ValueError for replicas that do not fit each other.
+    Returns:
+        A ``ray.serve.Deployment``. Its ``options(...)`` set what the arguments leave open; its ``bind()`` gives the
+        application.
+
+    Raises:
+        ImportError: Ray Serve is missing. The error names the extra.
     """
     serve = _serve()
     values = arguments.with_whole_paths().model_dump()
@@ -111,61 +203,37 @@ def deployment(arguments: RayArguments) -> Any:
 
 
 def deployment_options(arguments: RayArguments) -> dict[str, Any]:
-    """The options of Ray's deployment that the arguments stand for. Raises ValueError."""
-    batch = arguments.max_batch_size
-    # What a replica cannot take is refused by itself, with 429, not left to wait where its deadline does not count.
-    most = batch + arguments.max_queue + SMALL_REQUESTS
+    """Return the options of Ray's deployment that the arguments stand for."""
     gpus = arguments.num_gpus
     if gpus is None:
         gpus = 1 if arguments.device.startswith("cuda") else 0
     options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": arguments.num_cpus, "num_gpus": gpus},
-        "max_ongoing_requests": most,
+        "max_ongoing_requests": arguments.most_ongoing,
         "max_queued_requests": arguments.max_queue,
         "graceful_shutdown_timeout_s": arguments.drain + 5,
-        "user_config": EditState().model_dump(),
+        "user_config": EditState().model_dump(mode="json"),
     }
     if arguments.max_replicas is None:
-        for name in ("min_replicas", *SCALING):
-            if getattr(arguments, name) is not None:
-                raise ValueError(f"{name} is given without max_replicas, which is what turns scaling on")
-        return {**options, "num_replicas": arguments.replicas}
-    return {**options, "autoscaling_config": _scaling(arguments, taken=most)}
-
-
-def _scaling(arguments: RayArguments, taken: int) -> dict[str, Any]:
-    least, first, most = arguments.min_replicas, arguments.replicas, arguments.max_replicas
-    if least is None:
-        least = first
-    elif "replicas" not in arguments.model_fields_set:
-        first = max(1, least)
-    if arguments.min_replicas is not None and least > most:
-        raise ValueError(f"min_replicas is {least}, expected at most max_replicas ({most})")
-    if not least <= first <= most:
-        raise ValueError(f"replicas is {first}, expected it from min_replicas ({least}) to max_replicas ({most})")
-    given = {name: value for name in SCALING if (value := getattr(arguments, name)) is not None}
+        return {**options, "num_replicas": arguments.replicas or 1}
+    fewest, first, most = arguments.replica_range
     scaling = {
-        "min_replicas": least,
+        "min_replicas": fewest,
         "initial_replicas": first,
         "max_replicas": most,
         "target_ongoing_requests": arguments.max_batch_size,
-        **given,
     }
-    target = scaling["target_ongoing_requests"]
-    if target > taken:
-        raise ValueError(
-            f"target_ongoing_requests is {target:g}, expected at most {taken}, as many as a replica takes at once"
-        )
-    return scaling
+    given = {name: value for name in SCALING if (value := getattr(arguments, name)) is not None}
+    return {**options, "autoscaling_config": {**scaling, **given}}
 
 
 def make_replica_app(values: dict[str, Any]) -> Any:
-    """The app of one replica, its model loaded, its metrics marked with the replica's name."""
+    """Load the server of one replica, and make its app. Its metrics carry the replica's name."""
     from ray import serve
 
     from ..http.app import make_app
 
-    server = RayArguments.of(values).load()
+    server = RayArguments(**values).load()
     server.metrics.labels["replica"] = serve.get_replica_context().replica_id.unique_id
     return make_app(server)
 
@@ -181,10 +249,21 @@ def app(arguments: RayArguments) -> Any:
 def deploy(
     arguments: RayArguments, *, host: str = "127.0.0.1", port: int = 8000, name: str = NAME, blocking: bool = False
 ) -> Any:
-    """Deploy from Python, on the cluster that ray finds or a local one; returns when the replicas take requests.
+    """Deploy from Python, on the cluster that Ray finds or on a local one.
 
-    With ``blocking`` it returns when it is interrupted. Returns Ray's handle. Raises RuntimeError when replicas do not
-    start, which Ray's log of them explains.
+    Args:
+        arguments: the server, and how many replicas of it.
+        host: address that Ray's proxy listens at.
+        port: port that Ray's proxy listens at.
+        name: name of the application.
+        blocking: whether to return only when interrupted, instead of when the replicas take requests.
+
+    Returns:
+        Ray's handle of the application.
+
+    Raises:
+        ImportError: Ray Serve is missing. The error names the extra.
+        RuntimeError: replicas do not start. Ray's log of them tells why.
     """
     serve = _serve()
     serve.start(http_options={"host": host, "port": port})

@@ -1,10 +1,10 @@
-"""Requests and pictures as tensors, as Triton Inference Server has them; behind them the schema and batcher of HTTP."""
+"""Requests and pictures as the tensors of Triton Inference Server. They have the fields and limits of HTTP requests."""
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,21 +13,27 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ...files import parse_json
-from ..answering import draw
-from ..errors import ApiError, misfit
-from ..http.picture_store import png
-from ..http.schema import image_request
+from ..answering import Gone, answer_request, png_file
+from ..errors import RequestError, invalid_field
 from ..server import Server
 
 log = logging.getLogger(__name__)
 
-# Triton's name of a type -> how numpy calls the kinds of it that are taken, and what tensors of it are made of.
+# Triton's name of a type -> numpy's kinds that are accepted for it, and the type of the tensors that we make.
 KINDS = {"BYTES": ("OSU", np.object_), "INT64": ("iu", np.int64), "FP64": ("fiu", np.float64), "UINT8": ("u", np.uint8)}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: ``shape`` has -1 where the length is free; ``field``: of the schema, if it is one of its."""
+    """One input or output.
+
+    Attributes:
+        name: its name.
+        type: Triton's name of its type.
+        shape: -1 stands for any length.
+        optional: whether a request may leave it out.
+        field: whether it is a field of HTTP requests.
+    """
 
     name: str
     type: Literal["BYTES", "INT64", "FP64", "UINT8"]
@@ -39,8 +45,8 @@ class TensorSpec:
 # float64, as JSON's numbers are: 7.3 is the same guidance here and over HTTP.
 INPUTS = (
     TensorSpec("prompt", "BYTES", optional=False),
-    TensorSpec("edits", "BYTES"),  # JSON, as in the body of an HTTP request
-    TensorSpec("edit_names", "BYTES", (-1,), field=False),  # or names, and strengths where they are not 1
+    TensorSpec("edits", "BYTES"),  # JSON, as in the body of an HTTP request; or
+    TensorSpec("edit_names", "BYTES", (-1,), field=False),  # the names, and strengths that are 1 by default
     TensorSpec("edit_strengths", "FP64", (-1,), field=False),
     TensorSpec("n", "INT64"),
     TensorSpec("seed", "INT64"),
@@ -52,7 +58,7 @@ INPUTS = (
     TensorSpec("user", "BYTES"),
     TensorSpec("output_format", "BYTES", field=False),
 )
-# Of `images` and `pixels` an answer has the one that `output_format` is about.
+# An answer has `images` for the output_format "png", and `pixels` for "pixels".
 OUTPUTS = (
     TensorSpec("images", "BYTES", (-1,)),  # PNG files
     TensorSpec("pixels", "UINT8", (-1, -1, -1, 3)),  # [n, height, width, 3]
@@ -63,47 +69,57 @@ _SPECS = {spec.name: spec for spec in INPUTS}
 
 
 class TensorModel:
-    """A server whose requests and answers are tensors; the caller starts and stops the server."""
+    """A server whose requests and answers are tensors. The caller starts and stops the server."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._schema = image_request(server.limits)
 
-    async def answer(
-        self, tensors: Mapping[str, np.ndarray], gone: Callable[[], Coroutine[Any, Any, None]] | None = None
-    ) -> dict[str, np.ndarray]:
-        """The outputs (see OUTPUTS) for the inputs (see INPUTS), waiting in the running event loop.
+    async def answer(self, tensors: Mapping[str, np.ndarray], gone: Gone | None = None) -> dict[str, np.ndarray]:
+        """Draw the pictures of a request.
 
-        ``gone``: as for ``draw``. Raises ApiError naming the tensor at fault as its ``param``, or ClientGone.
+        Args:
+            tensors: the inputs, see ``INPUTS``.
+            gone: makes a coroutine that ends when the client has gone. The request is then given up.
+
+        Returns:
+            The outputs, see ``OUTPUTS``.
+
+        Raises:
+            RequestError: the request is refused, or failed. Its ``param`` names the tensor at fault.
+            ClientGone: the client has gone.
         """
         request_id = f"req-{secrets.token_hex(8)}"
         try:
-            order, output_format = self._order(tensors)
-        except ApiError:
+            request, output_format = self._request(tensors)
+        except RequestError:
             self.server.metrics.rejections.labels("invalid").inc()
             raise
         finish = _as_files if output_format == "png" else _as_pixels
-        job, outputs = await draw(self.server, order, "triton", request_id, finish, gone)
+        job, outputs = await answer_request(self.server, request, "triton", request_id, finish, gone)
         return {**outputs, "seeds": np.arange(job.seed, job.seed + job.n, dtype=np.int64)}
 
-    def _order(self, tensors: Mapping[str, np.ndarray]) -> tuple[Any, str]:
+    def _request(self, tensors: Mapping[str, np.ndarray]) -> tuple[Any, str]:
         size = sum(_bytes_of(tensor) for tensor in tensors.values())
-        if size > self.server.limits.body_bytes:
-            message = f"the inputs have {size} bytes, more than {self.server.limits.body_bytes}"
-            raise ApiError(413, message, code="body_too_large")
+        if size > self.server.settings.body_bytes:
+            message = f"the inputs have {size} bytes, more than {self.server.settings.body_bytes}"
+            raise RequestError("body_too_large", message)
         fields = fields_of(tensors)
         output_format = fields.pop("output_format", "png")
         if output_format not in FORMATS:
             message = f"output_format: {output_format!r} is none of {', '.join(FORMATS)}"
-            raise ApiError(400, message, code="invalid", param="output_format")
+            raise RequestError("invalid", message, param="output_format")
         try:
-            return self._schema.model_validate(fields), output_format
+            return self.server.request_class.model_validate(fields), output_format
         except ValidationError as error:
-            raise misfit(error.errors()[0]) from None
+            raise invalid_field(error.errors()[0]) from None
 
 
 def fields_of(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The tensors as the fields of a JSON request, and ``output_format``. Raises ApiError naming the tensor."""
+    """Turn tensors into the fields of a JSON request, and ``output_format``.
+
+    Raises:
+        RequestError: a tensor does not fit. Its ``param`` names the tensor.
+    """
     values = {name: _value(name, tensor) for name, tensor in tensors.items()}
     names, strengths = values.pop("edit_names", None), values.pop("edit_strengths", None)
     if names is None:
@@ -125,7 +141,7 @@ def fields_of(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _value(name: str, tensor: np.ndarray) -> Any:
-    """The one value of a tensor, or the list of them where its length is free."""
+    """Return the one value of a tensor, or the list of its values if it may have any length."""
     spec = _SPECS.get(name)
     if spec is None:
         raise _misfit(name, f"there is no such input, there are {', '.join(_SPECS)}")
@@ -150,22 +166,22 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _misfit(name: str, message: str) -> ApiError:
-    return ApiError(400, f"{name}: {message}", code="invalid", param=name)
+def _misfit(name: str, message: str) -> RequestError:
+    return RequestError("invalid", f"{name}: {message}", param=name)
 
 
 def _bytes_of(tensor: np.ndarray) -> int:
-    """How much a tensor holds; of an array of objects, what they hold, not their addresses."""
+    """Count the bytes of a tensor; of an array of objects those of the objects, not of their addresses."""
     if tensor.dtype.kind != "O":
         return tensor.nbytes
     return sum(len(each) if isinstance(each, (bytes, str)) else 8 for each in tensor.reshape(-1).tolist())
 
 
 def _as_files(images: list[Image.Image]) -> dict[str, np.ndarray]:
-    # One by one: numpy would cut the zeros off the end of bytes that it packs itself.
+    # One by one: numpy would cut zeros off the end of bytes that it packs itself.
     files = np.empty(len(images), dtype=np.object_)
     for i, image in enumerate(images):
-        files[i] = png(image)
+        files[i] = png_file(image)
     return {"images": files}
 
 

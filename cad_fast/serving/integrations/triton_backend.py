@@ -1,4 +1,4 @@
-"""A model for the Python backend of Triton Inference Server: the model.py of its repository imports it from here.
+"""A model for the Python backend of Triton Inference Server, imported by the model.py of a model repository.
 
 To write the model repository:
 ``python -m cad_fast.serving.integrations.triton_backend DIR --model zoo:emoji --edit-dir edits``.
@@ -15,12 +15,25 @@ from typing import Any
 
 from ...files import write_text
 from ..answering import ClientGone
-from ..errors import ApiError
+from ..errors import ErrorCode, RequestError
+from ..settings import SettingInfo, SettingsError
 from .arguments import ServerArguments
 from .tensors import INPUTS, OUTPUTS, TensorModel, TensorSpec
 
-# How often a request that is being drawn is looked at for having been given up.
+# Seconds between two looks at whether the client of a request has gone.
 CANCEL_SECONDS = 0.1
+# Triton's codes of errors; all others are INVALID_ARG.
+CODES: dict[ErrorCode, str] = {
+    "not_found": "NOT_FOUND",
+    "model_not_found": "NOT_FOUND",
+    "edit_not_found": "NOT_FOUND",
+    "edit_not_loaded": "NOT_FOUND",
+    "queue_full": "UNAVAILABLE",
+    "shutting_down": "UNAVAILABLE",
+    "deadline_exceeded": "CANCELLED",
+    "not_finite": "INTERNAL",
+    "failed": "INTERNAL",
+}
 MODEL_PY = '''"""The model of cad_fast for Triton's Python backend; its arguments are in config.pbtxt."""
 
 from cad_fast.serving.integrations.triton_backend import TritonPythonModel
@@ -30,20 +43,20 @@ __all__ = ["TritonPythonModel"]
 
 
 class TritonPythonModel:
-    """The class that Triton's Python backend looks for. All requests are drawn by one batcher, each answered when done.
+    """The class that Triton's Python backend looks for. One batcher draws all requests.
 
-    ``execute`` answers through response senders, for which models that are not decoupled need Triton 24.06.
+    ``execute`` answers through response senders, which need Triton 24.06 for models that are not decoupled.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model and its edits, as the parameters in the configuration say."""
+        """Load the model and its edits as the parameters of the configuration say. Start the batcher."""
         import triton_python_backend_utils as pb_utils
 
         self._utils = pb_utils
         parameters = json.loads(args["model_config"]).get("parameters", {})
-        # The backend's own parameters, which stand beside ours, are in capitals.
+        # The backend's own parameters are in capitals.
         values = {name: each["string_value"] for name, each in parameters.items() if not name.isupper()}
-        self._server = ServerArguments.of(values).load()
+        self._server = ServerArguments(**values).load()
         self._model = TensorModel(self._server)
         self._server.start()
         self._loop = asyncio.new_event_loop()
@@ -51,13 +64,13 @@ class TritonPythonModel:
         self._thread.start()
 
     def execute(self, requests: list[Any]) -> None:
-        """Take requests; each is answered when its pictures are done, whatever came before it."""
+        """Take requests. Each is answered when its own pictures are done."""
         for request in requests:
             tensors = {each.name(): each.as_numpy().copy() for each in request.inputs()}
             asyncio.run_coroutine_threadsafe(self._answer(tensors, request.get_response_sender()), self._loop)
 
     def finalize(self) -> None:
-        """Finish what was accepted."""
+        """Finish the accepted requests, and stop."""
         self._server.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -74,21 +87,19 @@ class TritonPythonModel:
             response = utils.InferenceResponse([utils.Tensor(name, value) for name, value in outputs.items()])
         except ClientGone:
             response = utils.InferenceResponse(error=utils.TritonError("given up", utils.TritonError.CANCELLED))
-        except ApiError as error:
+        except RequestError as error:
             response = utils.InferenceResponse(error=utils.TritonError(str(error), self._code(error)))
         except Exception as error:
             utils.Logger.log_error(f"a request failed: {error!r}")
             response = utils.InferenceResponse(error=utils.TritonError("the request failed; the log tells why"))
         sender.send(response, flags=utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _code(self, error: ApiError) -> Any:
-        kinds = self._utils.TritonError
-        codes = {404: kinds.NOT_FOUND, 429: kinds.UNAVAILABLE, 503: kinds.UNAVAILABLE, 504: kinds.CANCELLED}
-        return codes.get(error.status, kinds.INVALID_ARG if error.status < 500 else kinds.INTERNAL)
+    def _code(self, error: RequestError) -> Any:
+        return getattr(self._utils.TritonError, CODES.get(error.code, "INVALID_ARG"))
 
 
 def config_pbtxt(name: str, arguments: Any) -> str:
-    """The configuration of a model repository: inputs, outputs, and the arguments that are not the defaults."""
+    """Write the configuration of a model: its inputs and outputs, and the arguments that are not the defaults."""
     given = arguments.model_dump(exclude_defaults=True, exclude_none=True)
     parameters = "".join(
         f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(_text(value))} }} }}\n"
@@ -122,7 +133,7 @@ def _text(value: Any) -> str:
 
 
 def write_repository(folder: str | Path, arguments: Any, name: str = "cad_fast") -> Path:
-    """Write a model repository of one model for ``tritonserver --model-repository``; returns the model's folder."""
+    """Write a model repository of one model for ``tritonserver --model-repository``. Return the model's folder."""
     model = Path(folder) / name
     write_text(model / "1" / "model.py", MODEL_PY)
     write_text(model / "config.pbtxt", config_pbtxt(name, arguments))  # last: a folder without it is no model
@@ -130,18 +141,26 @@ def write_repository(folder: str | Path, arguments: Any, name: str = "cad_fast")
 
 
 def main() -> None:
-    """Write a model repository, its arguments those of ``ServerArguments``."""
+    """Write a model repository. The options are the arguments of ``ServerArguments``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--name", default="cad_fast", help="of the model, for clients")
     for field in ServerArguments.model_fields:
-        parser.add_argument(f"--{field.replace('_', '-')}", required=field == "model", default=argparse.SUPPRESS)
+        info = SettingInfo.of(ServerArguments, field)
+        text = f"{info.description}; {info.kind}" + (f" (default: {info.default})" if info.default else "")
+        parser.add_argument(
+            _option(field), required=info.required, default=argparse.SUPPRESS, metavar=field.upper(), help=text
+        )
     given = vars(parser.parse_args())
     folder, name = given.pop("folder"), given.pop("name")
     try:
-        print(write_repository(folder, ServerArguments.of(given).with_whole_paths(), name))
-    except ValueError as error:
-        parser.error(str(error))
+        print(write_repository(folder, ServerArguments(**given).with_whole_paths(), name))
+    except SettingsError as error:
+        parser.error(str(error.spelled(_option)))
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,15 @@ from diffusers import StableDiffusionPipeline
 from cad_fast.denoiser_calls import denoiser_of
 from cad_fast.serving.engine.batcher import Batcher, Silent
 from cad_fast.serving.engine.edited_passes import RowWise, SwappedWeights
-from cad_fast.serving.engine.jobs import Cancelled, Closed, DeadlineExceeded, Job, NotFinite, QueueFull, RequestedEdit
+from cad_fast.serving.engine.jobs import (
+    Cancelled,
+    Closed,
+    DeadlineExceeded,
+    NotFinite,
+    PictureJob,
+    QueueFull,
+    RequestedEdit,
+)
 from tests.pipelines import PIPELINES, UNGUIDED, stable_diffusion
 from tests.serving.common import ROUNDING, Alone, distance, random_edit
 
@@ -57,12 +65,12 @@ def batcher_of():
         batcher.close(timeout=WAIT)
 
 
-def job(name="job", steps=3, edits=(), **more) -> Job:
+def job(name="job", steps=3, edits=(), **more) -> PictureJob:
     arguments = {"num_inference_steps": steps, **more.pop("arguments", {})}
-    return Job(name, more.pop("prompt", "a cat"), arguments=arguments, edits=edits, **more)
+    return PictureJob(name, more.pop("prompt", "a cat"), arguments=arguments, edits=edits, **more)
 
 
-def mixed_jobs(pipeline, arguments, guided) -> list[Job]:
+def mixed_jobs(pipeline, arguments, guided) -> list[PictureJob]:
     """Prompts, seeds, steps, guidance and edits all differ; some have none, two share one."""
     first, second = random_edit(pipeline, "first", 1), random_edit(pipeline, "second", 2, factor=0.5)
     edits = [
@@ -76,7 +84,7 @@ def mixed_jobs(pipeline, arguments, guided) -> list[Job]:
     prompts = ["a cat", "a dog in noto style", "clock", "a red car", "two cats", "a cat"]
     scales = [3.0, 5.0, 0.0, 2.0, 7.5, 1.0] if guided else [3.5] * 6
     return [
-        Job(
+        PictureJob(
             f"job{i}",
             prompts[i],
             seed=10 * i,

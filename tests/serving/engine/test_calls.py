@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from cad_fast.serving.engine.calls import Call, Part, finite_rows, join, split
+from cad_fast.serving.engine.calls import Part, PartCall, finite_rows, join, split
 
 
 def forward(sample, timestep, encoder_hidden_states=None, added=None, img_ids=None, scale=1.0, generator=None):
@@ -16,9 +16,9 @@ def forward(sample, timestep, encoder_hidden_states=None, added=None, img_ids=No
 PART = Part("denoiser", forward, inspect.signature(forward), 0, frozenset({"generator"}))
 
 
-def call(rows=2, timestep=500, size=4, tokens=3, **more) -> Call:
+def call(rows=2, timestep=500, size=4, tokens=3, **more) -> PartCall:
     inputs = {"added": {"ids": torch.randn(rows, 6)}, "img_ids": torch.arange(6.0).view(2, 3), **more}
-    return Call(
+    return PartCall(
         PART, PART.bind((torch.randn(rows, 4, size, size), timestep, torch.randn(rows, tokens, 8)), inputs), number=1
     )
 
@@ -68,7 +68,8 @@ def test_does_not_fit(other) -> None:
 
 def test_calls_of_other_parts_and_of_generators_that_matter() -> None:
     other = Part("vae", forward, PART.signature, 0)
-    first, second = (Call(other, other.bind((torch.randn(1, 2), 1), {"generator": torch.Generator()}), 1) for _ in "ab")
+    inputs = [other.bind((torch.randn(1, 2), 1), {"generator": torch.Generator()}) for _ in range(2)]
+    first, second = (PartCall(other, each, 1) for each in inputs)
     assert not first.fits(second) and not first.fits(call(1))
 
 

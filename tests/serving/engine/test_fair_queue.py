@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cad_fast.serving.engine.fair_queue import FairQueue
-from cad_fast.serving.engine.jobs import Job, Ticket
+from cad_fast.serving.engine.jobs import PictureJob, Ticket
 
 ACTIONS = st.lists(
     st.one_of(
@@ -25,7 +25,7 @@ def test_against_a_model(actions, limit) -> None:
     for action in actions:
         if action[0] == "offer":
             _, client, n = action
-            ticket = Ticket(Job(str(len(tickets)), "", n=n, client=client), lambda: None)
+            ticket = Ticket(PictureJob(str(len(tickets)), "", n=n, client=client), lambda: None)
             fits = len(waiting) + n <= limit
             assert queue.offer(client, ticket.pictures) is fits
             if fits:

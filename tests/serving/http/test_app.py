@@ -9,9 +9,8 @@ import openai
 import pytest
 
 from cad_fast.serving.engine.edited_passes import RowWise
-from cad_fast.serving.engine.jobs import Job, RequestedEdit
+from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit
 from cad_fast.serving.server import Server, native_size
-from cad_fast.serving.settings import Settings
 from tests.pipelines import PIPELINES, stable_diffusion
 from tests.serving.common import (
     PATH,
@@ -71,7 +70,7 @@ def test_openai_client() -> None:
     assert models == ["tiny"] and [picture.seed for picture in edited.data] == [7, 8]
     arguments = {name: value for name, value in extra.items() if name != "seed"}
     alone = Alone(stable_diffusion())
-    job = Job("", "a cat", seed=7, arguments=arguments, edits=(RequestedEdit(first, 1.5, (300, 1000)),))
+    job = PictureJob("", "a cat", seed=7, arguments=arguments, edits=(RequestedEdit(first, 1.5, (300, 1000)),))
     for number, picture in enumerate(edited.data):
         assert distance(decoded(picture.b64_json), alone.draw(job, number)) <= ROUNDING
     assert file.headers["content-type"] == "image/png" and file.content.startswith(b"\x89PNG")
@@ -120,9 +119,15 @@ REFUSED = [
     ({"edits": [{"name": "first", "strength": 4.5}]}, "edits[0].strength", "less than or equal to 4"),
     ({"edits": [{"name": "first", "strength": float("inf")}]}, "edits[0].strength", "finite"),
     ({"edits": [{"name": "first", "path": "/etc"}]}, "edits[0].path", "no such field"),
-    ({"edits": [{"name": "first", "window": [1, 2]}]}, "edits[0].window", "[highest, lowest]"),
     ({"edits": [{"name": "first", "window": [1001, 2]}]}, "edits[0].window[0]", "less than or equal to 1000"),
     ({"edits": [{"name": "first", "window": [5]}]}, "edits[0].window[1]", "Field required"),
+    ({"n": True}, "n", "a number, not true or false"),
+    ({"seed": False}, "seed", "a number, not true or false"),
+    ({"num_inference_steps": True}, "num_inference_steps", "a number, not true or false"),
+    ({"guidance_scale": True}, "guidance_scale", "a number, not true or false"),
+    ({"deadline": True}, "deadline", "a number, not true or false"),
+    ({"edits": [{"name": "first", "strength": True}]}, "edits[0].strength", "a number, not true or false"),
+    ({"edits": [{"name": "first", "window": [1000, False]}]}, "edits[0].window[1]", "a number, not true or false"),
     ({"edits": [{"name": "../first"}]}, "edits[0].name", "pattern"),
     ({"edits": [{"name": "/etc/passwd"}]}, "edits[0].name", "pattern"),
 ]
@@ -169,6 +174,14 @@ def test_options_that_the_pipeline_does_not_take() -> None:
     assert status == 400 and answer["error"]["param"] == "negative_prompt"
 
 
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_bodies_need_the_content_type_of_json(kind) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    status, answer, _ = ask(None, content=b'{"prompt": "a cat"}', headers=headers)
+    assert status == 400 and answer["error"]["type"] == "invalid_request_error"
+    assert answer["error"]["message"] == "the body needs the header Content-Type: application/json"
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_large_bodies(chunked) -> None:
     async def chunks():
@@ -179,11 +192,6 @@ def test_large_bodies(chunked) -> None:
         None, content=chunks() if chunked else b" " * 200_000, headers={"content-type": "application/json"}
     )
     assert status == 413 and "larger than 65536 bytes" in answer["error"]["message"]
-
-
-def test_other_content_types_are_not_read() -> None:
-    status, answer, _ = ask(None, content=b'{"prompt": "a cat"}', headers={"content-type": "text/plain"})
-    assert status == 400 and answer["error"]["type"] == "invalid_request_error"
 
 
 def test_full_queue_is_429_and_clients_that_leave_free_their_place() -> None:
@@ -272,32 +280,48 @@ def test_pictures_by_url_are_bounded() -> None:
         async with client_of(server) as client:
             body = {"prompt": "a cat", "response_format": "url", "n": 4}
             urls = [entry["url"] for entry in (await client.post(PATH, json=body)).json()["data"]]
-            codes = [(await client.get(url)).status_code for url in urls]
+            files = [await client.get(url) for url in urls]
             assert len({url.rsplit("/", 1)[1] for url in urls}) == 4 and all(len(url) > 60 for url in urls)
-            return codes
+            return files, client._transport.app.state.pictures
 
-    codes = run(go())
+    files, store = run(go())
+    codes = [file.status_code for file in files]
     assert codes == sorted(codes, reverse=True) and set(codes) == {200, 404}
-    assert sum(len(data) for _, data in server.pictures._files.values()) == server.pictures._bytes <= 2000
+    assert sum(len(file.content) for file in files if file.status_code == 200) == store.total_bytes <= 2000
+
+
+def test_windows_in_either_order_and_edits_that_are_null() -> None:
+    server, drawn = served(), []
+    windows = [[1000, 300], [300, 1000], [300, 0], [0, 300]]
+
+    async def go():
+        async with client_of(server) as client:
+            for edits in (*([{"name": "first", "window": window}] for window in windows), [], None):
+                answer = await client.post(PATH, json={"prompt": "a cat", "seed": 7, "edits": edits})
+                assert answer.status_code == 200, answer.text
+                drawn.append(answer.json()["data"])
+
+    run(go())
+    assert drawn[0] == drawn[1] and drawn[2] == drawn[3] and drawn[4] == drawn[5]
+    assert drawn[0] != drawn[2] and drawn[4] not in (drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"),
+    ("method", "path", "status", "code", "words"),
     [
-        ("deadline", 0.0),
-        ("deadline", float("nan")),
-        ("max_n", 0),
-        ("max_steps", 0),
-        ("steps", 0),
-        ("drain", -1.0),
-        ("max_strength", -1.0),
-        ("max_edits", -1),
-        ("keep_pictures", float("inf")),
+        ("GET", "/nothing", 404, "unknown_route", "there is no route /nothing"),
+        ("POST", "/v1/nothing", 404, "unknown_route", "there is no route /v1/nothing"),
+        ("GET", "/http/app.py", 404, "unknown_route", "there is no route"),
+        ("GET", PATH, 405, "method_not_allowed", f"{PATH} does not take GET: use POST"),
+        ("DELETE", "/v1/edits/first", 405, "method_not_allowed", "does not take DELETE: use GET"),
+        ("POST", "/page.js", 405, "method_not_allowed", "/page.js does not take POST: use "),
     ],
 )
-def test_settings_that_would_refuse_every_request_are_named(setting, value) -> None:
-    with pytest.raises(ValueError, match=f"{setting} is {value}, expected"):
-        Settings(**{setting: value})
+def test_unknown_routes_and_wrong_methods(method, path, status, code, words) -> None:
+    given, answer, headers = ask(None, path, method)
+    assert given == status and answer["error"]["code"] == code and words in answer["error"]["message"]
+    assert answer["error"]["type"] == "invalid_request_error" and answer["error"]["param"] is None
+    assert ("allow" in headers) == (status == 405)
 
 
 def test_no_admin_without_a_token() -> None:
@@ -356,27 +380,9 @@ def test_host_headers() -> None:
     assert run(go()) == 400
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"sizes": ("16",)}, "size '16' is not WIDTHxHEIGHT"),
-        ({"steps": 101}, "default of 101 steps"),
-        ({"max_queue": 2, "max_n": 3}, "would never fit in a queue of 2"),
-    ],
-)
-def test_settings_that_do_not_fit(settings, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        served(**settings)
-
-
 @pytest.mark.parametrize("name", PIPELINES)
 def test_native_size(name) -> None:
     factory, arguments = PIPELINES[name]
     if "height" not in arguments:
         image = factory()("a cat", num_inference_steps=2, **arguments)[0][0]
         assert native_size(factory()) == f"{image.width}x{image.height}"
-
-
-def test_served_name(tmp_path) -> None:
-    assert Settings(model=str(tmp_path)).served_name == tmp_path.name
-    assert Settings(model="zoo:emoji").served_name == "zoo:emoji"

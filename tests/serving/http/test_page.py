@@ -1,4 +1,4 @@
-"""The page in a real browser, by keyboard and by its labels, and the command that serves it."""
+"""``cad-fast serve`` in a process of its own, and its page in a real browser, by keyboard and by labels."""
 
 import json
 import os
@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from cad_fast import zoo
-from cad_fast.serving.command import PACKAGES, settings_of
 from tests.serving.common import random_edit
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -131,41 +130,3 @@ def test_page(server, tmp_path) -> None:
         complaints = [text for text in complaints if "400 (Bad Request)" not in text]
         assert complaints == []
         chromium.close()
-
-
-def settings(*more: str, model: str = "zoo:emoji"):
-    from cad_fast.cli import build_parser
-
-    return settings_of(build_parser().parse_args(["serve", model, *more]))
-
-
-def test_arguments(tmp_path) -> None:
-    default = settings()
-    assert default.allowed_hosts == ("localhost", "127.0.0.1") and default.admin_token is None
-    assert default.batch_timeout == 0.005 and default.sizes is None
-    chosen = settings("--host", "0.0.0.0", "--size", "32x32", "64x64", "--batch-timeout-ms", "20", "--max-queue", "4")
-    assert chosen.allowed_hosts is None and chosen.sizes == ("32x32", "64x64")
-    assert chosen.batch_timeout == 0.02 and chosen.max_n == 4
-    assert settings("--max-queue", "4", "--max-n", "6").max_n == 6  # as asked for, which the server refuses by name
-    (tmp_path / "token").write_text("a-token-of-some-length\n")
-    assert settings("--admin-token-file", str(tmp_path / "token")).admin_token == "a-token-of-some-length"
-
-
-def test_admin_tokens(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("CAD_FAST_ADMIN_TOKEN", "from-the-environment")
-    assert settings().admin_token == "from-the-environment"
-    monkeypatch.setenv("CAD_FAST_ADMIN_TOKEN", "short")
-    with pytest.raises(ValueError, match="fewer than 16 characters"):
-        settings()
-    with pytest.raises(FileNotFoundError):
-        settings("--admin-token-file", str(tmp_path / "none"))
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_what_is_not_installed_is_named(package, monkeypatch, capsys) -> None:
-    from cad_fast.cli import main
-
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "cad_fast.serving.http.app", raising=False)
-    assert main(["serve", "zoo:emoji"]) == 2
-    assert "pip install 'cad-fast[serve]'" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 
 from cad_fast import zoo
 from cad_fast.serving.edit_library import EditLibrary
-from cad_fast.serving.engine.jobs import Job, RequestedEdit
+from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit
 from cad_fast.serving.integrations import ray_serve
 from cad_fast.serving.integrations.ray_serve import RayArguments, Replica, deployment_options
 from cad_fast.serving.server import Server
@@ -26,17 +26,16 @@ def test_arguments_from_a_command_line() -> None:
         {"model": "zoo:emoji", "edit_dir": "edits", "replicas": "2", "num_cpus": "0.5", "max_batch_size": "16"}
     )
     assert arguments.replicas == 2 and arguments.num_cpus == 0.5 and arguments.max_batch_size == 16
-    settings = arguments.settings()
-    assert settings.allowed_hosts == ("localhost", "127.0.0.1") and settings.picture_urls is False
+    assert arguments.allowed_hosts == ("localhost", "127.0.0.1") and arguments.picture_urls is False
     assert ray_serve.app.__annotations__["arguments"] is RayArguments, "Ray reads the type from there"
-    with pytest.raises(ValueError, match=r"model\n +Field required"):
+    with pytest.raises(ValueError, match=r"^model is missing"):
         RayArguments.model_validate({})
     for name, value, message in (
-        ("replica", "2", "Extra inputs"),
-        ("replicas", "0", "greater than"),
-        ("picture_urls", True, "should be False"),
+        ("replica", "2", "is no setting"),
+        ("replicas", "0", "is '0', expected a whole number of replicas, at least 1"),
+        ("picture_urls", True, "is True, expected false: any replica may be asked"),
     ):
-        with pytest.raises(ValueError, match=rf"{name}\n +.*{message}"):
+        with pytest.raises(ValueError, match=f"^{name} {message}"):
             RayArguments.model_validate({"model": "a", name: value})
 
 
@@ -61,8 +60,10 @@ def test_options() -> None:
         "look_back_period_s": 5.0,
     }
     text = {name: str(value) for name, value in given.items()}
-    words = RayArguments.of({"model": "a", "min_replicas": "2", "max_replicas": "4", **text})
-    for arguments in (words, words.with_whole_paths()):
+    words = RayArguments(model="a", min_replicas="2", max_replicas="4", **text)
+    # As in a replica, which gets the arguments as a mapping, and as in its server, which completes them.
+    in_replica = RayArguments(**words.with_whole_paths().model_dump())
+    for arguments in (words, words.with_whole_paths(), in_replica, in_replica.completed(steps=7)):
         scaling = deployment_options(arguments)["autoscaling_config"]
         assert scaling == {"min_replicas": 2, "initial_replicas": 2, "max_replicas": 4, **given}
 
@@ -73,10 +74,10 @@ def test_options() -> None:
         ({"min_replicas": 1}, "min_replicas is given without max_replicas"),
         ({"target_ongoing_requests": 1}, "target_ongoing_requests is given without max_replicas"),
         ({"upscale_delay_s": 0}, "upscale_delay_s is given without max_replicas"),
-        ({"min_replicas": 5, "max_replicas": 4}, r"min_replicas is 5, expected at most max_replicas \(4\)"),
+        ({"min_replicas": 5, "max_replicas": 4}, r"min_replicas is 5, expected at most 4 \(max_replicas\)"),
         (
             {"max_replicas": 4, "max_batch_size": 4, "max_queue": 10, "target_ongoing_requests": 31},
-            "target_ongoing_requests is 31, expected at most 30, as many as a replica takes at once",
+            "target_ongoing_requests is 31, expected at most 30, which a replica takes at once",
         ),
         (
             {"replicas": 5, "max_replicas": 4},
@@ -133,7 +134,7 @@ def test_edits_follow_the_user_config(replica, tmp_path) -> None:
     assert library.get("edit0").digest() != before.digest()
     with pytest.raises(ValueError, match="there are no edits nobody; there are: edit0, edit1, edit2"):
         replica.reconfigure({"unloaded": ["nobody"]})
-    with pytest.raises(ValueError, match="Extra inputs"):
+    with pytest.raises(ValueError, match="user_config: unload is no setting: the settings are unloaded, generation"):
         replica.reconfigure({"unload": ["edit0"]})
 
 
@@ -202,7 +203,7 @@ def test_two_replicas_and_one_that_dies(tmp_path, ray_port) -> None:
         answer = await client.images.generate(prompt="a car in noto style", extra_body={"edits": uses, "seed": number})
         expected = tuple(RequestedEdit(edits[number % 3], each["strength"]) for each in uses)
         sampling = {"num_inference_steps": steps, "guidance_scale": guidance}
-        job = Job("", "a car in noto style", seed=number, arguments=sampling, edits=expected)
+        job = PictureJob("", "a car in noto style", seed=number, arguments=sampling, edits=expected)
         drawn.append((decoded(answer.data[0].b64_json), job))
 
     async def go() -> None:
@@ -309,7 +310,7 @@ def test_replicas_come_and_go_with_the_load(tmp_path, ray_port, monkeypatch) -> 
     jobs = []
     for number in range(7):
         uses = (RequestedEdit(edits[number % 3], (1.0, -1.0)[number % 2]),) if number % 4 else ()
-        jobs.append(Job("", "a car in noto style", seed=number, arguments=sampling, edits=uses))
+        jobs.append(PictureJob("", "a car in noto style", seed=number, arguments=sampling, edits=uses))
     bodies = [
         {
             "prompt": job.prompt,

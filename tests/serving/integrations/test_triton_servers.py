@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from cad_fast import zoo
-from cad_fast.serving.engine.jobs import Job, RequestedEdit
+from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit
 from cad_fast.serving.integrations.arguments import ServerArguments
 from cad_fast.serving.integrations.triton_backend import write_repository
 from tests.serving.common import ROUNDING, Alone, distance, random_edit
@@ -148,7 +148,7 @@ def test_mixed_requests_at_once(client, edits) -> None:
             values |= {"edit_names": names, "edit_strengths": strengths}
         edits_of_job = tuple(RequestedEdit(edit, strength) for edit, strength in uses)
         arguments = {"num_inference_steps": steps, "guidance_scale": GUIDANCE}
-        job = Job("", prompt, seed=number, n=values["n"], arguments=arguments, edits=edits_of_job)
+        job = PictureJob("", prompt, seed=number, n=values["n"], arguments=arguments, edits=edits_of_job)
         waiting.append((asked(client, **values), job, output_format))
     for request, job, output_format in waiting:
         answer = request.get_result()
@@ -164,7 +164,7 @@ def test_mixed_requests_at_once(client, edits) -> None:
         ({"prompt": "a cat", "edit_names": ["nobody"]}, "there is no edit 'nobody'; there are: edit0, edit1"),
         ({"prompt": "a cat", "n": 99}, "n: Input should be less than or equal to 8"),
         ({"prompt": "a cat", "edits": "[{"}, "edits: edits is not valid JSON"),
-        ({"prompt": "a cat", "num_inference_steps": 100, "deadline": 0.01}, "the time was over"),
+        ({"prompt": "a cat", "num_inference_steps": 100, "deadline": 0.01}, "the deadline passed"),
     ):
         with pytest.raises(tritonclient.utils.InferenceServerException, match=message) as error:
             asked(client, **values).get_result()
