@@ -11,6 +11,7 @@ ROOT = Path(cad_fast.serving.__file__).parent
 SERVING = ("cad_fast", "serving")
 # From the top: a module may import what stands below it, and what is in its own folder.
 LAYERS = (
+    "settings_table",
     "command",
     "integrations",
     "http",
