@@ -1,4 +1,4 @@
-"""``cad-fast serve``: its arguments, and the process that serves."""
+"""``cad-fast serve``: its options, which are the settings, and the process that serves."""
 
 from __future__ import annotations
 
@@ -6,73 +6,80 @@ import argparse
 import ipaddress
 import logging
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import envs
 from ..extras import require
-from .settings import Settings
+
+if TYPE_CHECKING:
+    from .integrations.arguments import ServerArguments
 
 EXTRA = "serve"
-# Connections at once; more are answered with 503.
+# Most connections at once. More are answered with 503.
 CONNECTIONS = 1000
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "greenlet")
+PACKAGES = ("pydantic", "fastapi", "uvicorn", "prometheus_client", "greenlet")
+# The model is given by position, the device with the options of loading.
+NO_OPTIONS = ("model", "device")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``cad-fast serve``, beside the model."""
-    default = Settings()
-    parser.add_argument("--edit-dir", help="folder whose subfolders are the edits that requests may name")
+    """Add the options of ``cad-fast serve``, but for the model.
+
+    Without pydantic there are no settings to make options of. Any options are then left to ``run``, which names what
+    is missing.
+    """
+    try:
+        require("pydantic", EXTRA)
+    except ImportError as error:
+        parser.add_argument("options", nargs=argparse.REMAINDER, help=str(error).replace("%", "%%"))
+        return
+    from .integrations.arguments import ServerArguments
+
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 picks a free one")
     parser.add_argument("--device", default="cpu", help="where the pipeline runs (default cpu)")
-    numbers = (
-        ("--max-batch-size", "max_batch_size", "pictures in one batch"),
-        ("--max-queue", "max_queue", "pictures that may wait; more are turned away"),
-        ("--max-steps", "max_steps", "denoising steps per picture"),
-        ("--max-edits", "max_edits", "edits per request"),
-        ("--max-prompt", "max_prompt", "characters of a prompt"),
-    )
-    for option, name, text in numbers:
-        parser.add_argument(option, type=int, default=getattr(default, name), help=f"{text} (default %(default)s)")
-    most = f"pictures per request (default {default.max_n}, or as many as may wait)"
-    parser.add_argument("--max-n", type=int, help=most)
-    parser.add_argument(
-        "--batch-timeout-ms", type=float, default=5.0, help="how long an idle server waits for company (default 5)"
-    )
-    parser.add_argument("--deadline", type=float, default=default.deadline, help="seconds per request (default 120)")
-    parser.add_argument("--drain", type=float, default=default.drain, help="seconds to finish on SIGTERM (default 30)")
-    parser.add_argument("--max-strength", type=float, default=default.max_strength, help="of an edit (default 4)")
-    parser.add_argument("--steps", type=int, help="denoising steps where a request names none")
-    parser.add_argument("--guidance-scale", type=float, help="guidance where a request names none")
-    parser.add_argument("--size", nargs="+", help="sizes that requests may choose, WIDTHxHEIGHT, the first by default")
-    parser.add_argument("--allowed-host", nargs="+", help="Host headers to answer (default on loopback: its names)")
-    parser.add_argument("--admin-token-file", help="file with the token of the admin routes (default: there are none)")
+    for name in ServerArguments.model_fields:
+        if name not in NO_OPTIONS:
+            _add_option(parser, ServerArguments, name)
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The settings that the arguments and CAD_FAST_ADMIN_TOKEN stand for. Raises ValueError, FileNotFoundError."""
-    hosts = arguments.allowed_host
-    if hosts is None and _is_loopback(arguments.host):
-        hosts = ["localhost", "127.0.0.1", arguments.host]
-    return Settings(
-        model=arguments.model,
-        max_batch_size=arguments.max_batch_size,
-        batch_timeout=arguments.batch_timeout_ms / 1000,
-        max_queue=arguments.max_queue,
-        deadline=arguments.deadline,
-        drain=arguments.drain,
-        sizes=tuple(arguments.size) if arguments.size else None,
-        steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-        max_steps=arguments.max_steps,
-        max_n=min(Settings.max_n, arguments.max_queue) if arguments.max_n is None else arguments.max_n,
-        max_prompt=arguments.max_prompt,
-        max_edits=arguments.max_edits,
-        max_strength=arguments.max_strength,
-        admin_token=admin_token(arguments.admin_token_file),
-        allowed_hosts=None if hosts is None else tuple(dict.fromkeys(hosts)),
-    )
+def option_of(name: str) -> str:
+    """Return the option for a setting: ``--max-queue`` for ``max_queue``."""
+    return name if name == "model" else f"--{name.replace('_', '-')}"
+
+
+def _add_option(parser: argparse.ArgumentParser, model: type[ServerArguments], name: str) -> None:
+    """Add the option for a setting. Its value stays text, which the settings check, and it has no default here."""
+    from .settings import SettingInfo
+
+    info = SettingInfo.of(model, name)
+    default = "on a loopback address its names, otherwise all" if name == "allowed_hosts" else info.default
+    kind = "" if info.is_switch or info.kind == "text" else f"; {info.kind}"
+    more: dict[str, Any] = {"help": f"{info.description}{kind} (default: {default.replace('`', '')})"}
+    if info.is_switch:
+        more["action"] = argparse.BooleanOptionalAction
+    elif info.is_list:
+        more["nargs"] = "+"
+    if not info.is_switch:
+        more["metavar"] = (info.unit or name).upper()
+    parser.add_argument(option_of(name), default=argparse.SUPPRESS, **more)
+
+
+def settings_of(arguments: argparse.Namespace) -> ServerArguments:
+    """Make the settings that the options stand for.
+
+    Raises:
+        SettingsError: an option does not fit. The error names it as on the command line.
+    """
+    from .integrations.arguments import ServerArguments
+    from .settings import SettingsError
+
+    given = {name: getattr(arguments, name) for name in ServerArguments.model_fields if hasattr(arguments, name)}
+    if "allowed_hosts" not in given and _is_loopback(arguments.host):
+        given["allowed_hosts"] = tuple(dict.fromkeys(["localhost", "127.0.0.1", arguments.host]))
+    try:
+        return ServerArguments(**given)
+    except SettingsError as error:
+        raise error.spelled(option_of) from None
 
 
 def _is_loopback(host: str) -> bool:
@@ -82,26 +89,28 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def admin_token(path: str | None) -> str | None:
-    """The token in the file, or in CAD_FAST_ADMIN_TOKEN. Raises ValueError for a short one, FileNotFoundError."""
-    token = Path(path).read_text(encoding="utf-8").strip() if path else envs.get("CAD_FAST_ADMIN_TOKEN") or None
-    if token is not None and len(token) < 16:
-        raise ValueError("the admin token has fewer than 16 characters: take a longer one")
-    return token
-
-
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted. Raises ImportError naming the extra."""
+    """Serve until SIGTERM or SIGINT, then finish the accepted requests.
+
+    Raises:
+        ImportError: a package is missing. The error names the extra.
+        SettingsError: an option does not fit. The error names it as on the command line.
+    """
     for package in PACKAGES:
         require(package, EXTRA)
     import uvicorn
 
-    from .app import make_app
+    from .http.app import make_app
     from .server import load_server
+    from .settings import SettingsError, read_admin_token
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = settings_of(arguments)
-    server = load_server(settings, arguments.edit_dir, arguments.device)
+    try:
+        token = read_admin_token(settings.admin_token_file)
+        server = load_server(settings, settings.edit_dir, arguments.device, token)
+    except SettingsError as error:
+        raise error.spelled(option_of) from None
     names = ", ".join(server.library.names) or "none"
     print(f"serving {settings.served_name} with edits: {names}", file=sys.stderr, flush=True)
     config = uvicorn.Config(
