@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from .edit_search import EditSearch
     from .edits import Edit, EditManager, amplify, compose, erase, load_edit, refine
     from .evaluation import compare, evaluate
+    from .loading import load_pipeline
     from .objectives import CallableObjective, ConceptErasure, DenoisingLoss
     from .ops import backend_report
-    from .pipelines import load_pipeline
     from .recording import Recording, record, record_images, renoise, with_base
     from .row_engine import rows
 
@@ -49,7 +49,7 @@ _HOME = {
     "erase": "edits",
     "evaluate": "evaluation",
     "load_edit": "edits",
-    "load_pipeline": "pipelines",
+    "load_pipeline": "loading",
     "record": "recording",
     "record_images": "recording",
     "refine": "edits",

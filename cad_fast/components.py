@@ -6,16 +6,14 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .choices import KINDS, Kind
 from .denoiser_calls import denoiser_of
 from .fingerprint import Fingerprint
-
-Kind = Literal["weight", "neuron", "filter", "head"]
-KINDS: tuple[Kind, ...] = ("weight", "neuron", "filter", "head")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from .evaluation.plots import bars_before_after, module_share_plot, tradeoff_plo
 from .evaluation.report import Figure, Figures, Heading, Paragraph, Picture, Section, Table, write_report
 from .evaluation.sheets import before_after_sheet, contact_sheet
 from .extras import require
-from .files import require_writable_folder, write_bytes, write_json
+from .files import require_writable_folder, write_bytes, write_json, write_png
 from .zoo import RARE_OBJECT, caption
 from .zoo.study import CROSS_ATTENTION, FEED_FORWARD, GUIDANCE, STEPS, Study
 
@@ -47,9 +46,10 @@ class Results:
 
 
 def run_demo(
-    output: str | Path, *, per_concept: int | None = None, progress: bool = True, quiet: bool = False
-) -> dict[str, Any]:
-    """Write report.html, contact sheets, plots, edits and results.json into ``output``; returns the results.
+    output: str | Path, *, per_concept: int | None = None, progress: bool = True
+) -> tuple[Results, dict[str, Any]]:
+    """Write report.html, contact sheets, plots, edits and results.json into ``output``; returns the results and
+    results.json with the report's path.
 
     Raises PermissionError or NotADirectoryError naming the folder, ImportError naming the extra for the plots.
     """
@@ -93,7 +93,10 @@ def run_demo(
         seconds=time.perf_counter() - started,
     )
     for name, picture in pictures.items():
-        write_bytes(folder / f"{name}.png", picture if isinstance(picture, bytes) else _png(picture))
+        if isinstance(picture, bytes):
+            write_bytes(folder / f"{name}.png", picture)
+        else:
+            write_png(folder / f"{name}.png", picture)
     edit.save_pretrained(folder / "edits" / edit.name)
     stronger.save_pretrained(folder / "edits" / stronger.name)
     summary = to_dict(results, before)
@@ -101,10 +104,7 @@ def run_demo(
     report = write_report(
         folder / "report.html", f"Erasing {ERASED!r}, amplifying {RARE_OBJECT!r}", sections(results, pictures)
     )
-    if not quiet:
-        print(table(results))
-        print(f"report: {report}")
-    return {**summary, "report": str(report)}
+    return results, {**summary, "report": str(report)}
 
 
 def trade_off(
@@ -140,12 +140,6 @@ def dial(study: Study, edit: Edit, obj: str) -> Image.Image:
             )
     rows = [list(row) for row in zip(*columns, strict=True)]
     return contact_sheet(rows, texts, [f"strength {strength:g}" for strength in STRENGTHS])
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def table(results: Results) -> str:

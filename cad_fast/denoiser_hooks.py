@@ -23,6 +23,7 @@ from .denoiser_calls import (
     same_leaf,
     timestep_value,
 )
+from .dtypes import one_dtype
 
 KEPT_PER_INPUT = 4  # both halves, their whole and one to spare: enough to recognise what does not change
 
@@ -317,7 +318,7 @@ def first_call(
     with plain_tensors(), silent(pipeline), own_scheduler(pipeline) as scheduler:
         watch = DenoiserWatch(pipeline, len(prompts), stop_at_first=True)
         try:
-            with contextlib.suppress(StopGeneration), watch:
+            with contextlib.suppress(StopGeneration), watch, one_dtype(pipeline):
                 pipeline(prompt=list(prompts), generator=generators(seeds), **arguments)
         finally:
             if hasattr(pipeline, "maybe_free_model_hooks"):

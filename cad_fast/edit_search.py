@@ -19,7 +19,6 @@ from .edits import Edit, erase, refine
 from .edits.apply import intact_fingerprint
 from .edits.damage import Moved, objectives_under
 from .evaluation import Comparison, Evaluation, PromptSet, Scorer, compare, evaluate
-from .evaluation.sheets import before_after_sheet
 from .files import read_json, require_writable_folder, write_json
 from .objectives import ConceptErasure
 from .pipeline_arguments import scheduler_config_of
@@ -179,7 +178,7 @@ class EditSearch:
         target_modules: str | Sequence[str] | None = None,
         timesteps: tuple[float, float] | None = None,
         samples: int = 6,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         progress: bool = True,
         **arguments: Any,
@@ -351,55 +350,3 @@ def tried_table(found: Found, budget: Budget) -> str:
             f"{shortfall_text(tried.missed, budget.erase)}"
         )
     return "\n".join(lines)
-
-
-def run_budget(arguments: Any) -> dict[str, Any]:
-    """Search, save the edit with its model card, and say whether it is within the budget."""
-    from .commands import evaluation_prompts, scorer_of, target_modules
-    from .pipelines import load_pipeline
-
-    output = require_writable_folder(arguments.output)
-    budget = Budget.parse(arguments.erase, arguments.keep, arguments.at_most)
-    prompts = evaluation_prompts(arguments)
-    budget.concepts(prompts)
-    pipeline = load_pipeline(arguments.model).to(arguments.device)
-    search = EditSearch.prepare(
-        pipeline,
-        budget,
-        prompts,
-        scorer_of(arguments, prompts),
-        target_modules=target_modules(arguments.target_modules),
-        timesteps=tuple(arguments.timesteps) if arguments.timesteps else None,
-        samples=arguments.samples,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-        ratios=arguments.ratios,
-        strengths=arguments.strengths,
-        per_concept=arguments.per_concept,
-        confirming=arguments.confirming,
-        seed=arguments.seed,
-        output_dir=output / "search",
-        progress=not arguments.quiet,
-    )
-
-    def say(text: str) -> None:
-        if not arguments.json:
-            print(text, flush=True)
-
-    candidates = search.candidates()
-    say(f"predicted, nothing applied yet:\n{predicted_table(candidates)}")
-    predicted = [{**one.settings(), "left": one.left, "moved": one.moved} for one in candidates]
-    if arguments.predict_only:
-        return {"predicted": predicted}
-    found = search.run(candidates)
-    write_json(output / "search" / "search.json", {**found.to_dict(), "budget": budget.to_dict()})
-    base = None if Path(arguments.model).exists() else arguments.model
-    sheet = before_after_sheet(found.before, found.after, target=budget.erase)
-    found.edit.save_pretrained(
-        output, card=True, comparison=found.comparison, evaluation=found.after, sheet=sheet, base_model=base
-    )
-    verdict = shortfall_text(found.missed, budget.erase)
-    say(f"tried on the seeds for choosing:\n{tried_table(found, budget)}")
-    say(f"chosen: {found.candidate.settings()}; on fresh seeds:\n{found.comparison.table()}")
-    say(f"{verdict}; written to {output}")
-    return {"folder": str(output), "predicted": predicted, **found.to_dict(), "failed": int(not found.met)}

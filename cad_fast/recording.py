@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from .denoiser_calls import DenoiserCall, denoiser_of, same_leaf
 from .denoiser_hooks import DenoiserWatch, first_call, generators, plain_tensors, silent
+from .dtypes import one_dtype
 from .fingerprint import Fingerprint
 from .pipeline_arguments import (
     DEFAULT_BATCH,
@@ -63,7 +64,7 @@ def _record_batch(
     bar: tqdm,
 ) -> tuple[DenoiserWatch, Tensor | None, list[Image.Image] | None]:
     watch = DenoiserWatch(pipeline, len(prompts), device=device, on_step=bar.update)
-    with watch:
+    with watch, one_dtype(pipeline):
         result = pipeline(prompt=prompts, generator=generators(seeds), **arguments)
     if not watch.calls:
         raise ValueError("the pipeline finished without calling its denoiser")

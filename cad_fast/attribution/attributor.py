@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ..ablation import Ablation
-from ..components import ComponentSpace, Kind
+from ..choices import Executor, Kind, Method
+from ..components import ComponentSpace
 from ..denoiser_calls import denoiser_of
+from ..loading import model_facts
 from ..objectives import ConceptErasure, Objective
 from ..recording import record
 from ..recording_data import Recording
@@ -22,8 +24,8 @@ from ..version import __version__
 from .ablated import objective_under_ablations
 from .gradient import require_unchanged
 from .held_out import HOLDOUT_FRACTIONS, ROWS_PER_PASS, held_out, require_holdout, watch_for
-from .measure import Executor, Target
-from .methods import Job, Method, default_method, make_estimator
+from .measure import Target
+from .methods import Job, default_method, make_estimator
 from .passes import recorded_j
 from .scores import Scores
 from .stop import StopWhen
@@ -125,6 +127,7 @@ class Attributor:
                 "estimate": estimate.facts,
                 "cost": cost,
                 "versions": versions(),
+                "model": model_facts(self.denoiser),
             }
             if stop_when is not None:
                 provenance["stop_when"] = watch.to_dict()
@@ -205,6 +208,7 @@ class Attributor:
             "num_inference_steps": recording.num_inference_steps,
             "guidance_scale": recording.guidance_scale,
             "steps": [call.step for call in recording.calls],
+            "pipeline_kwargs": recording.pipeline_kwargs,
         }
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..ablation import Ablation
+from ..choices import Method
 from ..components import ComponentSpace
 from .measure import Measurer, Target, measure_all
-from .methods import Estimator, Method
+from .methods import Estimator
 from .scores import Scores
 from .stop import StopWhen, Watch
 from .trust import FEWEST, Trust, correlation, predicted_change

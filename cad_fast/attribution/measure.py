@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..ablation import Ablation
+from ..choices import EXECUTORS, Executor
 from ..components import ComponentSpace
 from ..denoiser_calls import OUTPUT_NAMES, DenoiserCall
 from ..objectives import Objective
@@ -22,8 +23,6 @@ from .gradient import only_gradients_of
 from .passes import merge_calls, repeated, unconditional_call
 from .store import RunState
 
-Executor = Literal["local", "ray"]
-EXECUTORS: tuple[Executor, ...] = ("local", "ray")
 # Of one pass: (number of the recording, of its call, the rows taken from it).
 Piece = tuple[int, int, list[int]]
 # Computes groups of ablations, given as (number of the first, how many), in any order: (first, J [concepts, k]).

@@ -5,29 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..ablation import Ablation
-from ..components import ComponentSpace, Kind
+from ..choices import DRAWS, SOLVERS, Draw, Executor, Kind, Method, Solver
+from ..components import ComponentSpace
 from ..objectives import Objective
 from ..recording_data import Recording
 from .ablated import Plan, ablated_gradient_scores
 from .averages import more_passes
 from .curvature import Curvature
-from .draws import DRAWS, Draw, Drawn, parts_of
+from .draws import Drawn, parts_of
 from .gradient import Via, gradient_scores
-from .measure import Executor, MeasurePlan, Measurer, Target, measure_all
+from .measure import MeasurePlan, Measurer, Target, measure_all
 from .scores import Scores
 from .second_order import SecondOrderPlan, second_order_scores
 from .sensitivity import output_sensitivity
-from .solvers import SOLVERS, Fit, Solver, fit_all
+from .solvers import Fit, fit_all
 from .stop import Watch
 from .store import RunState
 
-Method = Literal["gradient", "ablated_gradient", "second_order", "regression", "exact", "sensitivity"]
 MOST_EXACT = 20_000
 # A regression looks up whether to stop after every so many ablations.
 STOP_BATCH = 100
@@ -322,7 +322,6 @@ class Sensitivity(Estimator):
 ESTIMATORS: dict[str, type[Estimator]] = {
     cls.name: cls for cls in (Gradient, AblatedGradient, SecondOrder, Regression, Exact, Sensitivity)
 }
-METHODS: tuple[Method, ...] = tuple(ESTIMATORS)  # type: ignore[assignment]
 
 
 def default_method(kind: Kind, n: int | None = None) -> Method:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..attribution.scores import Scores
+from ..choices import Scope
 from ..components import ComponentSpace, ModuleComponents
 from .apply import AppliedEdit, apply_edit
-from .select import Scope, Sign, described, select
+from .select import Sign, described, select
 from .trust import warn_if_untrusted
 
 

@@ -12,10 +12,11 @@ from ..ablation import Ablation
 from ..attribution.ablated import gradient_at_ablations
 from ..attribution.gradient import require_unchanged
 from ..attribution.scores import Scores
+from ..choices import Scope
 from ..denoiser_calls import denoiser_of
 from ..objectives import ConceptErasure, Objective
 from ..recording_data import Recording
-from .select import Scope, Sign, described, select
+from .select import Sign, described, select
 from .trust import warn_if_untrusted
 
 # The trapezoid rule over the way, at strengths 0, 1/2 and 1 of the edit.

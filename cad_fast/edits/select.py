@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ..attribution.scores import Scores
+from ..choices import SCOPES, Scope
 from ..components import PRESETS, ModuleComponents
 
-Scope = Literal["global", "tensor", "row"]
 Sign = Literal["positive", "negative"]
-SCOPES: tuple[Scope, ...] = ("global", "tensor", "row")
 
 
 def select(

@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--edit-dir", help="folder whose subfolders are the edits that requests may name")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 picks a free one")
-    parser.add_argument("--device", default="cpu", help="where the pipeline runs (default cpu)")
     numbers = (
         ("--max-batch-size", "max_batch_size", "pictures in one batch"),
         ("--max-queue", "max_queue", "pictures that may wait; more are turned away"),
@@ -90,8 +90,11 @@ def admin_token(path: str | None) -> str | None:
     return token
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted. Raises ImportError naming the extra."""
+def run(arguments: argparse.Namespace, load: Callable[[], Any]) -> dict[str, Any]:
+    """Serve what ``load`` loads until SIGTERM or SIGINT, then finish what was accepted.
+
+    Raises ImportError naming the extra.
+    """
     for package in PACKAGES:
         require(package, EXTRA)
     import uvicorn
@@ -101,7 +104,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = settings_of(arguments)
-    server = load_server(settings, arguments.edit_dir, arguments.device)
+    server = load_server(settings, arguments.edit_dir, load=load)
     names = ", ".join(server.library.names) or "none"
     print(f"serving {settings.served_name} with edits: {names}", file=sys.stderr, flush=True)
     config = uvicorn.Config(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,14 @@ def native_size(pipeline: Any) -> str:
     return f"{width * scale}x{height * scale}"
 
 
-def load_server(settings: Settings, edit_dir: str | Path | None, device: str = "cpu") -> Server:
-    """Load the pipeline and its edits. Raises what ``load_pipeline`` and ``EditLibrary`` raise."""
-    from ..pipelines import load_pipeline
+def load_server(
+    settings: Settings, edit_dir: str | Path | None, device: str = "cpu", load: Callable[[], Any] | None = None
+) -> Server:
+    """Load the pipeline, by ``load`` where it is given, and its edits.
 
-    pipeline = load_pipeline(settings.model).to(device)
+    Raises what ``load_pipeline`` and ``EditLibrary`` raise.
+    """
+    from ..loading import load_pipeline
+
+    pipeline = load_pipeline(settings.model, device=device) if load is None else load()
     return Server(pipeline, EditLibrary(edit_dir, pipeline), settings)

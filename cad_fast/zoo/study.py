@@ -14,12 +14,13 @@ from ..evaluation import Comparison, Evaluation, compare, emoji_prompts, evaluat
 from ..objectives import ConceptErasure, DenoisingLoss
 from ..recording import Recording, record, record_images, with_base
 from . import OBJECTS, STYLES, caption, load, pictures, prompts, scorer
+from .concepts import SAMPLING
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-STEPS = 20
-GUIDANCE = 3.0
+STEPS = int(SAMPLING["num_inference_steps"])
+GUIDANCE = SAMPLING["guidance_scale"]
 # Attribution draws from seeds 0, 1, ...; evaluation from another stream altogether (see evaluation.image_seed).
 ATTRIBUTION_SEED = 0
 EVALUATION_SEED = 1000
