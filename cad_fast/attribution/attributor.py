@@ -15,6 +15,7 @@ from torch import Tensor
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace, Kind
 from ..diffusion.denoisers import denoiser_of
+from ..diffusion.loaded import model_facts
 from ..objectives import ConceptErasure, Objective
 from ..recording.data import Recording
 from ..recording.record import record
@@ -126,6 +127,7 @@ class Attributor:
                 "estimate": estimate.facts,
                 "cost": cost,
                 "versions": versions(),
+                "model": model_facts(self.denoiser),
             }
             if stop_when is not None:
                 provenance["stop_when"] = watch.to_dict()
@@ -206,6 +208,7 @@ class Attributor:
             "num_inference_steps": recording.num_inference_steps,
             "guidance_scale": recording.guidance_scale,
             "steps": [call.step for call in recording.calls],
+            "pipeline_kwargs": recording.pipeline_kwargs,
         }
 
 

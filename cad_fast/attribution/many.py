@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..diffusion.loaded import model_facts
 from ..files import require_writable_folder, write_json
 from ..objectives import Objective
 from ..recording.data import Recording
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .attributor import Attributor
 
 # What scores say of how they came about beyond the settings: not compared when a run goes on.
-_OUTCOMES = ("intact_j", "estimate", "cost", "versions", "stop_when", "trust")
+_OUTCOMES = ("intact_j", "estimate", "cost", "versions", "model", "stop_when", "trust")
 
 
 def run_many(
@@ -89,6 +90,7 @@ def run_many(
         for number, (name, estimate) in enumerate(zip(targets, estimates, strict=True)):
             provenance = {"concept": name, **common, **own[name]}
             provenance |= _outcome(targets[name], estimate, cost, watch, number)
+            provenance["model"] = model_facts(attributor.denoiser)
             found[name] = Scores(estimate.values, attributor.space, provenance, estimate.standard_error)
         if holdout:
             what = (attributor.denoiser, targets, attributor.space, list(found.values()))

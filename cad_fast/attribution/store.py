@@ -236,6 +236,6 @@ def recording_settings(recording: Recording) -> dict[str, Any]:
     return {
         "scheduler": recording.scheduler_config,
         "sample_shape": list(recording.calls[0].sample.shape[1:]),
-        "pipeline_kwargs": recording.pipeline_kwargs,
+        "dtype": str(recording.calls[0].sample.dtype),
         "row_kwargs": recording.row_kwargs,
     }

@@ -19,15 +19,15 @@ from ..recording.data import Recording
 from ..recording.record import record, with_base
 from ..recording.renoise import record_images
 from ..zoo import load, pictures, prompts, scorer
-from ..zoo.concepts import OBJECTS, STYLES, caption
+from ..zoo.concepts import OBJECTS, SAMPLING, STYLES, caption
 from ..zoo.prompt_set import emoji_prompts
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-STEPS = 20
-GUIDANCE = 3.0
+STEPS = int(SAMPLING["num_inference_steps"])
+GUIDANCE = SAMPLING["guidance_scale"]
 # Attribution draws from seeds 0, 1, ...; evaluation from another stream altogether (see evaluation.image_seed).
 ATTRIBUTION_SEED = 0
 EVALUATION_SEED = 1000

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..diffusion.dtypes import one_dtype
 from .data import EditData
 from .rows.guidance import Guidance
 from .rows.row_edits import CallFacts, RowEdits, RowUses, checked_strength
@@ -213,7 +214,7 @@ class EditManager:
         context = self.per_prompt(
             edit_names, edit_weights, windows=windows, branch=branch, num_images_per_prompt=images
         )
-        with context:
+        with context, one_dtype(self.pipeline):
             return self.pipeline(**pipeline_kwargs)
 
     def close(self) -> None:

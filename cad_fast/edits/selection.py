@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..attribution.scores import Scores
+from ..choices import SCOPES, Scope
 from ..components.space import ModuleComponents
 from ..diffusion.layers import PRESETS
 
-Scope = Literal["global", "tensor", "row"]
 Sign = Literal["positive", "negative"]
-SCOPES: tuple[Scope, ...] = ("global", "tensor", "row")
+
 SIGNS: tuple[Sign, ...] = ("positive", "negative")
 
 

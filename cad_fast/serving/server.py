@@ -196,7 +196,7 @@ def load_server(
         device: where the pipeline runs.
         admin_token: the token of the admin routes. None leaves these routes out.
     """
-    from ..pipelines import load_pipeline
+    from ..loading import load_pipeline
 
-    pipeline = load_pipeline(settings.model).to(device)
+    pipeline = load_pipeline(settings.model, device=device)
     return Server(pipeline, EditLibrary(edit_dir, pipeline), settings, admin_token=admin_token)

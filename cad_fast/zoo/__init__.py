@@ -33,12 +33,11 @@ def load(name: str = "emoji", **kwargs: Any) -> StableDiffusionPipeline:
     """
     import diffusers
     import torch
-    from packaging.version import Version
 
-    dtype = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
-    settings = {dtype: torch.float32, "local_files_only": True, "use_safetensors": True, **kwargs}
-    if {"dtype", "torch_dtype"} <= settings.keys():
-        del settings[dtype]
+    from ..diffusion.dtypes import dtype_keyword
+
+    dtype = {} if {"dtype", "torch_dtype"} & kwargs.keys() else dtype_keyword(torch.float32)
+    settings = {**dtype, "local_files_only": True, "use_safetensors": True, **kwargs}
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder(name), **settings)
     pipeline.set_progress_bar_config(leave=False)
     return pipeline

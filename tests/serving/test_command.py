@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from cad_fast.cli import build_parser, main
-from cad_fast.serving.command import PACKAGES, option_of, settings_of
+from cad_fast.cli.serve import PACKAGES, option_of, settings_of
 from cad_fast.serving.integrations.arguments import ServerArguments
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ...choices import EXECUTORS, Executor
 from ...components.ablation import Ablation
 from ...components.space import ComponentSpace
 from ...objectives import Objective
@@ -16,9 +16,6 @@ from ...recording.data import Recording
 from ..store import RunState
 from .measurer import Compute, Measurer
 from .plans import Target
-
-Executor = Literal["local", "ray"]
-EXECUTORS: tuple[Executor, ...] = ("local", "ray")
 
 
 def measure_all(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ...choices import Method
 from ...components.ablation import Ablation
 from ...components.space import ComponentSpace
 from ...objectives import Objective
@@ -20,8 +21,6 @@ from ..measuring.plans import MeasurePlan, Plan, Target
 from ..scores import Scores
 from ..stop import Watch
 from ..store import RunState
-
-Method = Literal["gradient", "ablated_gradient", "second_order", "regression", "exact", "sensitivity"]
 
 
 @dataclass(frozen=True)

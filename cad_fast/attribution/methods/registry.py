@@ -17,7 +17,6 @@ from .sensitivity import Sensitivity
 ESTIMATORS: dict[str, type[Estimator]] = {
     cls.name: cls for cls in (Gradient, AblatedGradient, SecondOrder, Regression, Exact, Sensitivity)
 }
-METHODS: tuple[Method, ...] = tuple(ESTIMATORS)  # type: ignore[assignment]
 
 
 def default_method(kind: Kind, n: int | None = None) -> Method:

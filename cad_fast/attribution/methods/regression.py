@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..regression.draws import DRAWS, Draw, Drawn, parts_of
-from ..regression.solvers import SOLVERS, Fit, Solver, fit_all
+from ...choices import DRAWS, SOLVERS, Draw, Solver
+from ..regression.draws import Drawn, parts_of
+from ..regression.solvers import Fit, fit_all
 from ..scores import Scores
 from .base import Estimate, Job, SharingEstimator
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from ...choices import Draw
 from ...components.ablation import Ablation
 from .design import Design, SeededDesign
-
-Draw = Literal["partitions", "bernoulli"]
-DRAWS: tuple[Draw, ...] = ("partitions", "bernoulli")
 
 
 @dataclass(frozen=True)

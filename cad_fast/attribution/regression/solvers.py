@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ...choices import SOLVERS, Solver
 from ...extras import require
 from .design import Design
 from .lsmr import lsmr
 from .ridge import ridge
-
-Solver = Literal["ols", "ridge", "lasso", "lsmr"]
-SOLVERS: tuple[Solver, ...] = ("ols", "ridge", "lasso", "lsmr")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``cad-fast serve``: its options, which are the settings, and the process that serves."""
+"""``cad-fast serve``: serve pictures over HTTP, every request with its own edits. Its options are the settings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..extras import require
+from .common import add_model, load, model_of
 
 if TYPE_CHECKING:
-    from .integrations.arguments import ServerArguments
+    from ..serving.integrations.arguments import ServerArguments
 
+HELP = "serve pictures over HTTP, every request with its own edits"
+EXAMPLE = "cad-fast serve zoo:emoji --edit-dir edits --port 8000"
 EXTRA = "serve"
 # Most connections at once. More are answered with 503.
 CONNECTIONS = 1000
@@ -22,21 +25,21 @@ NO_OPTIONS = ("model", "device")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cad-fast serve``, but for the model.
+    """Add the model, how it is loaded, and the options of the server.
 
     Without pydantic there are no settings to make options of. Any options are then left to ``run``, which names what
     is missing.
     """
+    add_model(parser)
     try:
         require("pydantic", EXTRA)
     except ImportError as error:
         parser.add_argument("options", nargs=argparse.REMAINDER, help=str(error).replace("%", "%%"))
         return
-    from .integrations.arguments import ServerArguments
+    from ..serving.integrations.arguments import ServerArguments
 
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 picks a free one")
-    parser.add_argument("--device", default="cpu", help="where the pipeline runs (default cpu)")
     for name in ServerArguments.model_fields:
         if name not in NO_OPTIONS:
             _add_option(parser, ServerArguments, name)
@@ -49,7 +52,7 @@ def option_of(name: str) -> str:
 
 def _add_option(parser: argparse.ArgumentParser, model: type[ServerArguments], name: str) -> None:
     """Add the option for a setting. Its value stays text, which the settings check, and it has no default here."""
-    from .settings import SettingInfo
+    from ..serving.settings import SettingInfo
 
     info = SettingInfo.of(model, name)
     default = "on a loopback address its names, otherwise all" if name == "allowed_hosts" else info.default
@@ -70,8 +73,8 @@ def settings_of(arguments: argparse.Namespace) -> ServerArguments:
     Raises:
         SettingsError: an option does not fit. The error names it as on the command line.
     """
-    from .integrations.arguments import ServerArguments
-    from .settings import SettingsError
+    from ..serving.integrations.arguments import ServerArguments
+    from ..serving.settings import SettingsError
 
     given = {name: getattr(arguments, name) for name in ServerArguments.model_fields if hasattr(arguments, name)}
     if "allowed_hosts" not in given and _is_loopback(arguments.host):
@@ -95,20 +98,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ImportError: a package is missing. The error names the extra.
         SettingsError: an option does not fit. The error names it as on the command line.
+        RuntimeError: the server could not start.
     """
     for package in PACKAGES:
         require(package, EXTRA)
     import uvicorn
 
-    from .http.app import make_app
-    from .server import load_server
-    from .settings import SettingsError, read_admin_token
+    from ..serving.edit_library import EditLibrary
+    from ..serving.http.app import make_app
+    from ..serving.server import Server
+    from ..serving.settings import SettingsError, read_admin_token
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = settings_of(arguments)
     try:
         token = read_admin_token(settings.admin_token_file)
-        server = load_server(settings, settings.edit_dir, arguments.device, token)
+        pipeline = load(arguments)
+        server = Server(pipeline, EditLibrary(settings.edit_dir, pipeline), settings, admin_token=token)
     except SettingsError as error:
         raise error.spelled(option_of) from None
     names = ", ".join(server.library.names) or "none"
@@ -123,5 +129,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         log_config=None,
         access_log=not arguments.quiet,
     )
-    uvicorn.Server(config).run()
-    return {"model": settings.served_name, "edits": server.library.names}
+    try:
+        uvicorn.Server(config).run()
+    except SystemExit as stop:  # by uvicorn, when it cannot start; it has said why
+        if stop.code not in (0, None):
+            raise RuntimeError("the server could not start; its log says why") from stop
+        raise
+    return {"edits": server.library.names, **model_of(arguments)}

@@ -10,9 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from .diffusion.context import generators, plain_tensors, silent
-from .edits import Edit, EditManager
-from .report.sheets import contact_sheet
+from ..diffusion.context import generators, plain_tensors, silent
+from ..edits.edit import Edit
+from ..edits.manager import EditManager
+from .sheets import contact_sheet
 
 STRENGTHS = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0)
 """From beyond erasing over off (0) to amplifying, of an edit that erases; the reverse of one that amplifies."""
@@ -89,31 +90,3 @@ def _loaded(pipeline: Any, edits: Sequence[Any]) -> Iterator[tuple[EditManager, 
                 manager.delete_edits(name)
         if manager is not pipeline:
             manager.close()
-
-
-def run_dial(arguments: Any) -> dict[str, Any]:
-    """Draw the strip and write it."""
-    from .commands import write_png
-    from .files import require_writable_folder
-    from .pipelines import load_pipeline
-
-    output = Path(arguments.output)
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"--output is {arguments.output}, expected a file name that ends in .png")
-    require_writable_folder(output.parent)
-    made = strip(
-        load_pipeline(arguments.model).to(arguments.device),
-        [Path(edit) if Path(edit).is_dir() else edit for edit in arguments.edit],
-        arguments.prompt,
-        arguments.strength or STRENGTHS,
-        seed=arguments.seed,
-        windows=tuple(arguments.timesteps) if arguments.timesteps else None,
-        branch=arguments.branch,
-        progress=not arguments.quiet,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-    )
-    write_png(output, made.sheet)
-    if not arguments.json:
-        print(f"written to {output}")
-    return {"strip": str(output), "strengths": made.strengths, "prompts": made.prompts}

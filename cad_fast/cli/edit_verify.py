@@ -1,57 +1,49 @@
-"""``cad-fast edit inspect | diff | verify | export``: what is in edits, and edits as files of other formats."""
+"""``cad-fast edit verify``: check that edits are whole, unchanged, of this model, and do what is recorded of them."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from .edits import Edit
-from .edits.files.checkpoints import export_checkpoint
-from .edits.files.describe import clean, describe, describe_text, difference
-from .edits.files.peft import export_peft
-from .evaluation import compare, evaluate
-from .pipelines import load_pipeline
+from .common import (
+    MODEL_HELP,
+    add_loading,
+    evaluation_prompts,
+    load,
+    model_of,
+    refuse_loading,
+    say,
+    scorer_of,
+)
 
+if TYPE_CHECKING:
+    from ..edits import Edit
 
-def run_edit_inspect(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What is in each edit."""
-    edits = {folder: Edit.from_pretrained(folder) for folder in arguments.folders}
-    if not arguments.json:
-        print("\n\n".join(f"{folder}\n{describe_text(edit)}" for folder, edit in edits.items()))
-    return {"edits": {folder: describe(edit) for folder, edit in edits.items()}}
-
-
-def run_edit_diff(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Shared and own components of two edits."""
-    first, second = (Edit.from_pretrained(folder) for folder in arguments.folders)
-    found = difference(first, second)
-    if not arguments.json:
-        print("\n".join(_diff_lines(found)))
-    return found
+HELP = "check edits: whole, unchanged, and made for this model; exit code 1 when one fails"
+EXAMPLE = "cad-fast edit verify edits/* --model zoo:emoji"
 
 
-def _diff_lines(found: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{found['first']} and {found['second']}, by {found['compared_as']}: {found['shared']} shared, "
-        f"{found['only_first']} and {found['only_second']} of one only, Jaccard {found['jaccard']:.3f}"
-    ]
-    if found["factors"][0] != found["factors"][1]:
-        lines.append(f"factors: {found['factors'][0]:g} and {found['factors'][1]:g}")
-    if found["models_differ"]:
-        lines.append(f"they are of different models: {found['models_differ']}")
-    width = max(len(module) for module in found["modules"])
-    for module, entry in found["modules"].items():
-        numbers = f"{entry['shared']:>8} shared {entry['only_first']:>8} {entry['only_second']:>8} of one only"
-        lines.append(f"  {module:<{width}} {numbers}  Jaccard {entry['jaccard']:.3f}")
-    return lines
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The edits, the model, and whether to repeat their evaluations."""
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folder or Hub repository of an edit")
+    parser.add_argument("--model", help=f"check that they fit it: {MODEL_HELP}")
+    add_loading(parser)
+    parser.add_argument(
+        "--evaluate", action="store_true", help="repeat the evaluation in the edit on --model and compare the figures"
+    )
+    parser.add_argument("--concepts", help="with --evaluate: as for `cad-fast evaluate`")
+    parser.add_argument("--scorer", help="with --evaluate: as for `cad-fast evaluate`")
 
 
-def run_edit_verify(arguments: argparse.Namespace) -> dict[str, Any]:
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Whether each edit is whole and unchanged, fits the model, and does what its evaluation says."""
-    if arguments.evaluate and arguments.model is None:
-        raise ValueError("--evaluate needs --model")
-    pipeline = load_pipeline(arguments.model).to(arguments.device) if arguments.model is not None else None
+    from ..edits import Edit
+
+    if arguments.model is None:
+        refuse_loading(arguments, "--model")
+        if arguments.evaluate:
+            raise ValueError("--evaluate needs --model")
+    pipeline = load(arguments) if arguments.model is not None else None
     results: dict[str, Any] = {}
     for folder in arguments.folders:
         results[folder] = result = {"ok": True}
@@ -64,12 +56,14 @@ def run_edit_verify(arguments: argparse.Namespace) -> dict[str, Any]:
                 result["evaluation"] = _evaluate_again(arguments, pipeline, edit)
         except (ValueError, OSError) as error:
             result |= {"ok": False, "error": str(error)}
-        if not arguments.json:
-            print(f"{folder}: {_verdict(result)}")
-    return {"edits": results, "failed": sum(not result["ok"] for result in results.values())}
+        say(arguments, f"{folder}: {_verdict(result)}")
+    failed = sum(not result["ok"] for result in results.values())
+    return {**({} if pipeline is None else model_of(arguments)), "edits": results, "failed": failed}
 
 
 def _verdict(result: dict[str, Any]) -> str:
+    from ..edits.files.describe import clean
+
     if not result["ok"]:
         return f"FAILED: {clean(result['error'], 500)}"
     checked = "whole and unchanged" + (", fits the model" if result["model_checked"] else "")
@@ -85,7 +79,7 @@ def _evaluate_again(arguments: argparse.Namespace, pipeline: Any, edit: Edit) ->
 
     Raises ValueError when none is recorded that can be repeated, or the target's accuracy lies outside its interval.
     """
-    from .commands import evaluation_prompts, scorer_of
+    from ..evaluation import compare, evaluate
 
     recorded = edit.provenance.get("evaluation")
     settings = recorded.get("settings") if isinstance(recorded, dict) else None
@@ -140,24 +134,3 @@ def _settings(
         run["guidance_scale"] = float(number(guidance, "guidance_scale", 0, 1000))
     low, high = (number(side, "an interval with", 0, 1) for side in interval)
     return run, number(settings.get("strength"), "strength", -100, 100), targets, (low, high)
-
-
-def run_edit_export(arguments: argparse.Namespace) -> dict[str, Any]:
-    """An edit as a PEFT adapter, or the edited model as a checkpoint."""
-    if arguments.whole_pipeline and arguments.to != "checkpoint":
-        raise ValueError("--whole-pipeline goes with --to checkpoint")
-    pipeline = load_pipeline(arguments.model)
-    edit = Edit.from_pretrained(arguments.folder, pipeline)
-    if arguments.to == "peft":
-        export_peft(edit, pipeline, arguments.output, strength=arguments.strength)
-    else:
-        what: Literal["denoiser", "pipeline"] = "pipeline" if arguments.whole_pipeline else "denoiser"
-        export_checkpoint(edit, pipeline, arguments.output, strength=arguments.strength, what=what)
-    files = {
-        str(path.relative_to(arguments.output)): path.stat().st_size
-        for path in sorted(Path(arguments.output).rglob("*"))
-        if path.is_file()
-    }
-    if not arguments.json:
-        print(f"{edit!r} at strength {arguments.strength:g}\nwritten to {arguments.output}")
-    return {"name": edit.name, "to": arguments.to, "folder": arguments.output, "files": files}

@@ -5,29 +5,31 @@ from __future__ import annotations
 import argparse
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from ..choices import DRAWS, EXECUTORS, KINDS, METHODS, SOLVERS, Method
+from .common import (
+    add_model,
+    add_sampling,
+    add_size,
+    add_timesteps,
+    is_zoo,
+    load,
+    model_of,
+    sampling,
+    say,
+    size,
+    target_modules,
+    window,
+)
 
-from . import zoo
-from .attribution import METHODS, Attributor, Scores, StopWhen
-from .attribution.compare import compare_estimators
-from .attribution.methods.ablated_gradient import AblatedGradient
-from .attribution.methods.base import Method
-from .attribution.methods.registry import default_method
-from .attribution.trust import trust_lines
-from .components.space import ComponentSpace
-from .edits import overlap
-from .evaluation import PromptSet
-from .extras import require
-from .files import require_writable_folder, write_bytes, write_json
-from .objectives import ConceptErasure, DenoisingLoss, Objective
-from .pipelines import load_pipeline
-from .recording.data import Recording
-from .recording.record import record, with_base
-from .recording.renoise import record_images, renoise
-from .report import cost_plot, overlap_plot
+if TYPE_CHECKING:
+    from ..attribution import StopWhen
+    from ..objectives import Objective
+    from ..recording.data import Recording
 
+HELP = "score every component for a concept"
+EXAMPLE = "cad-fast attribute zoo:emoji --concept cat --target-modules cross-attention-kv -o runs/cat"
 # Options of the methods, and what else only some of them have.
 _OPTIONS: dict[str, tuple[Method, ...]] = {
     "partitions": ("ablated_gradient",),
@@ -45,21 +47,84 @@ _GOES_WITH: dict[str, tuple[Method, ...]] = {
 }
 # What --compare, which runs every method with options of its own, leaves to be said.
 _COMPARED = ("fraction", "holdout")
-# Of the top components that two concepts are compared by, as in docs/attribution.md.
-OVERLAP_RATIO = 0.03
-MOST_PLOTTED = 60
 
 
-def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the concept, what a component is, and how scores are estimated."""
+    add_model(parser)
+    concepts = parser.add_mutually_exclusive_group()
+    concepts.add_argument(
+        "--concept",
+        nargs="+",
+        action="extend",
+        help="a concept of a zoo model, in all its prompts; scores of several are then read as OUTPUT/CONCEPT",
+    )
+    concepts.add_argument("--prompt", action="append", help="a prompt that expresses the concept (repeat for more)")
+    parser.add_argument(
+        "--concepts",
+        metavar="FILE",
+        help="JSON file with concepts and their prompts, as for `cad-fast evaluate`; all, or those of --concept",
+    )
+    parser.add_argument("--samples", type=int, default=6, help="images to sample, spread over the prompts (default 6)")
+    parser.add_argument("--target-modules", help="preset, regular expression or comma-separated names of modules")
+    parser.add_argument("--kind", choices=KINDS, default="weight", help="what a component is (default weight)")
+    parser.add_argument(
+        "--objective",
+        choices=("erasure", "denoising"),
+        default="erasure",
+        help="distance from the unconditional output, or minus the denoising loss (default erasure)",
+    )
+    parser.add_argument("--base-prompt", help="erasure: compare with this prompt instead of the unconditional output")
+    parser.add_argument("--images", help="denoising: a folder of real pictures, or `zoo` (default: own samples)")
+    add_timesteps(parser, "use these timesteps only")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        help="how to estimate (default: gradient for single weights, ablated_gradient for other kinds)",
+    )
+    parser.add_argument("--partitions", type=int, help="ablated_gradient: at most so many partitions (default 1)")
+    parser.add_argument(
+        "--fraction",
+        type=float,
+        help="ablated_gradient, second_order, regression: share of the components ablated (default 0.05)",
+    )
+    parser.add_argument("--ablations", type=int, help="regression: at most so many ablations (default 1000)")
+    parser.add_argument("--solver", choices=SOLVERS, help="regression: how to fit (default ridge)")
+    parser.add_argument("--draw", choices=DRAWS, help="regression: how ablations are drawn (default partitions)")
+    parser.add_argument("--stop-at-r", type=float, help="ablated_gradient, regression: stop when r reaches this")
+    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="stop when so long was spent")
+    parser.add_argument(
+        "--compare", action="store_true", help="no scores, but all estimators side by side: r against cost, and a plot"
+    )
+    parser.add_argument("--holdout", type=int, default=0, help="ablations to check the scores on (default 0)")
+    parser.add_argument("--rows-per-pass", type=int, help="rows per pass of the denoiser (default: the method's)")
+    parser.add_argument(
+        "--executor", choices=EXECUTORS, help="regression, exact: who measures the ablations (default local)"
+    )
+    parser.add_argument("--workers", type=int, help="ray: how many workers (default: all CPUs or GPUs of the cluster)")
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
+    parser.add_argument("-o", "--output", required=True, help="folder for scores.safetensors")
+    add_sampling(parser)
+    add_size(parser)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Record, score, and save the scores."""
     options = _estimator_options(arguments)
     concepts = _concepts(arguments)
+
+    from ..attribution import Attributor
+    from ..files import require_writable_folder
+    from .attribute_results import of_many, of_one
+
     output = require_writable_folder(arguments.output)
     prompts = {name: _prompts(one) for name, one in concepts.items()}
-    pipeline = load_pipeline(arguments.model).to(arguments.device)
+    size(arguments)
+    pipeline = load(arguments)
     objective = _objective(arguments)
     if arguments.compare:
-        return _compare_estimators(next(iter(concepts.values())), pipeline, objective, output)
+        result = _compare_estimators(next(iter(concepts.values())), pipeline, objective, output)
+        return {**model_of(arguments), **result}
     attributor = Attributor(
         pipeline,
         objective,
@@ -69,7 +134,7 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
         **options,
     )
     recordings = {name: _record(one, pipeline, prompts[name]) for name, one in concepts.items()}
-    run: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "rows_per_pass": arguments.rows_per_pass,
         "holdout": arguments.holdout,
         "stop_when": _stop_when(arguments),
@@ -80,80 +145,24 @@ def run_attribute(arguments: argparse.Namespace) -> dict[str, Any]:
         "workers": arguments.workers,
     }
     if len(concepts) > 1:
-        return _many(arguments, attributor.run_many(recordings, **run), output)
-    ((concept, recording),) = recordings.items()
-    return _one(arguments, attributor.run(recording, concept=concept, **run), output)
-
-
-def _one(arguments: argparse.Namespace, scores: Scores, output: Path) -> dict[str, Any]:
-    cost = scores.provenance["cost"]
-    _say(
-        arguments,
-        f"{scores!r}\n"
-        f"cost: {cost['recorded_denoiser_calls']} denoiser calls to record, {cost['forward_passes']} "
-        f"forward and {cost['backward_passes']} backward passes of up to {cost['rows_per_pass']} rows, "
-        f"{cost['seconds']} s\n"
-        + "".join(f"{line}\n" for line in trust_lines(scores))
-        + "".join(f"  {value:+.3e}  {name}\n" for name, value in scores.top(5))
-        + f"written to {output / 'scores.safetensors'}",
-    )
-    return {
-        "scores": str(output / "scores.safetensors"),
-        "n": scores.space.n,
-        "cost": cost,
-        "trust": scores.trust,
-        "top": scores.top(10),
-    }
-
-
-def _many(arguments: argparse.Namespace, found: dict[str, Scores], output: Path) -> dict[str, Any]:
-    """What each concept's scores say of themselves, and which of their top components two concepts share."""
-    first = next(iter(found.values()))
-    lines = [f"{len(found)} concepts, {first.provenance['method']}, {first.space.n} of kind {first.space.kind}"]
-    for name, scores in found.items():
-        cost = scores.provenance["cost"]
-        passes = f"{cost['forward_passes']} forward and {cost['backward_passes']} backward passes, {cost['seconds']} s"
-        lines += [f"{name}: {output / name}", f"  {passes}{' for all' if 'shared_by_concepts' in cost else ''}"]
-        lines += [f"  {line}" for line in trust_lines(scores)]
-    concepts = {
-        name: {
-            "scores": str(output / name),
-            "cost": scores.provenance["cost"],
-            "trust": scores.trust,
-            "stop_when": scores.provenance.get("stop_when"),
-            "top": scores.top(10),
-        }
-        for name, scores in found.items()
-    }
-    shared = _overlap(found, output, lines)
-    _say(arguments, "\n".join([*lines, f"written to {output}"]))
-    return {"concepts": concepts, "n": first.space.n, "overlap": shared}
-
-
-def _overlap(found: dict[str, Scores], output: Path, lines: list[str]) -> dict[str, Any] | None:
-    """Writes ``overlap.json`` and, with matplotlib, ``overlap.png``; what could not be done is added to ``lines``."""
-    try:
-        shares = overlap(list(found.values()), OVERLAP_RATIO)
-    except ValueError as error:
-        lines.append(f"no overlap: {error}")
-        return None
-    result = {"ratio": OVERLAP_RATIO, "concepts": list(found), "shares": shares.tolist()}
-    write_json(output / "overlap.json", result)
-    if len(found) > MOST_PLOTTED:
-        lines.append(f"no overlap.png: more than {MOST_PLOTTED} concepts")
-        return result
-    try:
-        title = f"Components among the top {OVERLAP_RATIO:.0%} of two concepts"
-        write_bytes(output / "overlap.png", overlap_plot(shares, list(found), title=title))
-    except ImportError as error:
-        lines.append(f"no overlap.png: {error}")
-    return result
+        result = of_many(arguments, attributor.run_many(recordings, **settings), output)
+    else:
+        ((concept, recording),) = recordings.items()
+        result = of_one(arguments, attributor.run(recording, concept=concept, **settings), output)
+    return {**model_of(arguments), **result}
 
 
 def _compare_estimators(
     arguments: argparse.Namespace, pipeline: Any, objective: Objective, output: Path
 ) -> dict[str, Any]:
     """Every estimator on the same recording: a table, ``compare.json`` and ``compare.png``."""
+    from ..attribution.compare import compare_estimators
+    from ..attribution.methods.ablated_gradient import AblatedGradient
+    from ..components.space import ComponentSpace
+    from ..extras import require
+    from ..files import write_bytes, write_json
+    from ..report import cost_plot
+
     require("matplotlib", "report")
     space = ComponentSpace.of(pipeline, arguments.kind, target_modules(arguments.target_modules))
     points = compare_estimators(
@@ -172,11 +181,13 @@ def _compare_estimators(
         f"{point['row_evaluations']:>9} rows {point['seconds']:>8.1f} s  {point['method']}"
         for point in points
     ]
-    _say(arguments, "\n".join([*lines, f"written to {output}"]))
+    say(arguments, "\n".join([*lines, f"written to {output}"]))
     return {"points": points}
 
 
 def _method(arguments: argparse.Namespace) -> Method:
+    from ..attribution.methods.registry import default_method
+
     return arguments.method or default_method(arguments.kind)
 
 
@@ -213,6 +224,8 @@ def _concepts(arguments: argparse.Namespace) -> dict[str, argparse.Namespace]:
         if arguments.concepts is not None:
             raise ValueError("--concepts is a file of prompts, it does not go with --prompt")
         return {arguments.prompt[0]: alone(None)}
+    from ..evaluation import PromptSet
+
     names = list(arguments.concept or ())
     if not names and arguments.concepts is not None:
         known = PromptSet.from_json(arguments.concepts)
@@ -230,12 +243,17 @@ def _concepts(arguments: argparse.Namespace) -> dict[str, argparse.Namespace]:
 
 
 def _stop_when(arguments: argparse.Namespace) -> StopWhen | None:
+    from ..attribution import StopWhen
+
     given = {"r": arguments.stop_at_r, "seconds": arguments.stop_after}
     given = {key: value for key, value in given.items() if value is not None}
     return StopWhen(**given) if given else None
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
+    from .. import zoo
+    from ..evaluation import PromptSet
+
     if arguments.samples < 1:
         raise ValueError(f"--samples is {arguments.samples}, expected at least 1")
     if arguments.concept is None:
@@ -243,7 +261,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
     elif arguments.concepts is not None:
         known = PromptSet.from_json(arguments.concepts)
         prompts = [entry.prompt for entry in known.of(known.axes[0], arguments.concept)]
-    elif arguments.model.startswith("zoo:"):
+    elif is_zoo(arguments):
         prompts = zoo.prompts(arguments.concept)
     else:
         raise ValueError(
@@ -253,52 +271,51 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def _objective(arguments: argparse.Namespace) -> Objective:
-    window = tuple(arguments.timesteps) if arguments.timesteps else None
+    from ..objectives import ConceptErasure, DenoisingLoss
+
     if arguments.objective == "denoising":
         if arguments.base_prompt is not None:
             raise ValueError("--base-prompt goes with --objective erasure")
-        return DenoisingLoss(timesteps=window)
+        return DenoisingLoss(timesteps=window(arguments))
     if arguments.images is not None:
         raise ValueError("--images goes with --objective denoising")
-    return ConceptErasure(base="unconditional" if arguments.base_prompt is None else "base", timesteps=window)
-
-
-def target_modules(value: str | None) -> str | list[str] | None:
-    """What ``--target-modules`` names: a preset or pattern, or a list where there are commas."""
-    return value.split(",") if value is not None and "," in value else value
+    return ConceptErasure(
+        base="unconditional" if arguments.base_prompt is None else "base", timesteps=window(arguments)
+    )
 
 
 def _record(arguments: argparse.Namespace, pipeline: Any, prompts: list[str]) -> Recording:
+    from ..recording import record, renoise
+    from ..recording.record import with_base
+    from ..recording.renoise import record_images
+
     progress = not arguments.quiet
+    chosen = sampling(arguments)
+    timesteps = chosen["num_inference_steps"]
     if arguments.images is not None:
         if arguments.concept is None and len(arguments.prompt) > 1:
             raise ValueError("with --images give one --prompt: the caption of all the pictures")
         pictures, captions = _real_pictures(arguments)
-        return record_images(pipeline, pictures, captions, timesteps=arguments.steps, seed=arguments.seed)
-    recording = record(
-        pipeline,
-        prompts,
-        seeds=arguments.seed,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-        progress=progress,
-    )
+        if arguments.size is not None:
+            raise ValueError("--size does not go with --images: pictures are brought to the pipeline's own size")
+        count = {} if timesteps is None else {"timesteps": timesteps}
+        return record_images(pipeline, pictures, captions, **count, seed=arguments.seed)
+    recording = record(pipeline, prompts, seeds=arguments.seed, progress=progress, **chosen, **size(arguments))
     if arguments.objective == "denoising":
-        return renoise(recording, pipeline, timesteps=arguments.steps, seed=arguments.seed)
+        return renoise(recording, pipeline, timesteps=recording.num_inference_steps, seed=arguments.seed)
     if arguments.base_prompt is not None:
         return with_base(recording, pipeline, arguments.base_prompt, progress=progress)
     return recording
 
 
 def _real_pictures(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    from PIL import Image
+
+    from .. import zoo
+
     if arguments.images != "zoo":
         return arguments.images, _prompts(arguments)[0]
     if arguments.concept is None:
         raise ValueError("--images zoo needs --concept")
     files, captions = zip(*zoo.pictures(arguments.concept), strict=True)
     return [Image.open(file).convert("RGB") for file in files], list(captions)
-
-
-def _say(arguments: argparse.Namespace, text: str) -> None:
-    if not arguments.json:
-        print(text)

@@ -11,20 +11,26 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .attribution import Attributor, Scores
-from .attribution.measuring.plans import Target
-from .diffusion.arguments import scheduler_config_of
-from .diffusion.denoisers import denoiser_of
-from .edits import CardInfo, Edit, Selection, refine
-from .edits.damage import Moved, objectives_under
-from .edits.weights import intact_fingerprint
-from .evaluation import Comparison, Evaluation, PromptSet, Scorer, compare, evaluate
-from .files import read_json, require_writable_folder, write_json
-from .objectives import ConceptErasure
-from .recording.data import Recording
-from .recording.record import record
-from .report.sheets import before_after_sheet
-from .search.budget import RULES, Budget, Rule, order_to_try, shortfall_text
+from ..attribution.attributor import Attributor
+from ..attribution.measuring.plans import Target
+from ..attribution.scores import Scores
+from ..diffusion.arguments import scheduler_config_of
+from ..diffusion.denoisers import denoiser_of
+from ..edits.damage import Moved, objectives_under
+from ..edits.edit import Edit
+from ..edits.refining import refine
+from ..edits.selection import Selection
+from ..edits.weights import intact_fingerprint
+from ..evaluation import evaluate
+from ..evaluation.comparison import Comparison, compare
+from ..evaluation.outcomes import Evaluation
+from ..evaluation.prompts import PromptSet
+from ..evaluation.scorers import Scorer
+from ..files import read_json, require_writable_folder, write_json
+from ..objectives import ConceptErasure
+from ..recording.data import Recording
+from ..recording.record import record
+from .budget import RULES, Budget, Rule, order_to_try, shortfall_text
 
 # Pictures for choosing and for confirming come from streams of their own (see ``image_seed``).
 CHOOSING, CONFIRMING = 0, 1
@@ -180,7 +186,7 @@ class EditSearch:
         target_modules: str | Sequence[str] | None = None,
         timesteps: tuple[float, float] | None = None,
         samples: int = 6,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         progress: bool = True,
         **arguments: Any,
@@ -354,55 +360,3 @@ def tried_table(found: Found, budget: Budget) -> str:
             f"{shortfall_text(tried.missed, budget.erase)}"
         )
     return "\n".join(lines)
-
-
-def run_budget(arguments: Any) -> dict[str, Any]:
-    """Search, save the edit with its model card, and say whether it is within the budget."""
-    from .commands import evaluation_prompts, scorer_of, target_modules
-    from .pipelines import load_pipeline
-
-    output = require_writable_folder(arguments.output)
-    budget = Budget.parse(arguments.erase, arguments.keep, arguments.at_most)
-    prompts = evaluation_prompts(arguments)
-    budget.concepts(prompts)
-    pipeline = load_pipeline(arguments.model).to(arguments.device)
-    search = EditSearch.prepare(
-        pipeline,
-        budget,
-        prompts,
-        scorer_of(arguments, prompts),
-        target_modules=target_modules(arguments.target_modules),
-        timesteps=tuple(arguments.timesteps) if arguments.timesteps else None,
-        samples=arguments.samples,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-        ratios=arguments.ratios,
-        strengths=arguments.strengths,
-        per_concept=arguments.per_concept,
-        confirming=arguments.confirming,
-        seed=arguments.seed,
-        output_dir=output / "search",
-        progress=not arguments.quiet,
-    )
-
-    def say(text: str) -> None:
-        if not arguments.json:
-            print(text, flush=True)
-
-    candidates = search.candidates()
-    say(f"predicted, nothing applied yet:\n{predicted_table(candidates)}")
-    predicted = [{**one.settings(), "left": one.left, "moved": one.moved} for one in candidates]
-    if arguments.predict_only:
-        return {"predicted": predicted}
-    found = search.run(candidates)
-    write_json(output / "search" / "search.json", {**found.to_dict(), "budget": budget.to_dict()})
-    base = None if Path(arguments.model).exists() else arguments.model
-    sheet = before_after_sheet(found.before, found.after, target=budget.erase)
-    edit = found.edit.evaluated(found.comparison, found.after)
-    edit.save_pretrained(output)
-    edit.save_card(output, CardInfo(sheet=sheet, base_model=base))
-    verdict = shortfall_text(found.missed, budget.erase)
-    say(f"tried on the seeds for choosing:\n{tried_table(found, budget)}")
-    say(f"chosen: {found.candidate.settings()}; on fresh seeds:\n{found.comparison.table()}")
-    say(f"{verdict}; written to {output}")
-    return {"folder": str(output), "predicted": predicted, **found.to_dict(), "failed": int(not found.met)}
