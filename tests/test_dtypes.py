@@ -24,7 +24,9 @@ def stored(tmp_path_factory):
         pipeline = cad_fast.load_pipeline(str(folder / name), dtype=dtype)
         scores = cad_fast.attribute(pipeline, "a cat", target_modules="cross-attention-kv", **RECORDED)
         scores.save(folder / f"{name}-scores")
-        cad_fast.erase(scores, 0.1, name="no-cat").save_pretrained(folder / f"{name}-edit")
+        cad_fast.Edit.from_scores(scores, cad_fast.Selection(0.1), name="no-cat").save_pretrained(
+            folder / f"{name}-edit"
+        )
     return folder
 
 
@@ -36,7 +38,7 @@ def test_scores_and_edits_of_one_dtype_fit_another(stored, made, used) -> None:
     scores = Scores.load(stored / f"{name}-scores")
     edit = Edit.from_pretrained(stored / f"{name}-edit", pipeline)
     before = {key: value.clone() for key, value in pipeline.unet.state_dict().items()}
-    for each in (edit, cad_fast.erase(scores, 0.1)):
+    for each in (edit, cad_fast.Edit.from_scores(scores, cad_fast.Selection(0.1))):
         with each.applied(pipeline):
             for module, indices in each.weight_indices().items():
                 weight = pipeline.unet.get_submodule(module).weight

@@ -14,7 +14,7 @@ from cad_fast.diffusion.loaded import loading_of, model_facts
 from cad_fast.diffusion.stored_models import StoredModel, Weights
 from cad_fast.evaluation import LabelledPrompt, PromptSet
 from cad_fast.loading import load_pipeline
-from cad_fast.recording import record
+from cad_fast.recording.record import record
 from tests.pipelines import PIPELINES, stable_diffusion
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -240,5 +240,5 @@ def test_what_was_loaded_stands_in_what_is_made_of_it(half) -> None:
     )
     assert scores.provenance["model"]["dtype"] == "bfloat16" and scores.provenance["model"]["stored"] == "float16"
     assert str(half) not in json.dumps(scores.provenance)
-    assert cad_fast.erase(scores, 0.1).provenance["model"] == scores.provenance["model"]
+    assert cad_fast.Edit.from_scores(scores, cad_fast.Selection(0.1)).provenance["model"] == scores.provenance["model"]
     assert model_facts(stable_diffusion()) == {"dtype": "float32"}

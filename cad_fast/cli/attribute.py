@@ -285,9 +285,8 @@ def _objective(arguments: argparse.Namespace) -> Objective:
 
 
 def _record(arguments: argparse.Namespace, pipeline: Any, prompts: list[str]) -> Recording:
-    from ..recording import record, renoise
-    from ..recording.record import with_base
-    from ..recording.renoise import record_images
+    from ..recording.record import record, with_base
+    from ..recording.renoise import record_images, renoise
 
     progress = not arguments.quiet
     chosen = sampling(arguments)

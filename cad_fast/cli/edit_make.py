@@ -66,6 +66,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.refine is None:
         refuse_loading(arguments, "--refine")
+    elif arguments.compat is not None:
+        raise ValueError("--refine does not go with --compat: the published rule takes first-order scores")
     require_writable_folder(arguments.output)
     scores = Scores.load(arguments.scores)
     selection = Selection(
@@ -109,8 +111,6 @@ def _pipeline_of(arguments: argparse.Namespace, scores: Scores) -> Any:
     """The model that the scores are to be refined on. Raises ValueError for scores that cannot be."""
     from ..objectives import ConceptErasure
 
-    if arguments.compat is not None:
-        raise ValueError("--refine does not go with --compat: the published rule takes first-order scores")
     if arguments.samples < 1:
         raise ValueError(f"--samples is {arguments.samples}, expected at least 1")
     objective = scores.provenance["objective"]
@@ -121,7 +121,7 @@ def _pipeline_of(arguments: argparse.Namespace, scores: Scores) -> Any:
 
 def _recorded(arguments: argparse.Namespace, pipeline: Any, scores: Scores) -> Recording:
     """Fresh samples of the prompts that the scores were made with."""
-    from ..recording import record
+    from ..recording.record import record
 
     made_with = scores.provenance
     return record(

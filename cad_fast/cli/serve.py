@@ -77,6 +77,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerArguments:
     from ..serving.settings import SettingsError
 
     given = {name: getattr(arguments, name) for name in ServerArguments.model_fields if hasattr(arguments, name)}
+    del given["device"]  # an option of loading, which is not the settings' here
     if "allowed_hosts" not in given and _is_loopback(arguments.host):
         given["allowed_hosts"] = tuple(dict.fromkeys(["localhost", "127.0.0.1", arguments.host]))
     try:
