@@ -9,7 +9,7 @@ nothing: it sums in another order on each.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LAMBDA = 4.0
 """How many standard deviations count, if every rounding were as large as it may be: each is exceeded with probability
@@ -71,6 +71,15 @@ def bound(exact: Exact, dtype: torch.dtype, product: float = 0.0) -> Tensor:
     smallest = max(torch.finfo(torch.float32).tiny, torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps)
     values = sum((value.abs() + before for value in (exact.value, *exact.rounded)), torch.zeros_like(before))
     return before + unit * values + smallest
+
+
+def network_bound(network: nn.Module, dtype: torch.dtype) -> float:
+    """How far the output of a network in this dtype may be from that in a wider one, as a share of its norm.
+
+    Each layer rounds its output. The errors are independent, so that they add up as the root of their number.
+    """
+    layers = sum(1 for module in network.modules() if not any(module.children()))
+    return layers**0.5 * unit_roundoff(dtype)
 
 
 def assert_right(actual: Tensor, exact: Exact, product: float = 0.0) -> None:

@@ -254,10 +254,10 @@ def test_deadlines(where, batcher_of) -> None:
     pipeline = stable_diffusion()
     gate = Gate(pipeline)
     batcher = batcher_of(pipeline, gate, max_batch_size=1, batch_timeout=0.0)
-    first = batcher.submit(job("first", steps=2, deadline=time.monotonic() + 0.2 if where == "batch" else None))
+    first = batcher.submit(job("first", steps=2, deadline=time.monotonic() + 1.0 if where == "batch" else None))
     assert gate.entered.acquire(timeout=WAIT)
-    late = first if where == "batch" else batcher.submit(job("late", deadline=time.monotonic() + 0.2))
-    time.sleep(0.25)
+    late = first if where == "batch" else batcher.submit(job("late", deadline=time.monotonic() + 1.0))
+    time.sleep(1.05)
     gate.open.set()
     with pytest.raises(DeadlineExceeded, match=f"in the {where}"):
         late.future.result(WAIT)
