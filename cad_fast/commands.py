@@ -195,8 +195,8 @@ def run_demo(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_env(arguments: argparse.Namespace) -> dict[str, Any]:
     """Versions and backends."""
-    from .attribution.attributor import versions
     from .ops import backend_report
+    from .version import versions
 
     report = {"versions": versions(), "backends": backend_report()}
     _say(arguments, _indented(report))

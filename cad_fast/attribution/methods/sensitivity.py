@@ -16,7 +16,7 @@ from ..measuring.passes import gather
 from ..measuring.plans import Pass, plan_passes
 from ..measuring.unchanged import require_replayed
 from ..store import RunState
-from .base import Estimate, Estimator, Job
+from .base import Estimate, Estimator, Problem
 from .gradient import GradientPasses
 
 
@@ -108,18 +108,18 @@ class Sensitivity(Estimator):
     probes: int = 1
     seed: int = 0
 
-    def run(self, job: Job) -> Estimate:
+    def run(self, problem: Problem) -> Estimate:
         values = output_sensitivity(
-            job.denoiser,
-            job.recording,
-            job.objective.timesteps,
-            job.space,
+            problem.denoiser,
+            problem.recording,
+            problem.objective.timesteps,
+            problem.space,
             probes=self.probes,
             seed=self.seed,
-            **job.settings(),
+            **problem.keywords(),
         )
         return Estimate(values, None, {})
 
-    def cost(self, job: Job) -> dict[str, int]:
-        passes = len(job.plan().passes)
+    def cost(self, problem: Problem) -> dict[str, int]:
+        passes = len(problem.plan().passes)
         return {"forward": passes, "backward": passes * self.probes}
