@@ -168,7 +168,7 @@ class Bench:
             options = {"partitions": 2} if method == "ablated_gradient" else {}
             attributor = Attributor(self.pipeline, kind=kind, method=method, **options)
             scores = attributor.run(recording, progress=False)
-            found = attributor.check(scores, recording, self.holdout // 2, FRACTIONS, progress=False)
+            found = attributor.check(scores, recording, self.holdout // 2, holdout_fractions=FRACTIONS, progress=False)
             checks[method.replace("_", " ")] = [check.to_dict() for check in found]
         return {"kind": kind, "concept": concept, "checks": checks}
 

@@ -118,7 +118,9 @@ class Erasing:
     def r(self, scores: Scores, concept: str) -> float:
         """Pearson's r with early J under 60 held-out ablations of 5% of the weights."""
         attributor = Attributor(self.pipeline, EARLY, target_modules=CROSS_ATTENTION)
-        return attributor.check(scores, self.recording(concept, 6), 60, (0.05,), progress=False)[0].pearson
+        return attributor.check(scores, self.recording(concept, 6), 60, holdout_fractions=(0.05,), progress=False)[
+            0
+        ].pearson
 
     def made(self, way: Way, target: str) -> dict[str, Any]:
         """An edit of the target made this way: r of its scores, and what it does."""

@@ -1,9 +1,11 @@
 from . import zoo as zoo
 from .attribution import Attributor as Attributor
+from .attribution import RunOptions as RunOptions
 from .attribution import Scores as Scores
 from .attribution import attribute as attribute
 from .components.ablation import Ablation as Ablation
 from .components.space import ComponentSpace as ComponentSpace
+from .diffusion.timesteps import TimestepWindow as TimestepWindow
 from .edits import CardInfo as CardInfo
 from .edits import Edit as Edit
 from .edits import EditManager as EditManager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .diffusion.timesteps import in_window
+from .diffusion.timesteps import TimestepWindow, Window
 from .recording.call import DenoiserCall
 from .recording.data import Recording
 
@@ -26,10 +26,14 @@ HOW_TO_FIX = {
 
 
 class Objective(ABC):
-    """One number per row from a denoiser output; ``needs`` names what a call must hold for it, ``timesteps`` when.
+    """One number per row from a denoiser output; ``needs`` names what a call must hold for it.
 
-    The window ``timesteps`` (low, high), both inclusive, is compared with ``call.timestep``; None is all.
-    Raises ValueError for a window that is empty.
+    Args:
+        timesteps: The window that ``call.timestep`` must be in, both ends included: a TimestepWindow, or two timesteps
+            in either order. None for all.
+
+    Raises:
+        TypeError, ValueError: It is no window.
     """
 
     name: str
@@ -37,17 +41,12 @@ class Objective(ABC):
     both_branches: bool = False
     """Whether the unconditional output is that of the denoiser at hand too, and gradients flow to it."""
 
-    def __init__(self, timesteps: tuple[float, float] | None = None) -> None:
-        if timesteps is not None:
-            low, high = (float(bound) for bound in timesteps)
-            if not low <= high:
-                raise ValueError(f"{self.name}: the window of timesteps {timesteps} is empty, expected (low, high)")
-            timesteps = (low, high)
-        self.timesteps = timesteps
+    def __init__(self, timesteps: Window | None = None) -> None:
+        self.timesteps = TimestepWindow.of(timesteps)
 
     def active(self, call: DenoiserCall) -> bool:
-        """Whether the call's timestep is in the window (of every row, where they differ)."""
-        return self.timesteps is None or in_window(call.timestep, self.timesteps)
+        """Return whether the call's timestep is in the window (of every row, where they differ)."""
+        return self.timesteps is None or self.timesteps.contains(call.timestep)
 
     def check(self, recorded: Recording | DenoiserCall) -> None:
         """Raises ValueError, saying how to fix it, when a call lacks what is needed or none is in the window."""
@@ -66,8 +65,8 @@ class Objective(ABC):
     def __call__(self, output: Tensor, call: DenoiserCall) -> Tensor:
         """J float32 [R] for an output [R, ...] of the denoiser on the rows of ``call`` (R = call.rows).
 
-        Rows under several ablations each are had by ``call.select_rows`` with rows repeated. Gradients flow to
-        ``output`` only. Raises ValueError when the call lacks what is needed, rows differ, or J is NaN or infinite.
+        To run a row under several ablations, repeat it with ``call.select_rows``. Gradients flow to ``output`` only.
+        Raises ValueError when the call lacks what is needed, rows differ, or J is NaN or infinite.
         """
         self.check(call)
         if output.ndim < 1 or len(output) != call.rows:
@@ -83,7 +82,7 @@ class Objective(ABC):
 
     def config(self) -> dict[str, Any]:
         """As JSON, for ``objective_from_config``."""
-        return {"name": self.name, "timesteps": None if self.timesteps is None else list(self.timesteps)}
+        return {"name": self.name, "timesteps": None if self.timesteps is None else self.timesteps.to_list()}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.config().items() if key != "name")
@@ -129,7 +128,7 @@ class ConceptErasure(Objective):
     def __init__(
         self,
         base: str = "unconditional",
-        timesteps: tuple[float, float] | None = None,
+        timesteps: Window | None = None,
         negative_guidance: float = 0.0,
         both_branches: bool = False,
     ) -> None:
@@ -195,7 +194,7 @@ class CallableObjective(Objective):
         self,
         fn: Callable[[Tensor, DenoiserCall], Tensor],
         name: str,
-        timesteps: tuple[float, float] | None = None,
+        timesteps: Window | None = None,
         needs: str | None = None,
     ) -> None:
         if not callable(fn):
@@ -237,8 +236,6 @@ def objective_from_config(config: Mapping[str, Any]) -> Objective:
     known = {kind.name: kind for kind in (ConceptErasure, DenoisingLoss)}
     if name not in known:
         raise ValueError(f"unknown objective {name!r}, expected one of {', '.join(known)}")
-    if arguments.get("timesteps") is not None:
-        arguments["timesteps"] = tuple(arguments["timesteps"])
     try:
         return known[name](**arguments)
     except TypeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..components.space import ComponentSpace
 from ..diffusion.layers import match_names
-from ..files import read_json, read_tensors, write_tensors
+from ..files import read_json, read_tensors, write_json, write_tensors
 from .curvature import Curvature
 
 FORMAT_VERSION = 1
+SCORES_NAME = "scores.safetensors"
 # Says which file of a folder holds the scores of which concept: {"cat": "00000.safetensors", ...}.
 CONCEPTS_NAME = "concepts.json"
 
@@ -111,7 +112,7 @@ class Scores:
         """Write one safetensors file (a folder gets ``scores.safetensors``); returns its path."""
         path = Path(path)
         if path.suffix != ".safetensors":
-            path = path / "scores.safetensors"
+            path = path / SCORES_NAME
         metadata = {
             "format": "scores",
             "version": FORMAT_VERSION,
@@ -135,7 +136,7 @@ class Scores:
         if not path.exists() and (path.parent / CONCEPTS_NAME).is_file():
             path = path.parent / numbered_files(path.parent).get(path.name, path.name)
         if path.is_dir():
-            path = path / "scores.safetensors"
+            path = path / SCORES_NAME
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != "scores" or metadata.get("version") != FORMAT_VERSION or "values" not in tensors:
             raise ValueError(f"{path} does not hold scores of format version {FORMAT_VERSION}")
@@ -156,3 +157,24 @@ def numbered_files(folder: Path) -> dict[str, str]:
     if list(names.values()) != [f"{number:05d}.safetensors" for number in range(len(names))]:
         raise ValueError(f"{path} is damaged: its files are not numbered from 00000.safetensors on")
     return names
+
+
+def save_many(scores: Mapping[str, Scores], folder: str | Path) -> Path:
+    """Write ``00000.safetensors`` and on, then ``concepts.json``, which names them. Returns the folder."""
+    folder = Path(folder)
+    names = {concept: f"{number:05d}.safetensors" for number, concept in enumerate(scores)}
+    for concept, name in names.items():
+        scores[concept].save(folder / name)
+    write_json(folder / CONCEPTS_NAME, names)
+    return folder
+
+
+def load_many(folder: str | Path) -> dict[str, Scores]:
+    """Read what ``save_many`` wrote.
+
+    Raises:
+        FileNotFoundError: The folder or one of its files is not there.
+        ValueError: A file is damaged. The message names it.
+    """
+    folder = Path(folder)
+    return {concept: Scores.load(folder / name) for concept, name in numbered_files(folder).items()}

@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Versions and backends."""
-    from ..attribution.attributor import versions
     from ..ops import backend_report
+    from ..version import versions
 
     report = {"versions": versions(), "backends": backend_report()}
     say(arguments, _indented(report))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..attribution.attributor import Attributor
 from ..attribution.scores import Scores
+from ..diffusion.timesteps import TimestepWindow
 from ..edits import Edit, Selection, refine
 from ..evaluation import evaluate
 from ..evaluation.comparison import Comparison, compare
@@ -47,11 +48,11 @@ NEGATIVE_GUIDANCE = 1.0
 KEEP_WEIGHT = 0.5
 # What is drawn is settled in the first steps; over all timesteps the last ones, with the largest distances, would
 # outweigh them, and edits chosen so leave the objects as they were.
-OBJECT_TIMESTEPS = (850.0, 1000.0)
+OBJECT_TIMESTEPS = TimestepWindow(1000, 850)
 # How much what the others' outputs would lose counts in the ranking (see ``against_damage``).
 EXPONENT = 0.5
 # A style is what its prompts add to the object's, in the steps after those that settle the object.
-STYLE_TIMESTEPS = (400.0, 849.0)
+STYLE_TIMESTEPS = TimestepWindow(849, 400)
 STYLE_MODULES = "cross-attention"
 STYLE_ROUNDS = 8
 

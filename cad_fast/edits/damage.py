@@ -14,6 +14,7 @@ from ..attribution.measuring.plans import Target
 from ..attribution.scores import Scores
 from ..components.ablation import Ablation
 from ..diffusion.denoisers import denoiser_of
+from ..diffusion.timesteps import Window
 from ..objectives import Objective, squared_distance
 from ..recording.call import DenoiserCall
 from ..recording.data import Recording
@@ -88,7 +89,7 @@ def replayed_damage(
     edit: EditData,
     recordings: Mapping[str, Recording],
     *,
-    timesteps: tuple[float, float] | None = None,
+    timesteps: Window | None = None,
     strength: float = 1.0,
     rows_per_pass: int = 64,
 ) -> dict[str, float]:

@@ -35,10 +35,10 @@ class EditManager:
     Only this pipeline's denoiser is touched. Make the manager before enabling sequential offloading, which leaves no
     weights to know the model by. Every method raises before it changes anything.
 
-    Where an argument is said to be per edit it is one value for all, or a list with one per edit: ``edit_weights`` are
-    strengths (0 off, 1 the edit, in between, beyond and below 0); ``windows`` are (low, high) in the timesteps the
-    denoiser is given, both inclusive, None for all; ``branch`` is "both" or "conditional", which leaves the
-    unconditional rows of classifier-free guidance plain.
+    Where an argument is said to be per edit it is one value for all, or a list with one per edit. ``edit_weights`` are
+    strengths (0 off, 1 the edit, in between, beyond and below 0). ``windows`` are TimestepWindows, or two timesteps in
+    either order, in the units that the denoiser is given; None for all. ``branch`` is "both" or "conditional", which
+    leaves the unconditional rows of classifier-free guidance plain.
 
     Args:
         pipeline: a diffusers pipeline with a ``unet`` or a ``transformer``, or such a module.

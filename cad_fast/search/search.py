@@ -16,6 +16,7 @@ from ..attribution.measuring.plans import Target
 from ..attribution.scores import Scores
 from ..diffusion.arguments import scheduler_config_of
 from ..diffusion.denoisers import denoiser_of
+from ..diffusion.timesteps import Window
 from ..edits.damage import Moved, objectives_under
 from ..edits.edit import Edit
 from ..edits.refining import refine
@@ -184,7 +185,7 @@ class EditSearch:
         scorer: Scorer,
         *,
         target_modules: str | Sequence[str] | None = None,
-        timesteps: tuple[float, float] | None = None,
+        timesteps: Window | None = None,
         samples: int = 6,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -193,7 +194,8 @@ class EditSearch:
     ) -> EditSearch:
         """Record ``samples`` trajectories of the target and of every kept concept, and score them.
 
-        Cost: the recordings, and two forward and backward passes of their rows in the window ``timesteps``.
+        Cost: the recordings, and two forward and backward passes of their rows in the window ``timesteps``, a
+        TimestepWindow or two timesteps in either order.
         """
         concepts = budget.concepts(prompts)
         budget.require_judged(prompts, scorer.axes)
@@ -212,10 +214,9 @@ class EditSearch:
                 guidance_scale=guidance_scale,
                 progress=False,
             )
-            how: dict[str, Any] = {"concept": concept, "progress": False}
-            scores[concept] = first.run(recordings[concept], **how)
+            scores[concept] = first.run(recordings[concept], concept=concept, progress=False)
             if concept != budget.erase:
-                sensitivity[concept] = second.run(recordings[concept], **how)
+                sensitivity[concept] = second.run(recordings[concept], concept=concept, progress=False)
         settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         return cls(
             pipeline,

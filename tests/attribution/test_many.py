@@ -10,6 +10,7 @@ import torch
 import cad_fast
 from cad_fast import Ablation, ConceptErasure
 from cad_fast.attribution import Attributor, Scores, StopWhen, load_many
+from cad_fast.attribution import run as run_module
 from cad_fast.attribution.measuring.measure import measure_all
 from cad_fast.attribution.measuring.measurer import Measurer
 from cad_fast.attribution.measuring.plans import MeasurePlan, Target
@@ -125,7 +126,9 @@ def test_each_concept_is_checked_on_the_same_held_out_ablations(pipeline, concep
         objective, recording = value if isinstance(value, tuple) else (None, value)
         alone = Attributor(pipeline, objective, attributor.space, method="exact")
         for check, expected in zip(
-            found[concept].trust, alone.check(found[concept], recording, 12, (0.1, 0.3), progress=False), strict=True
+            found[concept].trust,
+            alone.check(found[concept], recording, 12, holdout_fractions=(0.1, 0.3), progress=False),
+            strict=True,
         ):
             assert check["n"] == 12 and check["fraction"] == expected.fraction
             assert check["pearson"] == pytest.approx(expected.pearson, abs=1e-3)
@@ -171,7 +174,7 @@ def test_methods_of_gradients_take_many_one_after_another(pipeline, concepts, tm
         objective, recording = value if isinstance(value, tuple) else (None, value)
         one = Attributor(pipeline, objective, attributor.space, method=method, **options)
         expected[name] = one.run(recording, holdout=8, holdout_fractions=(0.2,), concept=name, progress=False)
-    ran = interrupt(monkeypatch, Attributor, "run", 2)
+    ran = interrupt(monkeypatch, run_module, "run_one", 2)
     with pytest.raises(KeyboardInterrupt):
         attributor.run_many(two, **settings)
     with pytest.raises(FileExistsError, match="00000 is of an unfinished run: pass resume=True"):

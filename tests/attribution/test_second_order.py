@@ -165,8 +165,11 @@ def test_curvature_predicts_what_scores_alone_cannot(pipeline, recording, tmp_pa
     loaded = Scores.load(tmp_path)
     for name, tensor in scores.curvature.tensors().items():
         assert torch.equal(loaded.curvature.tensors()[name], tensor)
-    checked = attributor.check(loaded, recording, 40, (0.05,), progress=False)
-    assert checked[0].pearson > attributor.check(alone, recording, 40, (0.05,), progress=False)[0].pearson
+    checked = attributor.check(loaded, recording, 40, holdout_fractions=(0.05,), progress=False)
+    assert (
+        checked[0].pearson
+        > attributor.check(alone, recording, 40, holdout_fractions=(0.05,), progress=False)[0].pearson
+    )
     first, name = list(scores.by_module())[:2]
     part, begin = scores.of_modules([name]), len(scores.by_module()[first])
     within = Ablation.from_indices(len(part), [0, 5])

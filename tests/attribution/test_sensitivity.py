@@ -86,4 +86,4 @@ def test_bad_settings_are_refused(pipeline, recording):
     with pytest.raises(ValueError, match="probes is 0"):
         Attributor(pipeline, kind="neuron", method="sensitivity", probes=0).run(recording, progress=False)
     with pytest.raises(ValueError, match="nothing to hold out"):
-        Attributor(pipeline, kind="neuron", method="sensitivity").run(recording, holdout=4, progress=False)
+        Attributor(pipeline, kind="neuron", method="sensitivity").run(recording, holdout=8, progress=False)

@@ -113,7 +113,7 @@ def test_windows_look_at_each_row_s_timestep() -> None:
         plain = call.run(unet, **inputs)
         with runner.rows([(("a",),)] * 4):
             edited = call.run(unet, **inputs)
-        for window in ((500, 900), (900, 500)):
+        for window in ((500, 900), (900, 500), cad_fast.TimestepWindow(900, 500)):
             with runner.rows([(("a", 1.0, window),)] * 4):
                 output = call.run(unet, **inputs)
             assert distance(output[:2], edited[:2]) < 1e-5 and distance(output[2:], plain[2:]) < 1e-5

@@ -15,7 +15,7 @@ from ...objectives import Objective
 from ...recording.data import Recording
 from ..store import RunState
 from .measurer import Compute, Measurer
-from .plans import Target
+from .plans import ROWS_PER_PASS, Target
 
 
 def measure_all(
@@ -90,7 +90,7 @@ def objective_under_ablations(
     space: ComponentSpace,
     ablations: Sequence[Ablation],
     *,
-    rows_per_pass: int = 64,
+    rows_per_pass: int = ROWS_PER_PASS,
     state: RunState | None = None,
     until: Callable[[Tensor], bool] | None = None,
     progress: bool = True,

@@ -11,6 +11,8 @@ from ...objectives import Objective
 from ...recording.call import OUTPUT_NAMES
 from ...recording.data import Recording
 
+# How many rows a forward pass takes where no gradient is asked for, unless told otherwise.
+ROWS_PER_PASS = 64
 # Per pass: the numbers of calls in the recording, each with the rows taken from it.
 Pass = list[tuple[int, list[int]]]
 

@@ -26,7 +26,7 @@ from ..regression.draws import parts_of
 from ..stop import Watch
 from ..store import RunState
 from .averages import Averaged, Averages, more_passes
-from .base import Estimate, Estimator, Job
+from .base import Estimate, Estimator, Problem
 
 
 def ablated_gradient_scores(
@@ -132,17 +132,19 @@ class AblatedGradient(Estimator):
     ablated_weight: float | None = None
     seed: int = 0
 
-    def run(self, job: Job) -> Estimate:
-        found, done = ablated_gradient_scores(*job.what(), **self.config(), watch=job.watch, **job.settings())
+    def run(self, problem: Problem) -> Estimate:
+        found, done = ablated_gradient_scores(
+            *problem.arguments(), **self.config(), watch=problem.watch, **problem.keywords()
+        )
         facts: dict[str, Any] = {"partitions": done, "ablated_weight": found.ablated_weight}
         if found.reliability is not None:
             twice = more_passes(found.reliability, 2)
             facts |= {"reliability": found.reliability, "reliability_with_twice_the_passes": twice}
-        return Estimate(found.values, found.standard_error, facts, self._passes(job, done))
+        return Estimate(found.values, found.standard_error, facts, self._passes(problem, done))
 
-    def cost(self, job: Job) -> dict[str, int]:
-        return self._passes(job, self.partitions)
+    def cost(self, problem: Problem) -> dict[str, int]:
+        return self._passes(problem, self.partitions)
 
-    def _passes(self, job: Job, partitions: int) -> dict[str, int]:
-        passes = partitions * job.plan().cost(parts_of(self.fraction, job.space.n))
+    def _passes(self, problem: Problem, partitions: int) -> dict[str, int]:
+        passes = partitions * problem.plan().cost(parts_of(self.fraction, problem.space.n))
         return {"forward": passes, "backward": passes}

@@ -24,16 +24,16 @@ from ..store import RunState
 
 
 @dataclass(frozen=True)
-class Job:
-    """One attribution: the denoiser, what it is attributed on (one target, or several at once), and how it is run."""
+class Problem:
+    """What an estimator is to solve: the denoiser, its components, one target or several, and how to run it."""
 
     denoiser: nn.Module
     targets: tuple[Target, ...]
     space: ComponentSpace
     rows_per_pass: int
     state: RunState
-    progress: bool
     watch: Watch
+    progress: bool = True
     executor: Executor = "local"
     workers: int | None = None
 
@@ -45,12 +45,12 @@ class Job:
     def objective(self) -> Objective:
         return self.targets[0].objective
 
-    def settings(self) -> dict[str, Any]:
-        """How every estimate is run, as keyword arguments."""
+    def keywords(self) -> dict[str, Any]:
+        """Return how every estimate is run, as keyword arguments."""
         return {"rows_per_pass": self.rows_per_pass, "state": self.state, "progress": self.progress}
 
-    def what(self) -> tuple[nn.Module, Recording, Objective, ComponentSpace]:
-        """What every estimate is made of, as positional arguments."""
+    def arguments(self) -> tuple[nn.Module, Recording, Objective, ComponentSpace]:
+        """Return what every estimate of one target is made of, as positional arguments."""
         return self.denoiser, self.recording, self.objective, self.space
 
     def plan(self) -> Plan:
@@ -62,10 +62,20 @@ class Job:
         return MeasurePlan.of(self.targets, self.rows_per_pass)
 
     def objectives_under(self, ablations: Sequence[Ablation], until: Callable[[Tensor], bool] | None = None) -> Tensor:
-        """J float64 [targets, len(ablations)] under each ablation, or under those until ``until`` is content."""
+        """Measure J under each ablation; float64 [targets, len(ablations)].
+
+        Stops early when ``until(j)`` returns True, for J [targets, k] of the first k ablations.
+        """
         measurer = Measurer(self.denoiser, self.targets, self.space, self.rows_per_pass)
-        how = {"executor": self.executor, "workers": self.workers, "progress": self.progress}
-        return measure_all(measurer, ablations, state=self.state, until=until, **how)
+        return measure_all(
+            measurer,
+            ablations,
+            state=self.state,
+            until=until,
+            progress=self.progress,
+            executor=self.executor,
+            workers=self.workers,
+        )
 
 
 @dataclass(frozen=True)
@@ -89,12 +99,18 @@ class Estimator(ABC):
     rows_per_pass: ClassVar[int] = 16
 
     @abstractmethod
-    def run(self, job: Job) -> Estimate:
-        """Estimate the scores."""
+    def run(self, problem: Problem) -> Estimate:
+        """Estimate the scores of the first target."""
+
+    def run_all(self, problem: Problem) -> list[Estimate]:
+        """Estimate the scores of every target. Raises ValueError for several where the method takes one."""
+        if len(problem.targets) > 1:
+            raise ValueError(f"method {self.name!r} takes one target at a time, got {len(problem.targets)}")
+        return [self.run(problem)]
 
     @abstractmethod
-    def cost(self, job: Job) -> dict[str, int]:
-        """Passes of the denoiser over ``job.rows_per_pass`` rows at most: {"forward": ..., "backward": ...}."""
+    def cost(self, problem: Problem) -> dict[str, int]:
+        """Passes of the denoiser over ``problem.rows_per_pass`` rows at most: {"forward": ..., "backward": ...}."""
 
     def config(self) -> dict[str, Any]:
         """The options as JSON."""
@@ -111,8 +127,8 @@ class SharingEstimator(Estimator):
     """A method that only measures J under ablations: the same passes serve many targets."""
 
     @abstractmethod
-    def run_all(self, job: Job) -> list[Estimate]:
-        """An estimate per target."""
+    def run_all(self, problem: Problem) -> list[Estimate]:
+        """Estimate the scores of every target."""
 
-    def run(self, job: Job) -> Estimate:
-        return self.run_all(job)[0]
+    def run(self, problem: Problem) -> Estimate:
+        return self.run_all(problem)[0]

@@ -20,7 +20,7 @@ from ..measuring.passes import gather, objective_of
 from ..measuring.plans import Pass, plan_passes
 from ..measuring.unchanged import require_replayed
 from ..store import RunState
-from .base import Estimate, Estimator, Job
+from .base import Estimate, Estimator, Problem
 
 Via = Literal["weight", "gate"]
 
@@ -149,10 +149,10 @@ class Gradient(Estimator):
     name = "gradient"
     via: Via | None = None
 
-    def run(self, job: Job) -> Estimate:
+    def run(self, problem: Problem) -> Estimate:
         """See ``gradient_scores``."""
-        return Estimate(gradient_scores(*job.what(), via=self.via, **job.settings()), None, {})
+        return Estimate(gradient_scores(*problem.arguments(), via=self.via, **problem.keywords()), None, {})
 
-    def cost(self, job: Job) -> dict[str, int]:
-        passes = len(job.plan().passes)
+    def cost(self, problem: Problem) -> dict[str, int]:
+        passes = len(problem.plan().passes)
         return {"forward": passes, "backward": passes}

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ...choices import DRAWS, SOLVERS, Draw, Solver
+from ..measuring.plans import ROWS_PER_PASS
 from ..regression.draws import Drawn, parts_of
 from ..regression.solvers import Fit, fit_all
 from ..scores import Scores
-from .base import Estimate, Job, SharingEstimator
+from .base import Estimate, Problem, SharingEstimator
 
 # A regression looks up whether to stop after every so many ablations.
 STOP_BATCH = 100
@@ -27,7 +28,7 @@ class Regression(SharingEstimator):
     """
 
     name = "regression"
-    rows_per_pass = 64
+    rows_per_pass = ROWS_PER_PASS
     ablations: int = 1000
     fraction: float = 0.05
     draw: Draw = "partitions"
@@ -49,14 +50,14 @@ class Regression(SharingEstimator):
             parts_of(self.fraction, n)
         return Drawn(self.draw, n, self.fraction, self.seed, self.ablations)
 
-    def run_all(self, job: Job) -> list[Estimate]:
-        if self.prior is not None and self.prior.space != job.space:
-            raise ValueError(f"prior has scores over {self.prior.space}, expected {job.space}")
-        if self.prior is not None and len(job.targets) > 1:
+    def run_all(self, problem: Problem) -> list[Estimate]:
+        if self.prior is not None and self.prior.space != problem.space:
+            raise ValueError(f"prior has scores over {self.prior.space}, expected {problem.space}")
+        if self.prior is not None and len(problem.targets) > 1:
             raise ValueError("prior: scores of one concept cannot be what is known of many")
-        drawn = self.drawn(job.space.n)
-        priors = [None if self.prior is None else self.prior.values] * len(job.targets)
-        plan = job.measure_plan()
+        drawn = self.drawn(problem.space.n)
+        priors = [None if self.prior is None else self.prior.values] * len(problem.targets)
+        plan = problem.measure_plan()
 
         def until(j: Tensor) -> bool:
             # Groups of ablations may step over a multiple of the batch.
@@ -65,12 +66,12 @@ class Regression(SharingEstimator):
                 return False
             design = drawn.design(count, in_memory=self.solver != "lsmr")
             alpha = torch.stack([found.alpha for found in fit_all(design, j, self.solver, priors=priors)])
-            return job.watch.enough(alpha, None, count * plan.rows)
+            return problem.watch.enough(alpha, None, count * plan.rows)
 
-        j = job.objectives_under(drawn, None if job.watch.stop is None else until)
+        j = problem.objectives_under(drawn, None if problem.watch.stop is None else until)
         count = j.shape[1]
         # Errors of each component take the square of the ablations per component: not for millions of weights.
-        small = self.solver in ("ridge", "ols") and job.space.n * count**2 < 2e12
+        small = self.solver in ("ridge", "ols") and problem.space.n * count**2 < 2e12
         design = drawn.design(count, in_memory=self.solver != "lsmr")
         fits = fit_all(design, j, self.solver, priors=priors, standard_errors=small)
         passes = {"forward": plan.cost(count), "backward": 0}
@@ -85,5 +86,5 @@ class Regression(SharingEstimator):
             facts["leave_one_out_r"] = float(torch.corrcoef(torch.stack([found.loo, j]))[0, 1])
         return {**facts, "ablations": len(j)}
 
-    def cost(self, job: Job) -> dict[str, int]:
-        return {"forward": job.measure_plan().cost(self.ablations), "backward": 0}
+    def cost(self, problem: Problem) -> dict[str, int]:
+        return {"forward": problem.measure_plan().cost(self.ablations), "backward": 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import Estimate, Estimator, Job
+from .base import Estimate, Estimator, Problem
 from .second_order_scores import SecondOrderPlan, second_order_scores
 
 
@@ -19,14 +19,14 @@ class SecondOrder(Estimator):
     directions: int = 128
     seed: int = 0
 
-    def run(self, job: Job) -> Estimate:
-        found = second_order_scores(*job.what(), **self.config(), **job.settings())
+    def run(self, problem: Problem) -> Estimate:
+        found = second_order_scores(*problem.arguments(), **self.config(), **problem.keywords())
         each = found.plan.networks
         facts = {"rows": found.plan.rows, "networks": [min(each), max(each)], "stretch": found.stretch}
         return Estimate(found.values, None, facts, self._passes(found.plan), found.curvature)
 
-    def cost(self, job: Job) -> dict[str, int]:
-        plan = SecondOrderPlan.of(job.recording, job.objective, self.networks, job.rows_per_pass)
+    def cost(self, problem: Problem) -> dict[str, int]:
+        plan = SecondOrderPlan.of(problem.recording, problem.objective, self.networks, problem.rows_per_pass)
         return self._passes(plan)
 
     @staticmethod

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...components.space import ComponentSpace
+from ...diffusion.timesteps import Window
 from ...objectives import Objective
 from ...recording.call import DenoiserCall
 from ...recording.data import Recording
@@ -16,7 +17,7 @@ from ..measuring.passes import gather
 from ..measuring.plans import Pass, plan_passes
 from ..measuring.unchanged import require_replayed
 from ..store import RunState
-from .base import Estimate, Estimator, Job
+from .base import Estimate, Estimator, Problem
 from .gradient import GradientPasses
 
 
@@ -62,7 +63,7 @@ class _SquaredGradients(GradientPasses):
 def output_sensitivity(
     denoiser: nn.Module,
     recording: Recording,
-    timesteps: tuple[float, float] | None,
+    timesteps: Window | None,
     space: ComponentSpace,
     *,
     probes: int = 1,
@@ -77,7 +78,7 @@ def output_sensitivity(
     component: to first order, removing component i changes the output's squared L2 norm by h_i. The rows of a pass have
     signs of their own, so that the squared gradient of their sum is, in the mean, the sum of their squared gradients
     (the estimate of Hutchinson's kind, arXiv 1906.03193): a pass and probe gives one sample for all components.
-    ``timesteps`` is the window (low, high) of the calls, both inclusive; None is all of them.
+    ``timesteps`` is the window of the calls; None is all of them.
     Cost: one forward and ``probes`` backward passes of every ``rows_per_pass`` rows. Fewer rows per pass, or more
     probes, make it more exact.
     Raises ValueError when probes is below 1, or the recording is of another model.
@@ -108,18 +109,18 @@ class Sensitivity(Estimator):
     probes: int = 1
     seed: int = 0
 
-    def run(self, job: Job) -> Estimate:
+    def run(self, problem: Problem) -> Estimate:
         values = output_sensitivity(
-            job.denoiser,
-            job.recording,
-            job.objective.timesteps,
-            job.space,
+            problem.denoiser,
+            problem.recording,
+            problem.objective.timesteps,
+            problem.space,
             probes=self.probes,
             seed=self.seed,
-            **job.settings(),
+            **problem.keywords(),
         )
         return Estimate(values, None, {})
 
-    def cost(self, job: Job) -> dict[str, int]:
-        passes = len(job.plan().passes)
+    def cost(self, problem: Problem) -> dict[str, int]:
+        passes = len(problem.plan().passes)
         return {"forward": passes, "backward": passes * self.probes}
