@@ -16,6 +16,8 @@ from .edits import refine as refine
 from .evaluation import compare as compare
 from .evaluation import evaluate as evaluate
 from .loading import load_pipeline as load_pipeline
+from .making import amplify as amplify
+from .making import erase as erase
 from .objectives import CallableObjective as CallableObjective
 from .objectives import ConceptErasure as ConceptErasure
 from .objectives import DenoisingLoss as DenoisingLoss

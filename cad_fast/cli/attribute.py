@@ -308,7 +308,6 @@ def _record(arguments: argparse.Namespace, pipeline: Any, prompts: list[str]) ->
 
 
 def _real_pictures(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    from PIL import Image
 
     from .. import zoo
 
@@ -317,4 +316,4 @@ def _real_pictures(arguments: argparse.Namespace) -> tuple[Any, Any]:
     if arguments.concept is None:
         raise ValueError("--images zoo needs --concept")
     files, captions = zip(*zoo.pictures(arguments.concept), strict=True)
-    return [Image.open(file).convert("RGB") for file in files], list(captions)
+    return zoo.opened(files), list(captions)

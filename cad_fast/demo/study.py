@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from ..attribution.attributor import Attributor
 from ..attribution.scores import Scores
 from ..diffusion.timesteps import TimestepWindow
@@ -19,7 +17,7 @@ from ..objectives import ConceptErasure, DenoisingLoss
 from ..recording.data import Recording
 from ..recording.record import record, with_base
 from ..recording.renoise import record_images
-from ..zoo import load, pictures, prompts, scorer
+from ..zoo import load, opened, pictures, prompts, scorer
 from ..zoo.concepts import OBJECTS, SAMPLING, STYLES, caption
 from ..zoo.prompt_set import emoji_prompts
 
@@ -124,7 +122,7 @@ class Study:
     def attribute_drawing(self, obj: str, timesteps: int = STEPS) -> Scores:
         """Scores for drawing ``obj`` like its real pictures: J is minus the denoising loss on them."""
         files, captions = zip(*pictures(obj), strict=True)
-        images = [Image.open(file).convert("RGB") for file in files]
+        images = opened(files)
         recording = record_images(self.pipeline, images, list(captions), timesteps=timesteps, seed=ATTRIBUTION_SEED)
         attributor = Attributor(self.pipeline, DenoisingLoss(), target_modules=BOTH)
         return attributor.run(recording, concept=obj, rows_per_pass=ROWS_PER_PASS, progress=self.progress)

@@ -122,15 +122,24 @@ def objectives_under(
 
 
 class Moved(Objective):
-    """|output - recorded output|^2 over |recorded output - unconditional output|^2."""
+    """|output - recorded output|^2 over |recorded output - base output|^2.
+
+    Args:
+        timesteps: the window to look at.
+        base: "unconditional", or "base" for recordings of ``with_base``.
+    """
 
     name = "moved"
-    needs = "unconditional_output"
+
+    def __init__(self, timesteps: Window | None = None, base: str = "unconditional") -> None:
+        super().__init__(timesteps)
+        self.needs = f"{base}_output"
 
     def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
-        assert call.output is not None and call.unconditional_output is not None
+        base = getattr(call, str(self.needs))
+        assert call.output is not None and base is not None
         moved = squared_distance(output, call.output, call).sum(1)
-        return moved / squared_distance(call.output, call.unconditional_output, call).sum(1).clamp(min=1e-20)
+        return moved / squared_distance(call.output, base, call).sum(1).clamp(min=1e-20)
 
 
 def damage_table(damages: Mapping[str, Damage]) -> str:

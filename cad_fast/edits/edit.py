@@ -89,6 +89,12 @@ class Edit(EditData):
         finally:
             handle.undo()
 
+    def prediction(self) -> str:
+        """Say in words what the edit is predicted to do, as ``cad_fast.erase`` and ``cad_fast.amplify`` note it."""
+        from .files.describe import prediction_text
+
+        return prediction_text(self.provenance.get("predicted"))
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``edit_config.json`` and ``edit_model.safetensors`` into ``folder``.
 

@@ -42,6 +42,7 @@ def describe(edit: EditData) -> dict[str, Any]:
         "versions": made.get("versions"),
         "composed_of": made.get("composed_of"),
         "evaluation": made.get("evaluation"),
+        "predicted": made.get("predicted"),
     }
 
 
@@ -61,6 +62,7 @@ def describe_text(edit: EditData) -> str:
         name = part.get("name") if isinstance(part, dict) else part
         lines.append(f"composed of: {clean(name)}")
     lines.append(f"trust: {trust_text(about['trust'])}")
+    lines.append(prediction_text(about["predicted"]))
     rows = evaluation_rows(about["evaluation"])
     lines += [f"evaluation: {', '.join(row)}" for row in rows] if rows else ["evaluation: none"]
     lines.append(f"digest: {about['digest']}")
@@ -80,6 +82,18 @@ def trust_text(trust: Any) -> str:
         if r is not None and n is not None and fraction is not None:
             found.append(f"r = {r:.2f} on {n:.0f} held-out ablations of {fraction:.2%}")
     return "; ".join(found) or "the scores were not checked on held-out ablations"
+
+
+def prediction_text(predicted: Any) -> str:
+    """Say in words what an edit is predicted to do, from ``provenance["predicted"]``, which may hold anything."""
+    left = _number(predicted, "left")
+    moved = predicted.get("moved") if isinstance(predicted, dict) else None
+    if left is None or not isinstance(moved, dict):
+        return "predicted: nothing was predicted"
+    parts = {clean(name, 40): _number(moved, name) for name in list(moved)[:8]}
+    others = ", ".join(f"{name} {100 * value:.1f}%" for name, value in parts.items() if value is not None)
+    more = f" and {len(moved) - 8} more" if len(moved) > 8 else ""
+    return f"predicted: J is {left:.2f} of before; outputs on others move by {others}{more} of what their prompts do"
 
 
 def evaluation_rows(evaluation: Any) -> list[tuple[str, ...]]:
