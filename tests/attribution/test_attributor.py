@@ -55,7 +55,7 @@ def test_the_cost_is_counted(pipeline, recording):
 def test_a_stopped_run_goes_on_where_it_was(pipeline, recording, tmp_path, monkeypatch):
     attributor = Attributor(pipeline)
     expected = attributor.run(recording, rows_per_pass=1, progress=False)
-    import cad_fast.attribution.methods.gradient as gradient
+    import cad_fast.attribution.gradients.sums as gradient
 
     passes = interrupt(monkeypatch, gradient, "gather", 4)
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cad_fast import Ablation, ComponentSpace, ConceptErasure
 from cad_fast.attribution import Attributor, Scores
-from cad_fast.attribution.methods.averages import Averages, more_passes
+from cad_fast.attribution.gradients.averages import Averages, more_passes
 from cad_fast.attribution.trust import Trust, correlation, trust_lines
 from tests.pipelines import stable_diffusion
 from tests.row_truth import slow_gradient

@@ -13,7 +13,7 @@ from cad_fast.attribution import Attributor, Scores, StopWhen, load_many
 from cad_fast.attribution import run as run_module
 from cad_fast.attribution.measuring.measure import measure_all
 from cad_fast.attribution.measuring.measurer import Measurer
-from cad_fast.attribution.measuring.plans import MeasurePlan, Target
+from cad_fast.attribution.measuring.plans import MeasuringPlan, Target
 from cad_fast.attribution.regression import draws
 from cad_fast.objectives import CallableObjective
 from cad_fast.recording.record import with_base
@@ -75,11 +75,11 @@ def test_j_of_each_concept_is_that_of_ablated_copies(pipeline, concepts, kind: s
 
 def test_every_row_goes_through_once(concepts) -> None:
     targets = [Target(*c) if isinstance(c, tuple) else Target(ConceptErasure(), c) for c in concepts.values()]
-    plan = MeasurePlan.of(targets, 4)
+    plan = MeasuringPlan.of(targets, 4)
     rows = [(number, call, row) for pieces in plan.passes for number, call, rows in pieces for row in rows]
     assert len(rows) == len(set(rows)) == 3 * (2 + 1 + 1)  # three recordings, whatever the number of concepts on them
     assert plan.n_rows == [6, 4, 6, 3, 3]
-    assert MeasurePlan.of(targets[:3], 6).cost(10) == MeasurePlan.of(targets[:1], 6).cost(10)
+    assert MeasuringPlan.of(targets[:3], 6).cost(10) == MeasuringPlan.of(targets[:1], 6).cost(10)
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["recorded", "both-branches"])
@@ -158,7 +158,7 @@ def test_many_stop_when_the_last_of_them_has_reached_r(pipeline, concepts, monke
     size = Attributor(pipeline, components=attributor.space, method="regression", ablations=max(needed), fraction=0.2)
     expected = size.run_many(two, **settings)
     assert all(torch.equal(found[name].values, expected[name].values) for name in two)
-    rows = MeasurePlan.of([Target(ConceptErasure(), recording) for recording in two.values()], 12).rows
+    rows = MeasuringPlan.of([Target(ConceptErasure(), recording) for recording in two.values()], 12).rows
     budget = attributor.run_many(two, stop_when=StopWhen(row_evaluations=30 * rows), **settings)
     assert {ablations_of(scores) for scores in budget.values()} == {40}
 
@@ -229,7 +229,7 @@ def test_until_sees_the_ablations_in_order_even_where_they_come_in_another(pipel
 
         return compute
 
-    monkeypatch.setattr("cad_fast.attribution.measuring.measure._local", backwards)
+    monkeypatch.setattr("cad_fast.attribution.measuring.measure.locally", backwards)
     seen = []
 
     def until(j):

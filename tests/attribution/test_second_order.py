@@ -10,10 +10,12 @@ import cad_fast
 from cad_fast import Ablation, ComponentSpace, ConceptErasure
 from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.curvature import Curvature, strongest
+from cad_fast.attribution.gradients import bending as bending_module
+from cad_fast.attribution.gradients.bending import bending
+from cad_fast.attribution.gradients.per_row import row_gradients
 from cad_fast.attribution.measuring.passes import merge_calls
-from cad_fast.attribution.methods import second_order_scores as second_order
-from cad_fast.attribution.methods.row_gradients import row_gradients
-from cad_fast.attribution.methods.second_order_scores import SecondOrderPlan, bending, second_order_scores
+from cad_fast.attribution.methods import second_order
+from cad_fast.attribution.methods.second_order import NetworksPlan, second_order_scores
 from cad_fast.attribution.trust import predicted_change
 from tests.attribution.common import interrupt
 from tests.row_truth import ablated_copy
@@ -59,7 +61,7 @@ def test_gradients_of_rows_are_those_of_ablated_copies(pipeline, recording, modu
 
 @pytest.mark.parametrize("networks", [4, 7, 30])
 def test_bending_is_exact_where_the_output_moves_linearly(monkeypatch, networks: int) -> None:
-    monkeypatch.setattr(second_order, "RIDGE", 1e-7)
+    monkeypatch.setattr(bending_module, "RIDGE", 1e-7)
     n, elements = 60, 3  # three independent outputs are spanned by the differences of four networks
     moves, reference, start = torch.randn(n, elements), torch.randn(elements), torch.randn(elements)
     lost = (torch.rand(networks, n) < 0.3).float()
@@ -117,7 +119,7 @@ def test_a_curvature_changes_j_as_its_formula_says() -> None:
 
 
 def test_the_plan_gives_rows_of_large_j_more_networks(recording) -> None:
-    plan = SecondOrderPlan.of(recording, ConceptErasure(), 20, 7)
+    plan = NetworksPlan.of(recording, ConceptErasure(), 20, 7)
     assert [pair for pairs in plan.passes for pair in pairs] == [
         (place, network) for place, count in enumerate(plan.networks) for network in range(count)
     ]
@@ -136,10 +138,10 @@ def test_values_are_mean_gradients_however_rows_share_passes(pipeline, recording
     changes = [[found.curvature.change(ablation) for ablation in ablations] for found in (one, other)]
     assert_close(*(torch.tensor(change) for change in changes), 1e-2)
     assert one.stretch == pytest.approx(other.stretch, rel=1e-2)
-    plan = SecondOrderPlan.of(recording, ConceptErasure(), 10, 32)
+    plan = NetworksPlan.of(recording, ConceptErasure(), 10, 32)
     expected = torch.zeros(space.n)
     for place, (number, row) in enumerate(plan.places):
-        drawn = second_order.networks_of(plan, row, space.n, 0.25, 0)[: plan.networks[place]]
+        drawn = plan.ablations(row, space.n, 0.25, 0)[: plan.networks[place]]
         call = recording.calls[number].select_rows([row] * len(drawn))
         with cad_fast.rows(pipeline.unet, drawn, space, gradients="scores") as engine:
             ConceptErasure()(call.run(pipeline.unet), call).sum().backward()
@@ -159,7 +161,7 @@ def test_curvature_predicts_what_scores_alone_cannot(pipeline, recording, tmp_pa
         for s in (alone, scores)
     ]
     assert r[1] > r[0] + 0.02
-    plan = SecondOrderPlan.of(recording, ConceptErasure(), 20, 32)
+    plan = NetworksPlan.of(recording, ConceptErasure(), 20, 32)
     assert scores.provenance["cost"]["backward_passes"] == len(plan.passes)
     assert scores.provenance["estimate"]["rows"] == plan.rows
     loaded = Scores.load(tmp_path)

@@ -135,7 +135,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = ablations(60)
     j = noisy(drawn, truth(), 1.0)
     whole = fit(Design.of(drawn), j, standard_errors=True)
-    monkeypatch.setattr(design_module, "_CHUNK", 1)
+    monkeypatch.setattr(design_module, "CHUNK", 1)
     pieces = fit(Design.of(drawn), j, standard_errors=True)
     assert torch.allclose(whole.alpha, pieces.alpha)
     assert torch.allclose(whole.standard_error, pieces.standard_error)
@@ -173,9 +173,9 @@ def test_factoring_is_decomposing(m: int, n: int) -> None:
     """Both ways to solve large and small problems, at the penalties that the one for large problems chooses."""
     design, j = random_problem(m, n, 3)
     y = j - j.mean(1, keepdim=True)
-    factored = ridge._Factored(design, y).fit(standard_errors=True)
+    factored = ridge.Factored(design, y).fit(standard_errors=True)
     assert len(factored.penalty.unique()) > 1
-    decomposed = ridge._Decomposed.of(design)
+    decomposed = ridge.Decomposed.of(design)
     for t in range(3):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ridge, "GRID", factored.penalty[t : t + 1] / decomposed.unit)
@@ -193,14 +193,14 @@ def test_one_target_of_a_small_problem_has_the_penalty_of_leaving_one_out(monkey
     monkeypatch.setattr(ridge, "LEAST_FACTORED", 100)
     design, j = random_problem(150, 400, 1)
     y = j - j.mean(1, keepdim=True)
-    decomposed = ridge._Decomposed.of(design)
+    decomposed = ridge.Decomposed.of(design)
     expected = decomposed.fit(y, True)
     if shift is not None:
         best = int((ridge.GRID * decomposed.unit / expected.penalty - 1).abs().argmin())
         losses = (torch.arange(len(ridge.GRID)) - best - shift).abs()[None]
-        monkeypatch.setattr(ridge._Factored, "_generalised_losses", lambda *_: losses)
-    of, used = ridge._Decomposed.of, []
-    monkeypatch.setattr(ridge._Decomposed, "of", lambda design: used.append(1) or of(design))
+        monkeypatch.setattr(ridge.Factored, "generalised_losses", lambda *_: losses)
+    of, used = ridge.Decomposed.of, []
+    monkeypatch.setattr(ridge.Decomposed, "of", lambda design: used.append(1) or of(design))
     found = ridge.ridge(design, y, standard_errors=True)
     assert bool(used) != factored
     torch.testing.assert_close(found.penalty, expected.penalty, rtol=1e-12, atol=0)
@@ -214,8 +214,8 @@ def test_factoring_falls_back_to_double_precision() -> None:
     """At a penalty of 1e-6 of the mean eigenvalue, single precision has no factor, or one that leads nowhere."""
     design, j = random_problem(200, 60, 1)
     y = j - j.mean(1, keepdim=True)
-    factored = ridge._Factored(design, y)
-    factor, dual = factored._solve(1e-6 * factored.unit, y)
+    factored = ridge.Factored(design, y)
+    factor, dual = factored.solve(1e-6 * factored.unit, y)
     assert factor.lower.dtype == torch.float64
     x = torch.cat([part for _, part in design.columns()], 1)
     left = x @ (x.T @ dual[0]) + 1e-6 * factored.unit * dual[0] - y[0]
@@ -264,19 +264,19 @@ def test_lsmr_is_ridge() -> None:
 
 def test_held_out_penalties_are_refits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small problem of the bidiagonalisation against solving without the ablations held out, for each penalty."""
-    monkeypatch.setattr(lsmr, "_CHECK_EVERY", 60)
+    monkeypatch.setattr(lsmr, "CHECK_EVERY", 60)
     design, j = random_problem(100, 40, 1)
     y = j[0] - j[0].mean()
     seen = []
-    solutions = lsmr._small_solutions
+    solutions = lsmr.small_solutions
 
     def watched(*arguments: object) -> Tensor:
         seen.append(solutions(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(lsmr, "_small_solutions", watched)
+    monkeypatch.setattr(lsmr, "small_solutions", watched)
     penalties = torch.tensor([0.5, 20.0, 700.0], dtype=torch.float64)
-    chosen, _ = lsmr._best_held_out(design, y, penalties)
+    chosen, _ = lsmr.best_held_out(design, y, penalties)
     held = torch.randperm(100, generator=torch.Generator().manual_seed(0))[:10]
     rest = torch.ones(100, dtype=torch.bool)
     rest[held] = False
@@ -292,7 +292,7 @@ def test_held_out_penalties_are_refits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("factor", [0.0, 0.5])
 def test_seeds_are_the_bits_drawn_from_them(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
-    monkeypatch.setattr(design_module, "_DRAWN_WORDS", 20)  # blocks of a few rows
+    monkeypatch.setattr(design_module, "DRAWN_WORDS", 20)  # blocks of a few rows
     drawn = [Ablation.seeded(N, 0.3, 5, variant, factor) for variant in range(7, 60)]
     seeded, packed = SeededDesign(N, 0.3, 5, 53, first=7, factor=factor), Design.of(drawn)
     x = kept(drawn)
