@@ -1,4 +1,4 @@
-"""Scores: one attribution per component, with what is needed to trust and reuse them."""
+"""Scores: one number per component, with what is needed to trust and reuse them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,20 @@ CONCEPTS_NAME = "concepts.json"
 
 @dataclass
 class Scores:
-    """``values`` float32 [n]: the predicted change of J when a component is kept rather than removed.
+    """Scores of the components for a concept.
 
-    Positive components express the concept, negative ones suppress it (arXiv 2412.02542). ``provenance`` is JSON-able:
-    concept, method, objective, prompts, seeds, cost, versions. ``standard_error`` float32 [n], where the method knows.
-    ``curvature``: how J bends beside what the values add up to, where the method knows; predictions of J count it in,
-    edits are chosen by the values alone.
+    A positive component expresses the concept, a negative one suppresses it (arXiv 2412.02542).
+
+    Args:
+        values: float32 [n], the predicted change of J when a component is kept rather than removed.
+        space: The components.
+        provenance: Where they come from, as JSON: concept, method, objective, prompts, seeds, cost, versions.
+        standard_error: float32 [n], where the method knows.
+        curvature: How J bends beside what the values add up to, where the method knows. Predictions of J count it in;
+            edits are chosen by the values alone.
+
+    Raises:
+        ValueError: A shape does not fit the space, or a score is not finite. The message names its component.
     """
 
     values: Tensor
@@ -61,7 +69,7 @@ class Scores:
 
     @property
     def trust(self) -> list[dict[str, Any]]:
-        """How well the scores predict held-out ablations (see ``Trust``), per fraction; empty if there were none."""
+        """How well the scores predict held-out ablations (see ``Trust``), per fraction. Empty if there were none."""
         return list(self.provenance.get("trust", ()))
 
     def __len__(self) -> int:
@@ -72,13 +80,17 @@ class Scores:
         return f"Scores({self.concept!r}, {method}, {self.space.n} of kind {self.space.kind})"
 
     def by_module(self) -> dict[str, Tensor]:
-        """Views of ``values`` per module, {module: float32 [count]}."""
+        """Return views of ``values`` per module, {module: float32 [count]}."""
         return self.space.split(self.values)
 
     def of_modules(self, target_modules: str | Sequence[str]) -> Scores:
-        """The scores of the components in some of the modules (preset, pattern or list), renumbered.
+        """Return the scores of the components in some of the modules, renumbered.
 
-        Raises ValueError when no module matches.
+        Args:
+            target_modules: A preset, a pattern or a list.
+
+        Raises:
+            ValueError: No module matches.
         """
         names = match_names([entry.module for entry in self.space], target_modules)
 
@@ -88,28 +100,28 @@ class Scores:
 
         error = None if self.standard_error is None else of_names(self.standard_error)
         # What was held out were ablations of all components: it says nothing about some of them alone.
-        whole = ("trust", "estimate", "stop_when", "halves")
-        provenance = {key: value for key, value in self.provenance.items() if key not in whole}
+        of_all = ("trust", "estimate", "stop_when", "halves")
+        provenance = {key: value for key, value in self.provenance.items() if key not in of_all}
         curvature = self.curvature
         if curvature is not None:
             curvature = curvature.of_components(of_names(torch.arange(self.space.n)))
         return Scores(of_names(self.values), self.space.restrict(names), provenance, error, curvature)
 
     def top(self, k: int = 10, *, negative: bool = False) -> list[tuple[str, float]]:
-        """The ``k`` highest (or, with ``negative``, lowest) scores as (component name, score)."""
-        found = self.values.topk(min(k, len(self)), largest=not negative)
-        pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        """Return the ``k`` highest (or, with ``negative``, lowest) scores as (component name, score)."""
+        values, indices = self.values.topk(min(k, len(self)), largest=not negative)
+        pairs = zip(indices.tolist(), values.tolist(), strict=True)
         return [(self.space.label(index), value) for index, value in pairs]
 
     def require_same_space(self, others: Sequence[Scores]) -> None:
-        """Raises ValueError naming the concept whose scores are over other components."""
+        """Raise ValueError, naming the concept, for scores over other components."""
         for other in others:
             if other.space != self.space:
                 mine, theirs = f"{self.concept!r} are over {self.space}", f"{other.concept!r} over {other.space}"
                 raise ValueError(f"the scores of {mine}, those of {theirs}")
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file (a folder gets ``scores.safetensors``); returns its path."""
+        """Write one safetensors file (a folder gets ``scores.safetensors``). Returns its path."""
         path = Path(path)
         if path.suffix != ".safetensors":
             path = path / SCORES_NAME
@@ -128,9 +140,11 @@ class Scores:
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Read what ``save`` wrote; FOLDER/cat is also that of concept cat in a folder of many (``save_many``).
+        """Read what ``save`` wrote. FOLDER/cat also names concept cat in a folder of many (``save_many``).
 
-        Raises FileNotFoundError, or ValueError naming the damaged file.
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is damaged. The message names it.
         """
         path = Path(path)
         if not path.exists() and (path.parent / CONCEPTS_NAME).is_file():
@@ -151,7 +165,7 @@ class Scores:
 
 
 def numbered_files(folder: Path) -> dict[str, str]:
-    """{concept: name of its file} of a folder of many. Raises FileNotFoundError, or ValueError when it is damaged."""
+    """Return {concept: name of its file} of a folder of many. Raises as ``load_many``."""
     path = folder / CONCEPTS_NAME
     names = read_json(path)
     if list(names.values()) != [f"{number:05d}.safetensors" for number in range(len(names))]:

@@ -56,7 +56,7 @@ def test_what_was_written_is_read_bit_for_bit(tmp_path) -> None:
 
 
 def test_large_sums_are_written_in_pieces(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("cad_fast.attribution.store._PIECE_BYTES", 64)
+    monkeypatch.setattr("cad_fast.attribution.store.PIECE_BYTES", 64)
     sums = {"w": torch.randn(5, 33)}
     first = state(tmp_path, resume=False)
     first.update(1, sums)

@@ -1,4 +1,4 @@
-"""What every method is told, what it answers, and what it costs."""
+"""The interface of all methods: the problem they get, the estimate they give, their cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...recording.data import Recording
 from ..curvature import Curvature
 from ..measuring.measure import Executor, measure_all
 from ..measuring.measurer import Measurer
-from ..measuring.plans import MeasurePlan, Plan, Target
+from ..measuring.plans import GradientPlan, MeasuringPlan, Target
 from ..scores import Scores
 from ..stop import Watch
 from ..store import RunState
@@ -25,7 +25,19 @@ from ..store import RunState
 
 @dataclass(frozen=True)
 class Problem:
-    """What an estimator is to solve: the denoiser, its components, one target or several, and how to run it."""
+    """What an estimator is to solve, and how to run it.
+
+    Args:
+        denoiser: The module whose components are scored.
+        targets: What is measured on which recording, one per concept.
+        space: The components.
+        rows_per_pass: How many rows go through the denoiser at once, at most.
+        state: Where what is done is kept.
+        watch: May end the estimate early.
+        progress: Whether to show progress bars.
+        executor: As for ``measure_all``.
+        workers: As for ``measure_all``.
+    """
 
     denoiser: nn.Module
     targets: tuple[Target, ...]
@@ -33,9 +45,9 @@ class Problem:
     rows_per_pass: int
     state: RunState
     watch: Watch
-    progress: bool = True
-    executor: Executor = "local"
-    workers: int | None = None
+    progress: bool
+    executor: Executor
+    workers: int | None
 
     @property
     def recording(self) -> Recording:
@@ -46,20 +58,20 @@ class Problem:
         return self.targets[0].objective
 
     def keywords(self) -> dict[str, Any]:
-        """Return how every estimate is run, as keyword arguments."""
+        """Return how an estimate is run, as keyword arguments."""
         return {"rows_per_pass": self.rows_per_pass, "state": self.state, "progress": self.progress}
 
     def arguments(self) -> tuple[nn.Module, Recording, Objective, ComponentSpace]:
-        """Return what every estimate of one target is made of, as positional arguments."""
+        """Return what an estimate of the first target is made of, as positional arguments."""
         return self.denoiser, self.recording, self.objective, self.space
 
-    def plan(self) -> Plan:
-        """How the recording's rows are divided into passes."""
-        return Plan.of(self.recording, self.objective, self.rows_per_pass)
+    def gradient_plan(self) -> GradientPlan:
+        """Divide the rows of the first target's recording into passes."""
+        return GradientPlan.of(self.recording, self.objective, self.rows_per_pass)
 
-    def measure_plan(self) -> MeasurePlan:
-        """How the rows of all targets are divided into passes."""
-        return MeasurePlan.of(self.targets, self.rows_per_pass)
+    def measuring_plan(self) -> MeasuringPlan:
+        """Divide the rows of all targets into passes."""
+        return MeasuringPlan.of(self.targets, self.rows_per_pass)
 
     def objectives_under(self, ablations: Sequence[Ablation], until: Callable[[Tensor], bool] | None = None) -> Tensor:
         """Measure J under each ablation; float64 [targets, len(ablations)].
@@ -80,9 +92,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Scores float [n], what is known of their errors (float [n] or None), and JSON-able facts about the estimate.
+    """What an estimator gives.
 
-    ``passes`` as of ``Estimator.cost``, where the run knows them. ``curvature``: how J bends besides.
+    Args:
+        values: The scores, float [n].
+        standard_error: float [n], or None where it is unknown.
+        facts: What the estimate knows of itself, as JSON.
+        passes: As ``Estimator.cost``, where the run knows them.
+        curvature: How J bends besides, where the method knows.
     """
 
     values: Tensor
@@ -93,7 +110,7 @@ class Estimate:
 
 
 class Estimator(ABC):
-    """One method, with its options as fields."""
+    """A method, with its options as fields."""
 
     name: ClassVar[Method]
     rows_per_pass: ClassVar[int] = 16
@@ -110,10 +127,10 @@ class Estimator(ABC):
 
     @abstractmethod
     def cost(self, problem: Problem) -> dict[str, int]:
-        """Passes of the denoiser over ``problem.rows_per_pass`` rows at most: {"forward": ..., "backward": ...}."""
+        """Return how many passes of at most ``problem.rows_per_pass`` rows it takes, as {"forward": , "backward": }."""
 
     def config(self) -> dict[str, Any]:
-        """The options as JSON."""
+        """Return the options as JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {
             key: {"concept": value.concept, "method": value.provenance.get("method")}
@@ -124,7 +141,7 @@ class Estimator(ABC):
 
 
 class SharingEstimator(Estimator):
-    """A method that only measures J under ablations: the same passes serve many targets."""
+    """A method that only measures J under ablations, so that the same passes serve many targets."""
 
     @abstractmethod
     def run_all(self, problem: Problem) -> list[Estimate]:

@@ -13,7 +13,7 @@ MOST_EXACT = 20_000
 
 @dataclass(frozen=True)
 class Exact(SharingEstimator):
-    """alpha_i = J of the intact network less J without component i: one forward pass per component, the yardstick."""
+    """alpha_i = J of the intact network less J without component i: one ablation per component."""
 
     name = "exact"
     rows_per_pass = ROWS_PER_PASS
@@ -30,4 +30,4 @@ class Exact(SharingEstimator):
         return [Estimate(j[-1] - j[:-1], None, {"intact_j": float(j[-1])}) for j in every]
 
     def cost(self, problem: Problem) -> dict[str, int]:
-        return {"forward": problem.measure_plan().cost(problem.space.n + 1), "backward": 0}
+        return {"forward": problem.measuring_plan().cost(problem.space.n + 1), "backward": 0}

@@ -15,16 +15,25 @@ from ..regression.solvers import Fit, fit_all
 from ..scores import Scores
 from .base import Estimate, Problem, SharingEstimator
 
-# A regression looks up whether to stop after every so many ablations.
+# A regression sees whether to stop after every so many ablations.
 STOP_BATCH = 100
 
 
 @dataclass(frozen=True)
 class Regression(SharingEstimator):
-    """A linear fit of J on random ablations (COAR, arXiv 2404.11534); see ``solvers.fit``.
+    """A linear fit of J on random ablations; see ``solvers.fit_all``.
 
-    ``draw``: balanced partitions, or every component with probability ``fraction`` as in COAR. ``prior``: scores whose
-    residual is fitted.
+    Args:
+        ablations: How many ablations are measured, at most: ``stop_when`` may end the run earlier.
+        fraction: The share of the components that an ablation removes.
+        draw: "partitions" for balanced ones, or "bernoulli" for every component with probability ``fraction``, as in
+            COAR.
+        solver: "ridge", "ols", "lasso" or "lsmr".
+        prior: Scores of the same concept; their residual is fitted.
+        seed: Draws other ablations.
+
+    Raises:
+        ValueError: An option is out of range or unknown.
     """
 
     name = "regression"
@@ -45,7 +54,7 @@ class Regression(SharingEstimator):
             raise ValueError(f"ablations is {self.ablations}, expected at least 3")
 
     def drawn(self, n: int) -> Drawn:
-        """The ablations of n components. Raises ValueError for a fraction that does not suit them."""
+        """Draw the ablations of n components. Raises ValueError for a fraction that does not suit them."""
         if self.draw == "partitions":
             parts_of(self.fraction, n)
         return Drawn(self.draw, n, self.fraction, self.seed, self.ablations)
@@ -57,7 +66,7 @@ class Regression(SharingEstimator):
             raise ValueError("prior: scores of one concept cannot be what is known of many")
         drawn = self.drawn(problem.space.n)
         priors = [None if self.prior is None else self.prior.values] * len(problem.targets)
-        plan = problem.measure_plan()
+        plan = problem.measuring_plan()
 
         def until(j: Tensor) -> bool:
             # Groups of ablations may step over a multiple of the batch.
@@ -65,7 +74,7 @@ class Regression(SharingEstimator):
             if count // STOP_BATCH == max(0, count - plan.variants) // STOP_BATCH:
                 return False
             design = drawn.design(count, in_memory=self.solver != "lsmr")
-            alpha = torch.stack([found.alpha for found in fit_all(design, j, self.solver, priors=priors)])
+            alpha = torch.stack([one.alpha for one in fit_all(design, j, self.solver, priors=priors)])
             return problem.watch.enough(alpha, None, count * plan.rows)
 
         j = problem.objectives_under(drawn, None if problem.watch.stop is None else until)
@@ -76,15 +85,15 @@ class Regression(SharingEstimator):
         fits = fit_all(design, j, self.solver, priors=priors, standard_errors=small)
         passes = {"forward": plan.cost(count), "backward": 0}
         return [
-            Estimate(found.alpha, found.standard_error, self._facts(found, one), passes)
-            for found, one in zip(fits, j, strict=True)
+            Estimate(fit.alpha, fit.standard_error, self._facts(fit, of_target), passes)
+            for fit, of_target in zip(fits, j, strict=True)
         ]
 
-    def _facts(self, found: Fit, j: Tensor) -> dict[str, Any]:
-        facts: dict[str, Any] = {"penalty": found.penalty, "prior_scale": found.prior_scale}
-        if found.loo is not None:
-            facts["leave_one_out_r"] = float(torch.corrcoef(torch.stack([found.loo, j]))[0, 1])
+    def _facts(self, fit: Fit, j: Tensor) -> dict[str, Any]:
+        facts: dict[str, Any] = {"penalty": fit.penalty, "prior_scale": fit.prior_scale}
+        if fit.loo is not None:
+            facts["leave_one_out_r"] = float(torch.corrcoef(torch.stack([fit.loo, j]))[0, 1])
         return {**facts, "ablations": len(j)}
 
     def cost(self, problem: Problem) -> dict[str, int]:
-        return {"forward": problem.measure_plan().cost(self.ablations), "backward": 0}
+        return {"forward": problem.measuring_plan().cost(self.ablations), "backward": 0}

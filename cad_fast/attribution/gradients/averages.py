@@ -1,13 +1,13 @@
-"""Averages of gradients over ablated networks: what they say of each component, and how exactly.
+"""Averages of gradients over ablated networks: the scores they give, with their errors.
 
 With k_i the mean gradient of a component over the ablations that keep it, and a_i over those that remove it, the score
 is
 
     alpha_i = (1 - w) k_i + w a_i.
 
-w = 1/2 is the trapezoid rule for the effect of removing i, but a balanced partition removes every component just once,
+w = 1/2 is the trapezoid rule for the effect of removing i. But a balanced partition removes every component just once,
 so that a_i has the noise of a single gradient. Where J hardly bends along one component (single weights), k_i and a_i
-estimate the same, and a smaller w is better: it is chosen for the least mean squared error over all components.
+estimate the same, and a smaller w is better. It is chosen for the least mean squared error over all components.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from ...row_engine.engine import RowEngine
 
 @dataclass(frozen=True)
 class Averaged:
-    """``values`` float32 [n]; ``standard_error`` float32 [n] for the choice of ablations, not for that of pictures.
+    """Scores from averages of gradients.
 
-    ``ablated_weight`` is w. ``reliability`` in 0..1 is the share of the scores' variance that is not noise of the
-    chosen ablations: the expected correlation with the scores of other ablations, as many (None for a single gradient).
+    Args:
+        values: float32 [n].
+        standard_error: float32 [n], for the choice of ablations, not for that of pictures. None for a single group.
+        ablated_weight: w.
+        reliability: From 0 to 1, the share of the scores' variance that is not noise of the chosen ablations. That is
+            the expected correlation with the scores of other ablations, as many. None for a single group.
     """
 
     values: Tensor
@@ -38,11 +42,20 @@ class Averaged:
 
 
 class Averages:
-    """Per component, gradients summed over the ablations that keep it and over those that do not.
+    """Per component, gradients summed over the ablations that keep it and over those that remove it.
 
-    ``tensors`` float32 [n] each: the sums "kept" and "ablated"; "group", the kept ones of the ablations that run now;
-    "squares", the sum over finished groups of group^2 / (ablations in it that keep the component); "groups", how many
-    groups kept it. Groups are exchangeable, as the ablations are drawn at random, so their spread tells the error.
+    Groups of ablations are exchangeable, as they are drawn at random, so their spread tells the error. ``tensors`` are
+    float32 [n]:
+
+    - "kept" and "ablated": the two sums;
+    - "group": the kept ones of the ablations that run now;
+    - "squares": the sum over finished groups of group^2 / (ablations in it that keep the component);
+    - "groups": how many groups kept it.
+
+    Args:
+        space: The components.
+        denoiser: The module that they are of. The sums go where its weights are.
+        before: ``tensors`` of a run that was stopped; or empty.
     """
 
     KEYS = ("kept", "ablated", "group", "squares", "groups")
@@ -54,7 +67,7 @@ class Averages:
         self.tensors = {key: tensor.to(device) for key, tensor in before.items()}
 
     def add(self, engine: RowEngine, j: Tensor, group: Sequence[Ablation]) -> None:
-        """The gradients of J, a scalar, at the ablations of the group."""
+        """Add the gradients of J, a scalar, at the ablations of the group."""
         if self.space.kind == "weight":
             engine.reset_scores()
             j.backward()
@@ -74,19 +87,23 @@ class Averages:
         self.tensors["group"] += kept
 
     def close(self, group: Sequence[Ablation]) -> None:
-        """The group has seen all passes: its spread counts from now on."""
-        own = self.tensors["group"]
-        count = torch.full_like(own, len(group))
+        """Finish a group that has seen all passes: its spread counts from now on."""
+        total = self.tensors["group"]
+        count = torch.full_like(total, len(group))
         for ablation in group:
-            count[ablation.indices.to(own.device)] -= 1
-        self.tensors["squares"] += own.square() / count.clamp(min=1)
+            count[ablation.indices.to(total.device)] -= 1
+        self.tensors["squares"] += total.square() / count.clamp(min=1)
         self.tensors["groups"] += (count > 0).float()
-        own.zero_()
+        total.zero_()
 
     def averaged(self, kept: int, ablated: int, rows: int, weight: float | None = None) -> Averaged:
-        """Scores from so many gradients per component at ablations that keep it and remove it, ``rows`` each.
+        """Make scores of the sums.
 
-        ``weight``: w, or None for the least mean squared error. With one group the noise is unknown, and w is 1/2.
+        Args:
+            kept: How many ablations kept each component.
+            ablated: How many removed it.
+            rows: How many rows each gradient is the sum of.
+            weight: w, or None for the least mean squared error. With one group the noise is unknown, and w is 1/2.
         """
         k, a = self.tensors["kept"] / kept, self.tensors["ablated"] / ablated
         freedom = self.tensors["groups"] - 1
@@ -104,9 +121,9 @@ class Averages:
 
 
 def _best_weight(k: Tensor, a: Tensor, variance: float, kept: int, ablated: int) -> float:
-    """The w in 0..1/2 of least (1/2 - w)^2 C + variance ((1-w)^2 / kept + w^2 / ablated), with C = E (E a - E k)^2.
+    """Return the w in 0..1/2 of least (1/2 - w)^2 C + variance ((1-w)^2 / kept + w^2 / ablated).
 
-    The noise of a - k is taken off its mean square to give C.
+    C = E (E a - E k)^2 is the mean square of a - k less its noise.
     """
     square = float((a - k).double().square().mean())
     if square == 0:
@@ -117,5 +134,5 @@ def _best_weight(k: Tensor, a: Tensor, variance: float, kept: int, ablated: int)
 
 
 def more_passes(reliability: float, times: float) -> float:
-    """The reliability that ``times`` as many passes would have (Spearman 1910, Brown 1910)."""
+    """Return the reliability that ``times`` as many passes would have (Spearman 1910, Brown 1910)."""
     return times * reliability / (1 + (times - 1) * reliability)

@@ -24,11 +24,18 @@ def row_gradients(
     call: DenoiserCall,
     ablations: Sequence[Ablation],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Row v of ``call`` under ``ablations[v]``: its gradient, its prediction, dJ_v / d(prediction), and J_v.
+    """Run row v of ``call`` forward and backward under ``ablations[v]``.
 
-    The gradient is w_i dJ_v/dw_i, float32 [V, n], at the network with the ablation, also where it removed w_i;
-    predictions and their derivatives are float32 [V, elements], J float32 [V]. Single weights only. Parameters must
-    not require gradients.
+    Args:
+        denoiser: The module that is run. Its parameters must not require gradients.
+        objective: J.
+        space: Single weights.
+        call: V rows.
+        ablations: V of them.
+
+    Returns:
+        The gradients w_i dJ_v/dw_i, float32 [V, n], at the ablated networks, also where the ablation removed w_i; the
+        predictions and dJ_v / d(prediction), float32 [V, elements]; and J, float32 [V].
     """
     gradients = torch.zeros(len(ablations), space.n, device=next(denoiser.parameters()).device)
     with rows(denoiser, ablations, space), _tapped(denoiser, space, gradients), torch.enable_grad():
@@ -44,11 +51,11 @@ def row_gradients(
 
 @contextmanager
 def _tapped(denoiser: nn.Module, space: ComponentSpace, gradients: Tensor) -> Iterator[None]:
-    """Within, every way back through the space's modules adds to the gradients [V, n]."""
+    """Have every way back through the space's modules add to the gradients [V, n]."""
     handles = []
     for entry, module in zip(space, space.modules(denoiser).values(), strict=True):
-        own = gradients[:, entry.offset : entry.offset + entry.count]
-        handles.append(module.register_forward_hook(_tap(own)))
+        columns = gradients[:, entry.offset : entry.offset + entry.count]
+        handles.append(module.register_forward_hook(_tap(columns)))
     try:
         yield
     finally:
@@ -56,14 +63,14 @@ def _tapped(denoiser: nn.Module, space: ComponentSpace, gradients: Tensor) -> It
             handle.remove()
 
 
-def _tap(own: Tensor) -> Any:
+def _tap(gradients: Tensor) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0].detach()
         if not output.requires_grad:  # nothing before it asks for a gradient: the graph begins here
             output = output.detach().requires_grad_()
 
         def back(grad: Tensor) -> None:
-            own.add_(_per_row(module, x, grad, len(own)))
+            gradients.add_(_per_row(module, x, grad, len(gradients)))
 
         output.register_hook(back)
         return output
@@ -72,7 +79,7 @@ def _tap(own: Tensor) -> Any:
 
 
 def _per_row(module: nn.Module, x: Tensor, grad: Tensor, variants: int) -> Tensor:
-    """What w * dJ/dw is for each variant, float32 [V, count], from its input and the gradient of its output."""
+    """Return w * dJ/dw for each variant, float32 [V, count], from the module's input and the gradient of its output."""
     weight = module.weight.detach().float()
     if isinstance(module, nn.Linear):
         inputs = x.reshape(variants, -1, x.shape[-1]).float()
@@ -82,7 +89,7 @@ def _per_row(module: nn.Module, x: Tensor, grad: Tensor, variants: int) -> Tenso
     stride, padding, dilation, groups = geometry(module)
     grads = grad.unflatten(0, (variants, -1)).float()
     parts = [
-        torch.nn.grad.conv2d_weight(image, weight.shape, own, stride, padding, dilation, groups)
-        for image, own in zip(images, grads, strict=True)
+        torch.nn.grad.conv2d_weight(image, weight.shape, of_image, stride, padding, dilation, groups)
+        for image, of_image in zip(images, grads, strict=True)
     ]
     return (torch.stack(parts) * weight).flatten(1)

@@ -1,5 +1,7 @@
 """The sensitivity of the output against the squared Jacobian written out, one output element at a time."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
