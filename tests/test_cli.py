@@ -330,3 +330,19 @@ def test_only_the_command_asked_for_is_known_by_its_arguments(monkeypatch, capsy
         main(["edit", "--help"])
     assert stop.value.code == 0 and "inspect" in capsys.readouterr().out
     assert main(["serve", "zoo:emoji"]) == 2
+
+
+def test_scores_are_saved_smaller(tmp_path, capsys) -> None:
+    common = ["--target-modules", "cross-attention-kv", "--samples", 1, "--steps", 2, "--quiet"]
+    small = ["--save-dtype", "float16", "--save-top", 500]
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", *common, *small, "-o", tmp_path / "one")
+    assert code == 0, err
+    assert Scores.load(tmp_path / "one").provenance["stored"] == {"dtype": "float16", "top": 500, "dropped": []}
+    assert (tmp_path / "one" / "scores.safetensors").stat().st_size < 60_000
+    make = ["edit", "make", tmp_path / "one", "--erase", "-o", tmp_path / "edit"]
+    assert run(capsys, *make, "--count", 20)[0] == 0
+    code, _, err = run(capsys, *make, "--ratio", 0.5)
+    assert code == 2 and "500 largest" in err and "--save-top" in err
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", "dog", *common, *small, "-o", tmp_path)
+    assert code == 0, err
+    assert len(Scores.load(tmp_path / "dog").kept) == 500

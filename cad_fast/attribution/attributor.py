@@ -25,8 +25,10 @@ from .ablated import objective_under_ablations
 from .gradient import require_unchanged
 from .held_out import HOLDOUT_FRACTIONS, ROWS_PER_PASS, held_out, require_holdout, watch_for
 from .measure import Target
+from .memory import fitting_rows
 from .methods import Job, default_method, make_estimator
 from .passes import recorded_j
+from .score_files import check_options
 from .scores import Scores
 from .stop import StopWhen
 from .store import recording_settings, resumable
@@ -87,6 +89,8 @@ class Attributor:
         progress: bool = True,
         executor: Executor = "local",
         workers: int | None = None,
+        save_dtype: str = "float32",
+        save_top: int | None = None,
     ) -> Scores:
         """Scores of every component from ``recording``; with ``output_dir`` saved there, and resumable if stopped.
 
@@ -94,13 +98,15 @@ class Attributor:
         carry how well they predict them (``scores.trust``). ``stop_when`` ends an ablated gradient or a regression
         before its last partition or ablation; the reason is kept with the scores. ``executor="ray"``: the ablations of
         a regression or of exact scores are measured by so many ``workers`` of a Ray cluster (extra ``ray``).
+        ``save_dtype`` and ``save_top`` are ``dtype`` and ``top`` of ``Scores.save``; what is returned is whole.
         Raises ValueError for a recording of another model, of this one before it was edited, or without what the
         objective needs, FileExistsError when an unfinished run lies in ``output_dir`` and ``resume`` is False.
         """
         self.space.fingerprint.require_same(recording.fingerprint, "the component space")
-        rows_per_pass = rows_per_pass or self.estimator.rows_per_pass
+        rows_per_pass = rows_per_pass or self.rows_that_fit(Target(self.objective, recording))
         settings = self._settings(recording, rows_per_pass)
         self._require_executor(executor)
+        check_options(save_dtype, save_top)
         require_holdout(holdout, self.method)
         target = Target(self.objective, recording)
         self._require_unchanged(target)
@@ -136,7 +142,7 @@ class Attributor:
                 checks = self.check(scores, recording, holdout, holdout_fractions, progress=progress)
                 provenance["trust"] = [check.to_dict() for check in checks]
             if output_dir is not None:
-                scores.save(output_dir)
+                scores.save(output_dir, dtype=save_dtype, top=save_top)
             state.finish()
         return scores
 
@@ -147,6 +153,13 @@ class Attributor:
         from .many import run_many
 
         return run_many(self, concepts, **settings)
+
+    def rows_that_fit(self, target: Target) -> int:
+        """The method's rows per pass, or fewer where a backward pass of a large denoiser would take too much memory."""
+        most = self.estimator.rows_per_pass
+        if self.method in ("regression", "exact"):  # which have no backward passes
+            return most
+        return fitting_rows(self.denoiser, target.recording, target.objective, self.space, most)
 
     def _require_unchanged(self, target: Target) -> None:
         if self.method not in ("gradient", "sensitivity"):  # which look at every run's first pass

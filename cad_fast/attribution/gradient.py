@@ -114,10 +114,38 @@ class GradientPasses:
         output, values = objective_of(self.denoiser, self.recording, self.objective, pieces, call)
         if check and call.output is not None:
             require_replayed(output.detach(), call.output)
-        gradients = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
-        for name, gradient in zip(leaves, gradients, strict=True):
-            if gradient is not None:  # the last block's text stream of a joint attention has no effect
-                sums[name] += gradient.float()
+        with _added_to(sums, leaves):
+            values.sum().backward(inputs=list(leaves.values()))
+
+
+@contextmanager
+def _added_to(sums: dict[str, Tensor], leaves: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within, a backward pass adds each leaf's gradient to its sum as soon as it is there, and lets go of it.
+
+    All gradients at once would take as much memory again as the sums. A leaf without effect, as the last block's text
+    stream of a joint attention, adds nothing. What the leaves had as ``grad`` they have again afterwards.
+    """
+
+    def adding(total: Tensor) -> Any:
+        def add(leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            total.add_(leaf.grad)
+            leaf.grad = None
+
+        return add
+
+    before = {name: leaf.grad for name, leaf in leaves.items()}
+    handles = []
+    try:
+        for name, leaf in leaves.items():
+            leaf.grad = None
+            handles.append(leaf.register_post_accumulate_grad_hook(adding(sums[name])))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, leaf in leaves.items():
+            leaf.grad = before[name]
 
 
 @contextmanager
@@ -170,11 +198,13 @@ def gradient_scores(
     passes = plan_passes(recording, objective, rows_per_pass)
     rows = sum(len(numbers) for pieces in passes for _, numbers in pieces)
     runner = GradientPasses(denoiser, recording, objective, space, via)
-    sums = runner.run(passes, state or RunState(None, {}, resume=False), progress)
-    parts = []
+    state = state or RunState(None, {}, resume=False)
+    sums = runner.run(passes, state, progress)
+    state.release()
+    scores = torch.empty(space.n)
     for entry in space:
-        total = sums[entry.module] / rows
+        total = sums.pop(entry.module).div_(rows)
         if via == "weight":
-            total = entry.reduce(total * runner.modules[entry.module].weight.detach().float())
-        parts.append(total.cpu())
-    return torch.cat(parts)
+            total = entry.reduce(total.mul_(runner.modules[entry.module].weight.detach()))
+        scores[entry.offset : entry.offset + entry.count] = total
+    return scores

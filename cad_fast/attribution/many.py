@@ -18,6 +18,7 @@ from .held_out import HOLDOUT_FRACTIONS, held_out, require_holdout, watch_for
 from .measure import Target
 from .methods import Estimate, Job, SharingEstimator
 from .passes import recorded_j
+from .score_files import check_options
 from .scores import CONCEPTS_NAME, Scores, numbered_files
 from .stop import StopWhen, Watch
 from .store import recording_settings, resumable
@@ -42,6 +43,8 @@ def run_many(
     progress: bool = True,
     executor: Executor = "local",
     workers: int | None = None,
+    save_dtype: str = "float32",
+    save_top: int | None = None,
 ) -> dict[str, Scores]:
     """Scores per concept, each from its recording and its objective (or the attributor's).
 
@@ -59,15 +62,17 @@ def run_many(
     for name, target in targets.items():
         attributor.space.fingerprint.require_same(target.recording.fingerprint, f"the component space (for {name!r})")
     attributor._require_executor(executor)
+    check_options(save_dtype, save_top)
+    saving: dict[str, Any] = {"dtype": save_dtype, "top": save_top}
     require_holdout(holdout, attributor.method)
-    rows_per_pass = rows_per_pass or attributor.estimator.rows_per_pass
+    rows_per_pass = rows_per_pass or min(attributor.rows_that_fit(target) for target in targets.values())
     measuring: dict[str, Any] = {"progress": progress, "executor": executor, "workers": workers}
     check = {"holdout": holdout, "holdout_fractions": holdout_fractions, "stop_when": stop_when}
     for target in targets.values():
         attributor._require_unchanged(target)
     if not isinstance(attributor.estimator, SharingEstimator):
         run = {"rows_per_pass": rows_per_pass, "resume": resume, **check, **measuring}
-        return _one_after_another(attributor, targets, output_dir, run)
+        return _one_after_another(attributor, targets, output_dir, run, saving)
     common = attributor.common_settings(rows_per_pass)
     own = {name: attributor.target_settings(target) for name, target in targets.items()}
     recordings = {name: recording_settings(target.recording) for name, target in targets.items()}
@@ -98,7 +103,7 @@ def run_many(
             for scores, checks in zip(found.values(), trusts, strict=True):
                 scores.provenance["trust"] = [one.to_dict() for one in checks]
         if output_dir is not None:
-            save_many(found, output_dir)
+            save_many(found, output_dir, **saving)
         state.finish()
     return found
 
@@ -118,7 +123,11 @@ def _outcome(target: Target, estimate: Estimate, cost: dict[str, Any], watch: Wa
 
 
 def _one_after_another(
-    attributor: Attributor, targets: Mapping[str, Target], output_dir: str | Path | None, run: dict[str, Any]
+    attributor: Attributor,
+    targets: Mapping[str, Target],
+    output_dir: str | Path | None,
+    run: dict[str, Any],
+    saving: dict[str, Any],
 ) -> dict[str, Scores]:
     """A run per concept, each in a folder of its own until all are there."""
     folder = None if output_dir is None else require_writable_folder(output_dir)
@@ -133,7 +142,7 @@ def _one_after_another(
             found[name] = _kept(part, name, one, target, run)
         parts += [] if part is None else [part]
     if folder is not None:
-        save_many(found, folder)
+        save_many(found, folder, **saving)
         for part in parts:
             (part / "scores.safetensors").unlink()
             part.rmdir()
@@ -165,12 +174,17 @@ def _target(value: Recording | tuple[Objective, Recording], objective: Objective
     return Target(*value)
 
 
-def save_many(scores: Mapping[str, Scores], folder: str | Path) -> Path:
-    """Write ``00000.safetensors`` and on, then ``concepts.json``, which names them; returns the folder."""
+def save_many(
+    scores: Mapping[str, Scores], folder: str | Path, *, dtype: str = "float32", top: int | None = None
+) -> Path:
+    """Write ``00000.safetensors`` and on, then ``concepts.json``, which names them; returns the folder.
+
+    ``dtype`` and ``top`` as for ``Scores.save``.
+    """
     folder = Path(folder)
     names = {concept: f"{number:05d}.safetensors" for number, concept in enumerate(scores)}
     for concept, name in names.items():
-        scores[concept].save(folder / name)
+        scores[concept].save(folder / name, dtype=dtype, top=top)
     write_json(folder / CONCEPTS_NAME, names)
     return folder
 

@@ -32,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Draw every prompt on the same seeds, once per strength, and a contact sheet of all."""
-    from ..edits import Edit
-    from ..evaluation.sheets import contact_sheet
     from ..files import require_writable_folder, write_png
 
     output = require_writable_folder(arguments.output)
@@ -43,6 +41,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--strength needs --edit")
     options = {**given_sampling(arguments), **size(arguments)}
     pipeline = load(arguments)
+    # After the model, so that what is wrong with it is said at once.
+    from ..edits import Edit
+    from ..evaluation.sheets import contact_sheet
+
     edit = Edit.from_pretrained(arguments.edit, pipeline) if arguments.edit is not None else None
     strengths = arguments.strength or ([0.0, 1.0] if edit else [0.0])
     seeds = list(range(arguments.seed, arguments.seed + arguments.images_per_prompt))

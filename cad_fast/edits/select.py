@@ -10,7 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..attribution.score_files import largest
 from ..attribution.scores import Scores
+from ..attribution.top_scores import TopScores
 from ..choices import SCOPES, Scope
 from ..components import PRESETS, ModuleComponents
 
@@ -53,6 +55,8 @@ def select(
         return _select_as_published(scores, sign, ratio)
     if compat is not None:
         raise ValueError(f"unknown compat {compat!r}: expected 'paper' or None")
+    if isinstance(scores, TopScores) and not keep and not sensitivity and scope != "row":
+        return _of_the_kept(scores, sign, ratio, count, scope)
     values = retention_aware(scores, keep, keep_weight, sign) if keep else scores.values
     if sensitivity:
         values = values / against_damage(scores, sensitivity, exponent)
@@ -72,6 +76,19 @@ def select(
         else:
             local = _top_of_rows(part.view(entry.rows, entry.columns), max(1, _amount(ratio, count, entry.columns)))
         chosen.append(local + entry.offset)
+    return torch.cat(chosen)
+
+
+def _of_the_kept(scores: TopScores, sign: Sign, ratio: float | None, count: int | None, scope: Scope) -> Tensor:
+    """As of all scores. Raises ValueError where those that were kept do not tell."""
+    negative = sign == "negative"
+    if scope == "global":
+        _require_some(ratio, [len(scores)])
+        return scores.choose(_amount(ratio, count, len(scores)), negative=negative)
+    _require_some(ratio, [entry.count for entry in scores.space])
+    chosen = [
+        scores.choose(_amount(ratio, count, entry.count), negative=negative, entry=entry) for entry in scores.space
+    ]
     return torch.cat(chosen)
 
 
@@ -145,9 +162,8 @@ def _amount(ratio: float | None, count: int | None, total: int) -> int:
 
 def _top(values: Tensor, k: int) -> Tensor:
     """Sorted indices of the ``k`` highest of ``values`` [n] that are above zero; ties go to the lower index."""
-    order = torch.sort(values, descending=True, stable=True)
-    chosen = order.indices[:k][order.values[:k] > 0]
-    return chosen.sort().values
+    chosen = largest(values, k)
+    return chosen[values[chosen] > 0]
 
 
 def _top_of_rows(matrix: Tensor, k: int) -> Tensor:
