@@ -215,36 +215,50 @@ def _downloaded(name: str, variant: str | None, revision: str | None, kwargs: di
     """The folder of a Hub repository in the cache, with what the pipeline needs of it."""
     from diffusers import DiffusionPipeline
 
-    _check_listing(name, variant, revision, kwargs)
+    unreached = _check_listing(name, variant, revision, kwargs)
     arguments = {key: value for key, value in kwargs.items() if key in _HUB_ARGUMENTS}
+    if unreached is not None:  # what was fetched before may do
+        arguments["local_files_only"] = True
     try:
         found = DiffusionPipeline.download(name, use_safetensors=True, variant=variant, revision=revision, **arguments)
     except OSError as error:
-        raise FileNotFoundError(
-            f"{name!r} is neither a local folder nor a Hub repository that can be read"
-            f"{'' if revision is None else f' at revision {revision!r}'}: {error}"
-        ) from error
+        raise _not_found(name, revision, unreached or error) from error
     return Path(found)
 
 
-def _check_listing(name: str, variant: str | None, revision: str | None, kwargs: dict[str, Any]) -> None:
-    """Look at a Hub repository's list of files before gigabytes are fetched. Raises FileNotFoundError."""
+def _check_listing(name: str, variant: str | None, revision: str | None, kwargs: dict[str, Any]) -> Exception | None:
+    """Look at a Hub repository's list of files before gigabytes are fetched; returns why the Hub cannot be reached.
+
+    Raises FileNotFoundError when there is no such repository, or it holds no weights that can be read.
+    """
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if kwargs.get("local_files_only"):
-        return
+        return None
     where = {"revision": revision, "token": kwargs.get("token")}
     try:
         files = HfApi().list_repo_files(name, **where)
-        if "model_index.json" not in files:
-            raise FileNotFoundError(f"the Hub repository {name} holds no model_index.json: it is no diffusers pipeline")
-        index = Path(hf_hub_download(name, "model_index.json", cache_dir=kwargs.get("cache_dir"), **where))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        if type(error) is FileNotFoundError:
-            raise
-        return  # what is in the cache may do; if not, the download says why
-    StoredModel.listed(name, files, index, skip=frozenset(kwargs)).require_weights(variant)
+        index = "model_index.json"
+        here = hf_hub_download(name, index, cache_dir=kwargs.get("cache_dir"), **where) if index in files else None
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise _not_found(name, revision, error) from error
+    except ValueError:  # a name that no repository can have
+        raise
+    except Exception as error:  # of the network: which ones they are depends on the version of huggingface_hub
+        return error
+    if here is None:
+        raise FileNotFoundError(f"the Hub repository {name} holds no model_index.json: it is no diffusers pipeline")
+    StoredModel.listed(name, files, Path(here), skip=frozenset(kwargs)).require_weights(variant)
+    return None
+
+
+def _not_found(name: str, revision: str | None, error: Exception) -> FileNotFoundError:
+    where = "" if revision is None else f" at revision {revision!r}"
+    reason = " ".join(str(error).split())
+    return FileNotFoundError(
+        f"{name!r} is neither a local folder nor a Hub repository that can be read{where}: {reason}"
+    )
 
 
 def _put(pipeline: Any, loading: Loading, device: torch.device | None, offload: Offload | None) -> Loading:

@@ -330,3 +330,67 @@ def test_only_the_command_asked_for_is_known_by_its_arguments(monkeypatch, capsy
         main(["edit", "--help"])
     assert stop.value.code == 0 and "inspect" in capsys.readouterr().out
     assert main(["serve", "zoo:emoji"]) == 2
+
+
+def test_scores_are_saved_smaller(tmp_path, capsys) -> None:
+    common = ["--target-modules", "cross-attention-kv", "--samples", 1, "--steps", 2, "--quiet"]
+    small = ["--save-dtype", "float16", "--save-top", 500]
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", *common, *small, "-o", tmp_path / "one")
+    assert code == 0, err
+    assert Scores.load(tmp_path / "one").provenance["stored"] == {"dtype": "float16", "top": 500, "dropped": []}
+    assert (tmp_path / "one" / "scores.safetensors").stat().st_size < 60_000
+    make = ["edit", "make", tmp_path / "one", "--erase", "-o", tmp_path / "edit"]
+    assert run(capsys, *make, "--count", 20)[0] == 0
+    code, _, err = run(capsys, *make, "--ratio", 0.5)
+    assert code == 2 and "500 largest" in err and "--save-top" in err
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", "dog", *common, *small, "-o", tmp_path)
+    assert code == 0, err
+    assert len(Scores.load(tmp_path / "dog").kept) == 500
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        ({"failed": 0}, 0, ""),
+        ({"failed": 2}, 1, ""),
+        (RuntimeError("the disk is gone"), 1, "cad-fast env: failed: the disk is gone"),
+        (MemoryError("too much"), 1, "cad-fast env: failed: too much"),
+        (OSError("no space"), 1, "cad-fast env: failed: no space"),
+        (ValueError("no such thing"), 2, "cad-fast env: error: no such thing"),
+        (FileNotFoundError("nothing there"), 2, "cad-fast env: error: nothing there"),
+        (ImportError("this needs ray"), 2, "cad-fast env: error: this needs ray"),
+        (KeyboardInterrupt("stopped; go on with --resume"), 130, "stopped; go on with --resume"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, outcome, code, said) -> None:
+    def run_env(arguments):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("cad_fast.cli.env.run", run_env)
+    assert main(["env"]) == code and capsys.readouterr().err.strip() == said
+
+
+def test_steps_and_guidance_are_the_pipelines_own(tmp_path, capsys) -> None:
+    """Except for the zoo's models, whose figures are of 20 steps and guidance 3."""
+    from cad_fast.cli.common import given_sampling, sampling
+
+    def chosen(*arguments):
+        parsed = build_parser().parse_args(["generate", *arguments, "--prompt", "x", "-o", "y"])
+        return sampling(parsed), given_sampling(parsed)
+
+    zoo = {"num_inference_steps": 20, "guidance_scale": 3.0}
+    assert chosen("zoo:emoji") == (zoo, zoo)
+    assert chosen("zoo:emoji", "--steps", "4") == ({**zoo, "num_inference_steps": 4},) * 2
+    assert chosen("folder") == ({"num_inference_steps": None, "guidance_scale": None}, {})
+    assert chosen("folder", "--guidance-scale", "0")[1] == {"guidance_scale": 0.0}
+    stable_diffusion().save_pretrained(tmp_path / "model")
+    common = ["--prompt", "a cat", "--samples", 1, "--steps", 1, "--size", "24x16", "--quiet"]
+    code, _, err = run(capsys, "attribute", tmp_path / "model", *common, "-o", tmp_path / "scores")
+    assert code == 0, err
+    made_with = Scores.load(tmp_path / "scores").provenance
+    assert made_with["guidance_scale"] == 7.5 and made_with["pipeline_kwargs"] == {"width": 24, "height": 16}
+    code, _, err = run(capsys, "attribute", tmp_path / "model", *common, "--size", "24", "-o", tmp_path / "x")
+    assert code == 2 and "--size is 24, expected WIDTHxHEIGHT" in err

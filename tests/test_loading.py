@@ -242,3 +242,51 @@ def test_what_was_loaded_stands_in_what_is_made_of_it(half) -> None:
     assert str(half) not in json.dumps(scores.provenance)
     assert cad_fast.Edit.from_scores(scores, cad_fast.Selection(0.1)).provenance["model"] == scores.provenance["model"]
     assert model_facts(stable_diffusion()) == {"dtype": "float32"}
+
+
+@pytest.fixture
+def hub(half, monkeypatch):
+    """A Hub with the repository some/model, which is ``half``: (what was asked of it, errors that it answers with)."""
+    import huggingface_hub
+    from diffusers import DiffusionPipeline
+
+    asked, errors = [], {}
+
+    def listed(self, name, revision=None, token=None):
+        asked.append(("list", name, revision))
+        if "list" in errors:
+            raise errors["list"]
+        return [str(path.relative_to(half)) for path in half.rglob("*") if path.is_file()]
+
+    def downloaded(name, **options):
+        asked.append(("download", name, options))
+        if "download" in errors:
+            raise errors["download"]
+        return str(half)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", listed)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file, **_: str(half / file))
+    monkeypatch.setattr(DiffusionPipeline, "download", downloaded)
+    return asked, errors
+
+
+def test_a_hub_repository(hub) -> None:
+    asked, _ = hub
+    pipeline = load_pipeline("some/model", revision="v2", token="secret")
+    assert asked[0] == ("list", "some/model", "v2")
+    assert asked[1][2] == {"use_safetensors": True, "variant": None, "revision": "v2", "token": "secret"}
+    assert pipeline.config._name_or_path == "some/model"
+    assert (loading_of(pipeline).name, loading_of(pipeline).revision) == ("some/model", "v2")
+    with pytest.raises(FileNotFoundError, match="some/model has no weights of variant 'fp16': it has no variants"):
+        load_pipeline("some/model", variant="fp16")
+    assert len(asked) == 3, "nothing was fetched"
+
+
+def test_a_hub_that_cannot_be_reached_leaves_what_was_fetched_before(hub) -> None:
+    asked, errors = hub
+    errors["list"] = ConnectionError("no route")
+    load_pipeline("some/model")
+    assert asked[1][2]["local_files_only"] is True
+    errors["download"] = OSError("not cached")
+    with pytest.raises(FileNotFoundError, match=r"'some/model' is neither a local folder nor a Hub .*no route"):
+        load_pipeline("some/model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from .held_out import held_out, require_holdout, require_stop, watch_for
 from .measuring.passes import recorded_j
 from .measuring.plans import ROWS_PER_PASS, Target
 from .measuring.unchanged import require_unchanged
+from .memory import fitting_rows
 from .methods.base import Estimate, Estimator, Problem, SharingEstimator
 from .scores import SCORES_NAME, Scores, save_many
 from .settings import RunOptions
@@ -66,7 +68,8 @@ def run_one(
         "recorded_denoiser_calls": target.recording.denoiser_calls,
         "recorded_rows": target.recording.n_rows,
     }
-    return run.scores(settings, cost, lambda scores, folder: scores[concept].save(folder))[concept]
+    saving = options.saving
+    return run.scores(settings, cost, lambda scores, folder: scores[concept].save(folder, **saving))[concept]
 
 
 def run_many(
@@ -106,7 +109,9 @@ def run_many(
         "concepts": {name: target_settings(target) for name, target in targets.items()},
         "recordings": {name: recording_settings(target.recording) for name, target in targets.items()},
     }
-    return run.scores(settings, {"shared_by_concepts": len(targets)}, save_many)
+    saving = options.saving
+    cost = {"shared_by_concepts": len(targets)}
+    return run.scores(settings, cost, lambda scores, folder: save_many(scores, folder, **saving))
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,18 @@ class _Run:
     targets: Mapping[str, Target]
     options: RunOptions
 
-    @property
+    @functools.cached_property
     def rows_per_pass(self) -> int:
-        return self.options.rows_per_pass or self.estimator.rows_per_pass
+        """As asked for, else the method's, or fewer where a backward pass of a large denoiser leaves no more room."""
+        if self.options.rows_per_pass is not None:
+            return self.options.rows_per_pass
+        most = self.estimator.rows_per_pass
+        if isinstance(self.estimator, SharingEstimator):  # which have no backward passes
+            return most
+        return min(
+            fitting_rows(self.denoiser, target.recording, target.objective, self.space, most)
+            for target in self.targets.values()
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -243,10 +257,12 @@ def _one_after_another(run: _Run) -> dict[str, Scores]:
         if part is not None and (part / SCORES_NAME).exists():
             scores[concept] = _finished(part, run, concept, target)
             continue
-        options = replace(run.options, output_dir=part)
+        options = replace(
+            run.options, output_dir=part, rows_per_pass=run.rows_per_pass, save_dtype="float32", save_top=None
+        )
         scores[concept] = run_one(run.denoiser, run.space, run.estimator, target, options, concept=concept)
     if folder is not None:
-        save_many(scores, folder)
+        save_many(scores, folder, **run.options.saving)
         for part in parts:
             (part / SCORES_NAME).unlink()
             part.rmdir()

@@ -14,6 +14,7 @@ from ..components.space import ComponentSpace
 from ..diffusion.layers import match_names
 from ..files import read_json, read_tensors, write_json, write_tensors
 from .curvature import Curvature
+from .score_files import largest, packed, unpacked
 
 FORMAT_VERSION = 1
 SCORES_NAME = "scores.safetensors"
@@ -59,7 +60,8 @@ class Scores:
             self.standard_error = self.standard_error.detach().to("cpu", torch.float32)
         if self.curvature is not None and self.curvature.n != self.space.n:
             raise ValueError(f"curvature is over {self.curvature.n} components, expected {self.space.n}")
-        if not torch.isfinite(self.values).all():
+        low, high = torch.aminmax(self.values)  # of which NaN makes NaN, without a copy
+        if not bool(torch.isfinite(low) and torch.isfinite(high)):
             bad = int((~torch.isfinite(self.values)).nonzero()[0])
             raise ValueError(f"the score of {self.space.label(bad)} is {self.values[bad].item()}")
 
@@ -99,18 +101,22 @@ class Scores:
             return torch.cat([parts[name] for name in names])
 
         error = None if self.standard_error is None else of_names(self.standard_error)
-        # What was held out were ablations of all components: it says nothing about some of them alone.
-        of_all = ("trust", "estimate", "stop_when", "halves")
-        provenance = {key: value for key, value in self.provenance.items() if key not in of_all}
         curvature = self.curvature
         if curvature is not None:
             curvature = curvature.of_components(of_names(torch.arange(self.space.n)))
-        return Scores(of_names(self.values), self.space.restrict(names), provenance, error, curvature)
+        return Scores(of_names(self.values), self.space.restrict(names), self._of_some(), error, curvature)
+
+    def _of_some(self) -> dict[str, Any]:
+        """The provenance of the scores of some modules."""
+        # What was held out were ablations of all components: it says nothing about some of them alone.
+        whole = ("trust", "estimate", "stop_when", "halves")
+        return {key: value for key, value in self.provenance.items() if key not in whole}
 
     def top(self, k: int = 10, *, negative: bool = False) -> list[tuple[str, float]]:
-        """Return the ``k`` highest (or, with ``negative``, lowest) scores as (component name, score)."""
-        values, indices = self.values.topk(min(k, len(self)), largest=not negative)
-        pairs = zip(indices.tolist(), values.tolist(), strict=True)
+        """The ``k`` highest (or, with ``negative``, lowest) scores as (component name, score)."""
+        chosen = largest(-self.values if negative else self.values, min(k, len(self)))
+        order = torch.sort(self.values[chosen], descending=not negative, stable=True)
+        pairs = zip(chosen[order.indices].tolist(), order.values.tolist(), strict=True)
         return [(self.space.label(index), value) for index, value in pairs]
 
     def require_same_space(self, others: Sequence[Scores]) -> None:
@@ -120,8 +126,19 @@ class Scores:
                 mine, theirs = f"{self.concept!r} are over {self.space}", f"{other.concept!r} over {other.space}"
                 raise ValueError(f"the scores of {mine}, those of {theirs}")
 
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file (a folder gets ``scores.safetensors``). Returns its path."""
+    def save(self, path: str | Path, *, dtype: str = "float32", top: int | None = None) -> Path:
+        """Write one safetensors file (a folder gets ``scores.safetensors``).
+
+        Args:
+            path: a folder, or a file that ends in .safetensors.
+            dtype: "float32", or "float16", which halves the file: scaled per module by a power of two, so that nothing
+                over- or underflows, and rounded by at most 2^-11 of all but scores 2^-28 of their module's largest.
+            top: keep the scores of so many components only, those of largest absolute value, without standard errors
+                and curvature. ``load`` then returns ``TopScores``, which refuse what needs the others.
+
+        Returns:
+            The file's path.
+        """
         path = Path(path)
         if path.suffix != ".safetensors":
             path = path / SCORES_NAME
@@ -131,11 +148,9 @@ class Scores:
             "space": self.space.to_dict(),
             "provenance": self.provenance,
         }
-        tensors = {"values": self.values}
-        if self.standard_error is not None:
-            tensors["standard_error"] = self.standard_error
-        if self.curvature is not None:
-            tensors |= {f"curvature.{name}": tensor for name, tensor in self.curvature.tensors().items()}
+        tensors, stored = packed(self, dtype, top)
+        if stored != {"dtype": "float32", "top": None, "dropped": []}:
+            metadata["provenance"] = {**self.provenance, "stored": stored}
         return write_tensors(path, tensors, metadata)
 
     @classmethod
@@ -156,10 +171,7 @@ class Scores:
             raise ValueError(f"{path} does not hold scores of format version {FORMAT_VERSION}")
         try:
             space = ComponentSpace.from_dict(metadata["space"])
-            parts = {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("curvature.")}
-            curvature = Curvature(**parts) if parts else None
-            error = tensors.get("standard_error")
-            return cls(tensors["values"], space, dict(metadata["provenance"]), error, curvature)
+            return unpacked(tensors, space, dict(metadata["provenance"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -173,12 +185,14 @@ def numbered_files(folder: Path) -> dict[str, str]:
     return names
 
 
-def save_many(scores: Mapping[str, Scores], folder: str | Path) -> Path:
+def save_many(
+    scores: Mapping[str, Scores], folder: str | Path, *, dtype: str = "float32", top: int | None = None
+) -> Path:
     """Write ``00000.safetensors`` and on, then ``concepts.json``, which names them. Returns the folder."""
     folder = Path(folder)
     names = {concept: f"{number:05d}.safetensors" for number, concept in enumerate(scores)}
     for concept, name in names.items():
-        scores[concept].save(folder / name)
+        scores[concept].save(folder / name, dtype=dtype, top=top)
     write_json(folder / CONCEPTS_NAME, names)
     return folder
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..choices import EXECUTORS, Executor
+from .score_files import check_options
 from .stop import StopWhen
 from .trust import FEWEST
 
@@ -31,6 +32,9 @@ class RunOptions:
         progress: Whether to show progress bars.
         executor: "local", or "ray" to measure the ablations of a regression or of exact scores on a Ray cluster
             (extra ``ray``).
+        save_dtype: "float32" or "float16": how the scores in ``output_dir`` are stored (see ``Scores.save``).
+        save_top: Of how many components the scores are stored, those of largest absolute value. None for all. What a
+            run returns is whole.
         workers: How many Ray workers measure. None for as many as the cluster has CPUs, or GPUs.
 
     Raises:
@@ -47,6 +51,8 @@ class RunOptions:
     progress: bool = True
     executor: Executor = "local"
     workers: int | None = None
+    save_dtype: str = "float32"
+    save_top: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.holdout_fractions, Sequence):
@@ -70,6 +76,7 @@ class RunOptions:
             raise ValueError("resume is True without output_dir, expected the folder of the run to go on with")
         if self.executor not in EXECUTORS:
             raise ValueError(f"executor is {self.executor!r}, expected {' or '.join(map(repr, EXECUTORS))}")
+        check_options(self.save_dtype, self.save_top)
         if self.workers is not None and self.executor != "ray":
             raise ValueError(f"workers is {self.workers}, which goes with executor='ray', not {self.executor!r}")
 
@@ -87,6 +94,11 @@ class RunOptions:
             if name not in names:
                 raise TypeError(f"a run has no setting {name!r}; it has: {', '.join(names)}")
         return replace(options or cls(), **settings)
+
+    @property
+    def saving(self) -> dict[str, Any]:
+        """The arguments of ``Scores.save``."""
+        return {"dtype": self.save_dtype, "top": self.save_top}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON."""

@@ -191,6 +191,10 @@ class RunState:
                     self._database.execute("INSERT INTO sums VALUES (?, ?, ?, ?, ?)", (name, piece, *about, data))
         self._saved_at = time.monotonic()
 
+    def release(self) -> None:
+        """Let go of the sums in memory, once all passes are in them; what was written of them stays until the end."""
+        self.sums = {}
+
     def how_to_resume(self) -> str:
         """Return what to tell the person who stopped the run."""
         if self.path is None:

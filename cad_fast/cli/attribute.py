@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..choices import DRAWS, EXECUTORS, KINDS, METHODS, SOLVERS, Method
+from ..choices import DRAWS, EXECUTORS, KINDS, METHODS, SCORE_DTYPES, SOLVERS, Method
 from .common import (
     add_model,
     add_sampling,
@@ -103,6 +103,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, help="ray: how many workers (default: all CPUs or GPUs of the cluster)")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
+    parser.add_argument(
+        "--save-dtype", choices=SCORE_DTYPES, default="float32", help="of the scores in their file (default float32)"
+    )
+    parser.add_argument(
+        "--save-top", type=int, metavar="K", help="save the K scores of largest absolute value only (default: all)"
+    )
     parser.add_argument("-o", "--output", required=True, help="folder for scores.safetensors")
     add_sampling(parser)
     add_size(parser)
@@ -143,6 +149,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "progress": not arguments.quiet,
         "executor": arguments.executor or "local",
         "workers": arguments.workers,
+        "save_dtype": arguments.save_dtype,
+        "save_top": arguments.save_top,
     }
     if len(concepts) > 1:
         result = of_many(arguments, attributor.run_many(recordings, **settings), output)

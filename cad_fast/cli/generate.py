@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Draw every prompt on the same seeds, once per strength, and a contact sheet of all."""
-    from ..edits import Edit
     from ..files import require_writable_folder, write_png
-    from ..report.sheets import contact_sheet
 
     output = require_writable_folder(arguments.output)
     if arguments.images_per_prompt < 1:
@@ -43,6 +41,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--strength needs --edit")
     options = {**given_sampling(arguments), **size(arguments)}
     pipeline = load(arguments)
+    # After the model, so that what is wrong with it is said at once.
+    from ..edits import Edit
+    from ..report.sheets import contact_sheet
+
     edit = Edit.from_pretrained(arguments.edit, pipeline) if arguments.edit is not None else None
     strengths = arguments.strength or ([0.0, 1.0] if edit else [0.0])
     seeds = list(range(arguments.seed, arguments.seed + arguments.images_per_prompt))

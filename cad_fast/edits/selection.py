@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..attribution.score_files import largest
 from ..attribution.scores import Scores
+from ..attribution.top_scores import TopScores
 from ..choices import SCOPES, Scope
 from ..components.space import ModuleComponents
 from ..diffusion.layers import PRESETS
@@ -111,6 +113,8 @@ def select(scores: Scores, selection: Selection, *, sign: Sign = "positive") -> 
     if selection.compat == "paper":
         assert ratio is not None
         return _select_as_published(scores, sign, ratio)
+    if isinstance(scores, TopScores) and not selection.keep and not selection.sensitivity and scope != "row":
+        return _of_the_kept(scores, selection, sign)
     values = scores.values
     if selection.keep:
         values = retention_aware(scores, selection.keep, selection.keep_weight, sign)
@@ -132,6 +136,19 @@ def select(scores: Scores, selection: Selection, *, sign: Sign = "positive") -> 
         else:
             local = _top_of_rows(part.view(entry.rows, entry.columns), max(1, _amount(ratio, count, entry.columns)))
         chosen.append(local + entry.offset)
+    return torch.cat(chosen)
+
+
+def _of_the_kept(scores: TopScores, selection: Selection, sign: Sign) -> Tensor:
+    """Choose among the scores that were kept, as among all. Raises ValueError where those do not tell."""
+    negative, ratio, count = sign == "negative", selection.ratio, selection.count
+    if selection.scope == "global":
+        _require_some(ratio, [len(scores)])
+        return scores.choose(_amount(ratio, count, len(scores)), negative=negative)
+    _require_some(ratio, [entry.count for entry in scores.space])
+    chosen = [
+        scores.choose(_amount(ratio, count, entry.count), negative=negative, entry=entry) for entry in scores.space
+    ]
     return torch.cat(chosen)
 
 
@@ -190,9 +207,8 @@ def _amount(ratio: float | None, count: int | None, total: int) -> int:
 
 def _top(values: Tensor, k: int) -> Tensor:
     """Sorted indices of the ``k`` highest of ``values`` [n] that are above zero; ties go to the lower index."""
-    order = torch.sort(values, descending=True, stable=True)
-    chosen = order.indices[:k][order.values[:k] > 0]
-    return chosen.sort().values
+    chosen = largest(values, k)
+    return chosen[values[chosen] > 0]
 
 
 def _top_of_rows(matrix: Tensor, k: int) -> Tensor:

@@ -71,6 +71,9 @@ class Server:
         self.batcher.start()
         if self.settings.warm_up:
             arguments = {"num_inference_steps": 2} if "num_inference_steps" in self.parameters else {}
+            if {"width", "height"} <= self.parameters.keys():
+                # The model's own size may be one that is not served, and take far longer.
+                arguments["width"], arguments["height"] = map(int, self.limits.sizes[0].split("x"))
             try:
                 self.batcher.submit(PictureJob("warm-up", "warm-up", arguments=arguments)).future.result()
             except BaseException:

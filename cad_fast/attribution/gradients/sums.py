@@ -113,10 +113,38 @@ class GradientSums:
         output, values = objective_of(self.denoiser, self.recording, self.objective, pieces, call)
         if check and call.output is not None:
             require_replayed(output.detach(), call.output)
-        gradients = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
-        for name, gradient in zip(leaves, gradients, strict=True):
-            if gradient is not None:  # the last block's text stream of a joint attention has no effect
-                sums[name] += gradient.float()
+        with _added_to(sums, leaves):
+            values.sum().backward(inputs=list(leaves.values()))
+
+
+@contextmanager
+def _added_to(sums: dict[str, Tensor], leaves: Mapping[str, Tensor]) -> Iterator[None]:
+    """Add each leaf's gradient to its sum as soon as a backward pass inside has it, and let go of it.
+
+    All gradients at once would take as much memory again as the sums. A leaf without effect, as the last block's text
+    stream of a joint attention, adds nothing. What the leaves had as ``grad`` they have again afterwards.
+    """
+
+    def adding(total: Tensor) -> Any:
+        def add(leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            total.add_(leaf.grad)
+            leaf.grad = None
+
+        return add
+
+    before = {name: leaf.grad for name, leaf in leaves.items()}
+    handles = []
+    try:
+        for name, leaf in leaves.items():
+            leaf.grad = None
+            handles.append(leaf.register_post_accumulate_grad_hook(adding(sums[name])))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, leaf in leaves.items():
+            leaf.grad = before[name]
 
 
 @contextmanager

@@ -69,11 +69,13 @@ def gradient_scores(
     passes = plan_passes(recording, objective, rows_per_pass)
     rows = sum(len(numbers) for pieces in passes for _, numbers in pieces)
     gradients = GradientSums(denoiser, recording, objective, space, via)
-    sums = gradients.run(passes, state or RunState(None, {}, resume=False), progress)
-    parts = []
+    state = state or RunState(None, {}, resume=False)
+    sums = gradients.run(passes, state, progress)
+    state.release()
+    scores = torch.empty(space.n)
     for entry in space:
-        total = sums[entry.module] / rows
+        total = sums.pop(entry.module).div_(rows)
         if via == "weight":
-            total = entry.reduce(total * gradients.modules[entry.module].weight.detach().float())
-        parts.append(total.cpu())
-    return torch.cat(parts)
+            total = entry.reduce(total.mul_(gradients.modules[entry.module].weight.detach()))
+        scores[entry.offset : entry.offset + entry.count] = total
+    return scores

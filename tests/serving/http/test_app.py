@@ -329,6 +329,24 @@ def test_no_admin_without_a_token() -> None:
     assert status in (404, 405)
 
 
+def test_the_first_picture_is_of_a_size_that_is_served() -> None:
+    server = served(warm_up=True, sizes=("8x8", "16x16"))
+    shapes = []
+    unet = stable_diffusion().unet
+
+    def look(_, args, kwargs) -> None:
+        sample = args[0] if args else kwargs["sample"]
+        shapes.append(tuple(sample.shape[-2:]))
+
+    handle = unet.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        server.start()
+    finally:
+        server.stop()
+        handle.remove()
+    assert set(shapes) == {(4, 4)}
+
+
 def test_state_and_documents() -> None:
     server = served(warm_up=True)
     assert not server.ready and not server.alive
