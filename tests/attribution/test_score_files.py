@@ -1,5 +1,7 @@
 """Scores saved in half precision or only the largest: what they answer is what all answer, or they refuse."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from cad_fast.attribution import Scores
 from cad_fast.attribution.score_files import largest
 from cad_fast.attribution.top_scores import TopScores
 from cad_fast.components.space import ComponentSpace
-from cad_fast.edits import amplify, erase, predicted_damage
+from cad_fast.edits import Edit, Selection, predicted_damage, select
 from tests.pipelines import stable_diffusion
 
 
@@ -55,12 +57,12 @@ def test_the_largest_choose_as_all_do(space, tmp_path, dtype) -> None:
     assert isinstance(some, TopScores) and some.provenance["stored"] == {"dtype": dtype, "top": 300, "dropped": []}
     assert len(some) == space.n and some.top(20) == whole.top(20)
     assert some.top(20, negative=True) == whole.top(20, negative=True)
-    for make in (erase, amplify):
-        assert make(some, count=90).digest() == make(whole, count=90).digest()
-        assert make(some, 60 / space.n).digest() == make(whole, 60 / space.n).digest()
-        assert make(some, count=4, scope="tensor").digest() == make(whole, count=4, scope="tensor").digest()
+    selections = (Selection(count=90), Selection(60 / space.n), Selection(count=4, scope="tensor"))
+    for selection, sign in itertools.product(selections, ("positive", "negative")):
+        assert torch.equal(select(some, selection, sign=sign), select(whole, selection, sign=sign))
     part = [entry.module for entry in space][:2]
-    assert erase(some.of_modules(part), count=5).digest() == erase(whole.of_modules(part), count=5).digest()
+    parts = [select(scores.of_modules(part), Selection(count=5)) for scores in (some, whole)]
+    assert torch.equal(*parts)
     assert (tmp_path / "top" / "scores.safetensors").stat().st_size < (
         tmp_path / "all" / "scores.safetensors"
     ).stat().st_size
@@ -73,24 +75,24 @@ def test_what_the_largest_do_not_tell_is_refused(space, tmp_path) -> None:
     some = Scores.load(tmp_path)
     assert some.provenance["stored"]["dropped"] == ["standard_error"]
     positive = int((some.kept > 0).sum())
-    erase(some, count=positive)
+    Edit.from_scores(some, Selection(count=positive))
     with pytest.raises(
         ValueError, match=rf"hold the 50 largest of {space.n}, {positive} of them positive: .*--save-top"
     ):
-        erase(some, count=positive + 1)
+        Edit.from_scores(some, Selection(count=positive + 1))
     with pytest.raises(ValueError, match=f"negative: {space.n} cannot be chosen"):
-        amplify(some, 1.0)
+        Edit.from_scores(some, Selection(1.0), sign="negative")
     everything = f"hold the 50 largest of {space.n}, and this needs all of them"
     sensitivity = Scores(other.values.abs(), space, {"concept": "s", "method": "sensitivity"})
     for refused in (
         lambda: some.values,
         lambda: some.by_module(),
         lambda: some.save(tmp_path / "again"),
-        lambda: erase(other, 0.1, keep=[some]),
-        lambda: erase(some, 0.01, keep=[other]),
-        lambda: erase(some, 0.01, sensitivity=[sensitivity]),
-        lambda: erase(some, 0.1, scope="row"),
-        lambda: predicted_damage(erase(other, 0.01), {"c": some}),
+        lambda: Edit.from_scores(other, Selection(0.1, keep=[some])),
+        lambda: Edit.from_scores(some, Selection(0.01, keep=[other])),
+        lambda: Edit.from_scores(some, Selection(0.01, sensitivity=[sensitivity])),
+        lambda: Edit.from_scores(some, Selection(0.1, scope="row")),
+        lambda: predicted_damage(Edit.from_scores(other, Selection(0.01)), {"c": some}),
     ):
         with pytest.raises(ValueError, match=everything):
             refused()
