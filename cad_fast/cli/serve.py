@@ -21,11 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Serve until the process is asked to end."""
+    """Serve until the process is asked to end, by Ctrl-C or SIGTERM: that is no interruption, but the way to end it."""
     from ..serving.command import run as serve
 
     try:
         result = serve(arguments, functools.partial(load, arguments))
+    except KeyboardInterrupt:  # which depends on uvicorn's version
+        if not hasattr(arguments, "loading"):
+            raise
+        result = {"model": arguments.model}
     except SystemExit as stop:  # by uvicorn, when it cannot start; it has said why
         if stop.code not in (0, None):
             raise RuntimeError("the server could not start; its log says why") from stop
