@@ -255,7 +255,8 @@ def _one_after_another(run: _Run) -> dict[str, Scores]:
         if part is not None:
             parts.append(part)
         if part is not None and (part / SCORES_NAME).exists():
-            scores[concept] = _finished(part, run, concept, target)
+            alone = replace(run, targets={concept: target})
+            scores[concept] = _finished(part, alone, concept, target)
             continue
         options = replace(
             run.options, output_dir=part, rows_per_pass=run.rows_per_pass, save_dtype="float32", save_top=None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,19 +54,23 @@ def packed(scores: Scores, dtype: str, top: int | None) -> tuple[dict[str, Tenso
     return tensors, {"dtype": dtype, "top": top, "dropped": dropped}
 
 
-def unpacked(tensors: dict[str, Tensor], space: ComponentSpace, provenance: dict[str, Any]) -> Scores:
-    """What ``packed`` made tensors of. Raises ValueError or KeyError for what does not fit."""
-    from .scores import Scores
-    from .top_scores import TopScores
+def unpacked(tensors: Mapping[str, Tensor], space: ComponentSpace) -> dict[str, Any]:
+    """Read what ``packed`` made tensors of, as keyword arguments of ``Scores``, or with ``indices`` of ``TopScores``.
 
+    Raises:
+        ValueError, KeyError: they do not fit the space or one another.
+    """
     indices = tensors.get("indices")
     bounds = _bounds(space, indices)
     parts = {name: _plain(tensors, name, bounds) for name in ("values", "standard_error") if name in tensors}
     if indices is not None:
-        return TopScores(indices, parts["values"], space, provenance)
+        return {"indices": indices, "kept": parts["values"]}
     curve = {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("curvature.")}
-    curvature = Curvature(**curve) if curve else None
-    return Scores(parts["values"], space, provenance, parts.get("standard_error"), curvature)
+    return {
+        "values": parts["values"],
+        "standard_error": parts.get("standard_error"),
+        "curvature": Curvature(**curve) if curve else None,
+    }
 
 
 def _bounds(space: ComponentSpace, indices: Tensor | None) -> list[int]:
@@ -94,7 +99,7 @@ def _scaled(values: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor]:
     return stored, scales
 
 
-def _plain(tensors: dict[str, Tensor], name: str, bounds: list[int]) -> Tensor:
+def _plain(tensors: Mapping[str, Tensor], name: str, bounds: list[int]) -> Tensor:
     values = tensors[name]
     if values.dtype == torch.float32:
         return values
