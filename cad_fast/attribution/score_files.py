@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from torch import Tensor
 from ..choices import SCORE_DTYPES
 from ..components.space import ComponentSpace
 from .curvature import Curvature
-
-if TYPE_CHECKING:
-    from .scores import Scores
 
 # Where the largest of a module's scores comes to lie, below float16's largest number, 65504.
 _HIGHEST = 2.0**15
@@ -29,25 +26,39 @@ def check_options(dtype: str, top: int | None) -> None:
         raise ValueError(f"top is {top}, expected at least 1")
 
 
-def packed(scores: Scores, dtype: str, top: int | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(the tensors of the file, what provenance says of how they are stored). Raises as ``check_options``."""
+def packed(
+    space: ComponentSpace,
+    values: Tensor,
+    standard_error: Tensor | None,
+    curvature: Curvature | None,
+    dtype: str,
+    top: int | None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Make the tensors of a file of scores.
+
+    Returns:
+        The tensors, and what provenance says of how they are stored.
+
+    Raises:
+        ValueError: as ``check_options``.
+    """
     check_options(dtype, top)
-    values = scores.values
     tensors: dict[str, Tensor] = {}
     dropped: list[str] = []
     if top is not None and top < len(values):
         indices = largest(values.abs(), top)
         tensors |= {"values": values[indices], "indices": indices.to(torch.int32)}
-        dropped = [name for name in ("standard_error", "curvature") if getattr(scores, name) is not None]
+        known = {"standard_error": standard_error, "curvature": curvature}
+        dropped = [name for name, value in known.items() if value is not None]
     else:
         top, indices = None, None
         tensors["values"] = values
-        if scores.standard_error is not None:
-            tensors["standard_error"] = scores.standard_error
-        if scores.curvature is not None:
-            tensors |= {f"curvature.{name}": tensor for name, tensor in scores.curvature.tensors().items()}
+        if standard_error is not None:
+            tensors["standard_error"] = standard_error
+        if curvature is not None:
+            tensors |= {f"curvature.{name}": tensor for name, tensor in curvature.tensors().items()}
     if dtype == "float16":
-        bounds = _bounds(scores.space, indices)
+        bounds = _bounds(space, indices)
         for name in ("values", "standard_error"):
             if name in tensors:
                 tensors[name], tensors[f"{name}.scale"] = _scaled(tensors[name], bounds)

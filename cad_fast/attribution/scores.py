@@ -148,7 +148,7 @@ class Scores:
             "space": self.space.to_dict(),
             "provenance": self.provenance,
         }
-        tensors, stored = packed(self, dtype, top)
+        tensors, stored = packed(self.space, self.values, self.standard_error, self.curvature, dtype, top)
         if stored != {"dtype": "float32", "top": None, "dropped": []}:
             metadata["provenance"] = {**self.provenance, "stored": stored}
         return write_tensors(path, tensors, metadata)
