@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cad_fast.ops import _backend, _bits, _check, _native, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.registry import Op, register
 
 
 def bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool = False, *, backend: str | None = None) -> Tensor:
@@ -35,21 +35,21 @@ def bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool = False, *, b
 
 
 def _check_arguments(x: Any, words: Any, n: Any, transposed: bool) -> None:
-    _check.tensor("x", x, (torch.float64,))
-    _check.tensor("words", words, (torch.int32,))
-    _check.size("n", n)
-    if words.dim() != 2 or words.shape[1] != _bits.words_for(n):
-        raise ValueError(f"words must be [m, {_bits.words_for(n)}] for n = {n}, got {_check.shape(words)}")
+    checks.tensor("x", x, (torch.float64,))
+    checks.tensor("words", words, (torch.int32,))
+    checks.size("n", n)
+    if words.dim() != 2 or words.shape[1] != checks.bits.words_for(n):
+        raise ValueError(f"words must be [m, {checks.bits.words_for(n)}] for n = {n}, got {checks.shape(words)}")
     columns = words.shape[0] if transposed else n
     if x.dim() != 2 or x.shape[1] != columns:
-        raise ValueError(f"x must be [t, {columns}], got {_check.shape(x)}")
-    _check.same_device("words", words, "x", x)
+        raise ValueError(f"x must be [t, {columns}], got {checks.shape(x)}")
+    checks.same_device("words", words, "x", x)
 
 
 @torch.library.custom_op("cad_fast::bits_linear", mutates_args=())
 def _op(x: Tensor, words: Tensor, n: int, transposed: bool, backend: str | None) -> Tensor:
     _check_arguments(x, words, n, transposed)
-    return _backend.run("bits_linear", backend, x, words, n, transposed)
+    return dispatch.run("bits_linear", backend, x, words, n, transposed)
 
 
 @_op.register_fake
@@ -62,11 +62,11 @@ def _native_bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool) -> T
     words = words.contiguous()
     m, w = words.shape
     t = x.shape[0]
-    columns = _bits.WORD_BITS * w
+    columns = checks.bits.WORD_BITS * w
     # Whole words of columns, so that the kernel needs no case for a last part of one.
     x = x.contiguous() if transposed else pad(x, (0, columns - n)).contiguous()
     y = torch.empty((t, columns if transposed else m), dtype=torch.float64)
-    _native.load().bits_linear(words.data_ptr(), m, w, x.data_ptr(), y.data_ptr(), t, transposed)
+    backends.native.load().bits_linear(words.data_ptr(), m, w, x.data_ptr(), y.data_ptr(), t, transposed)
     return y[:, :n].contiguous() if transposed else y
 
 

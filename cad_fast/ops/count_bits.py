@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.registry import Op, register
 
 
 def count_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
@@ -29,13 +29,13 @@ def count_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
 
 
 def _check_arguments(words: Any) -> None:
-    _check.tensor("words", words, (torch.int32,))
+    checks.tensor("words", words, (torch.int32,))
 
 
 @torch.library.custom_op("cad_fast::count_bits", mutates_args=())
 def _op(words: Tensor, backend: str | None) -> Tensor:
     _check_arguments(words)
-    return _backend.run("count_bits", backend, words)
+    return dispatch.run("count_bits", backend, words)
 
 
 @_op.register_fake
@@ -44,13 +44,15 @@ def _(words: Tensor, backend: str | None) -> Tensor:
     return words.new_empty(words.shape[:-1], dtype=torch.int64)
 
 
-_bits.register_rowwise_vmap(_op)
+checks.bits.register_rowwise_vmap(_op)
 
 
 def _native_count_bits(words: Tensor) -> Tensor:
     words = words.contiguous()
     counts = torch.empty(words.shape[:-1], dtype=torch.int64)
-    _native.load().count_bits(words.data_ptr(), counts.data_ptr(), _bits.row_count(words.shape), words.shape[-1])
+    backends.native.load().count_bits(
+        words.data_ptr(), counts.data_ptr(), checks.bits.row_count(words.shape), words.shape[-1]
+    )
     return counts
 
 
@@ -64,7 +66,7 @@ register(
         "count_bits",
         _op,
         {
-            "triton": _triton.of("count_bits"),
+            "triton": backends.triton.of("count_bits"),
             "native": _native_count_bits,
             "reference": reference.count_bits,
         },

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _conv, _edits, _native, _triton, reference
-from cad_fast.ops._conv import Geometry
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.checks.conv import Geometry
+from cad_fast.ops.registry import Op, register
 
 
 def edited_conv2d(
@@ -61,19 +61,19 @@ def edited_conv2d(
 
     Source: the edits of CAD (arXiv 2412.02542), several at once in one batch.
     """
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
     _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
-    if _backend.untraced(x, weight, rows, offsets, indices, factors, bias):
-        _edits.check_values(x, weight, rows, offsets, indices)
-        return _backend.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
+    if dispatch.untraced(x, weight, rows, offsets, indices, factors, bias):
+        checks.edits.check_values(x, weight, rows, offsets, indices)
+        return dispatch.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
     return _op(x, weight, rows, offsets, indices, factors, bias, *how, backend)
 
 
 def _check_shapes(
     x: Any, weight: Any, rows: Any, offsets: Any, indices: Any, factors: Any, bias: Any, how: Geometry
 ) -> None:
-    _conv.check(x, weight, bias, how, 4)
-    _edits.check_shapes(x, rows, offsets, indices, factors)
+    checks.conv.check_operands(x, weight, bias, how, 4)
+    checks.edits.check_shapes(x, rows, offsets, indices, factors)
 
 
 @torch.library.custom_op("cad_fast::edited_conv2d", mutates_args=())
@@ -92,17 +92,17 @@ def _op(
     input_size: Sequence[int] | None,
     backend: str | None,
 ) -> Tensor:
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
     _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
-    _edits.check_values(x, weight, rows, offsets, indices)
-    return _backend.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
+    checks.edits.check_values(x, weight, rows, offsets, indices)
+    return dispatch.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
 
 
 @_op.register_fake
 def _(x, weight, rows, offsets, indices, factors, bias, stride, padding, dilation, groups, input_size, backend):
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
     _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
-    return _conv.empty_result(x, weight, how)
+    return checks.conv.empty_result(x, weight, how)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -141,7 +141,7 @@ def _weight_gradient(
     group_of_row = torch.bucketize(torch.arange(x.shape[0], device=device), rows[1:].to(device), right=True)
     total = torch.zeros_like(weight)
     for row in range(x.shape[0]):
-        gradient = _conv.weight_gradient(grad[row : row + 1], x[row : row + 1], weight, how)
+        gradient = checks.conv.weight_gradient(grad[row : row + 1], x[row : row + 1], weight, how)
         own = torch.where(edit_of_entry == group_of_row[row], factors, 1.0)
         factor = torch.ones(weight.numel(), device=device).scatter_reduce(0, indices, own, "prod")
         factor = factor.reshape(weight.shape).to(weight.dtype)
@@ -184,33 +184,33 @@ def _native_edited_conv2d(
     how = Geometry(*how)
     parts = list(_parts(rows, offsets))
     if len(parts) == 1 and parts[0][1] == slice(0, 0):
-        return _conv.laid_out(_conv.convolve(x, weight, bias, how), x, weight, how)
-    out = _conv.empty_result(x, weight, how)
+        return checks.conv.laid_out(checks.conv.convolve(x, weight, bias, how), x, weight, how)
+    out = checks.conv.empty_result(x, weight, how)
     edited = None
     weight, indices, factors = weight.contiguous(), indices.contiguous(), factors.contiguous()
-    edit = _native.load().edited_conv2d
+    edit = backends.native.load().edited_conv2d
     bfloat16 = weight.dtype == torch.bfloat16
     for own_rows, own in parts:
         if own.start == own.stop:
-            out[own_rows].copy_(_conv.convolve(x[own_rows], weight, bias, how))
+            out[own_rows].copy_(checks.conv.convolve(x[own_rows], weight, bias, how))
             continue
         edited = weight.clone() if edited is None else edited
         place = (weight.data_ptr(), edited.data_ptr(), indices[own].data_ptr())
         count = own.stop - own.start
         edit(*place, factors[own].data_ptr(), count, bfloat16)
-        out[own_rows].copy_(_conv.convolve(x[own_rows], edited, bias, how))
+        out[own_rows].copy_(checks.conv.convolve(x[own_rows], edited, bias, how))
         edit(*place, 0, count, bfloat16)
     return out
 
 
 def _triton_edited_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    out = _conv.empty_result(x, weight, Geometry(*rest[-5:]))
-    return _triton.of("edited_conv2d", products=True)(x, weight, *rest, out=out)
+    out = checks.conv.empty_result(x, weight, Geometry(*rest[-5:]))
+    return backends.triton.of("edited_conv2d", products=True)(x, weight, *rest, out=out)
 
 
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     how = Geometry(*rest[-5:])
-    return _conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, how)
+    return checks.conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, how)
 
 
 def _samples() -> list[tuple[Any, ...]]:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _cuda, _edits, _linear, _native, _triton, reference
-from cad_fast.ops._registry import OPS, Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.registry import OPS, Op, register
 
 
 def edited_linear(
@@ -55,18 +55,18 @@ def edited_linear(
             or not above the one before it; there is a bias with `transposed`.
         RuntimeError: the backend asked for cannot run.
     """
-    _check.tensors(x=x, weight=weight, rows=rows, offsets=offsets, indices=indices, factors=factors)
-    if _backend.untraced(x, weight, rows, offsets, indices, factors, bias):
+    checks.tensors(x=x, weight=weight, rows=rows, offsets=offsets, indices=indices, factors=factors)
+    if dispatch.untraced(x, weight, rows, offsets, indices, factors, bias):
         _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
-        return _backend.run("edited_linear", backend, x, weight, rows, offsets, indices, factors, bias, transposed)
+        return dispatch.run("edited_linear", backend, x, weight, rows, offsets, indices, factors, bias, transposed)
     return _op(x, weight, rows, offsets, indices, factors, bias, transposed, backend)
 
 
 def _check_arguments(
     x: Any, weight: Any, rows: Any, offsets: Any, indices: Any, factors: Any, bias: Any, transposed: bool
 ) -> None:
-    _linear.check_operands(x, weight, bias, 2, transposed)
-    _edits.check_shapes(x, rows, offsets, indices, factors)
+    checks.linear.check_operands(x, weight, bias, 2, transposed)
+    checks.edits.check_shapes(x, rows, offsets, indices, factors)
 
 
 @torch.library.custom_op("cad_fast::edited_linear", mutates_args=())
@@ -82,7 +82,7 @@ def _op(
     backend: str | None,
 ) -> Tensor:
     _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
-    return _backend.run("edited_linear", backend, x, weight, rows, offsets, indices, factors, bias, transposed)
+    return dispatch.run("edited_linear", backend, x, weight, rows, offsets, indices, factors, bias, transposed)
 
 
 @_op.register_fake
@@ -153,18 +153,18 @@ def _native_edited_linear(
     bias: Tensor | None,
     transposed: bool,
 ) -> Tensor:
-    x, weight, bias = x.contiguous(), weight.contiguous(), _linear.contiguous(bias)
+    x, weight, bias = x.contiguous(), weight.contiguous(), checks.linear.contiguous(bias)
     rows, offsets, indices, factors = (t.contiguous() for t in (rows, offsets, indices, factors))
     n, k = weight.shape
     y = torch.empty((x.shape[0], k if transposed else n), dtype=x.dtype)
-    _native.load().edited_linear(
+    backends.native.load().edited_linear(
         x.data_ptr(),
         weight.data_ptr(),
         rows.data_ptr(),
         offsets.data_ptr(),
         indices.data_ptr(),
         factors.data_ptr(),
-        _linear.address(bias),
+        checks.linear.address(bias),
         y.data_ptr(),
         x.shape[0],
         rows.shape[0] - 1,
@@ -179,12 +179,12 @@ def _native_edited_linear(
 
 
 def _triton_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    _edits.check_values(x, weight, *rest[:3])
-    return _triton.of("edited_linear", products=True)(x, weight, *rest)
+    checks.edits.check_values(x, weight, *rest[:3])
+    return backends.triton.of("edited_linear", products=True)(x, weight, *rest)
 
 
 def _reference_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    _edits.check_values(x, weight, *rest[:3])  # the native version checks them on its way
+    checks.edits.check_values(x, weight, *rest[:3])  # the native version checks them on its way
     return reference.edited_linear(x, weight, *rest)
 
 
@@ -219,7 +219,7 @@ register(
         "edited_linear",
         _op,
         {
-            "cuda": _cuda.edited_linear,
+            "cuda": backends.cuda.edited_linear,
             "triton": _triton_edited_linear,
             "native": _native_edited_linear,
             "reference": _reference_edited_linear,

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _native, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.registry import Op, register
 
 
 def gram_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
@@ -29,9 +29,9 @@ def gram_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
 
 
 def _check_arguments(words: Any) -> None:
-    _check.tensor("words", words, (torch.int32,))
+    checks.tensor("words", words, (torch.int32,))
     if words.dim() != 2:
-        raise ValueError(f"words must be [m, w], got {_check.shape(words)}")
+        raise ValueError(f"words must be [m, w], got {checks.shape(words)}")
     if words.shape[1] >= 2**26:
         raise ValueError(f"words must have fewer than {2**26} words a row, got {words.shape[1]}")
 
@@ -39,7 +39,7 @@ def _check_arguments(words: Any) -> None:
 @torch.library.custom_op("cad_fast::gram_bits", mutates_args=())
 def _op(words: Tensor, backend: str | None) -> Tensor:
     _check_arguments(words)
-    return _backend.run("gram_bits", backend, words)
+    return dispatch.run("gram_bits", backend, words)
 
 
 @_op.register_fake
@@ -53,7 +53,7 @@ def _native_gram_bits(words: Tensor) -> Tensor:
     m, w = words.shape
     counts = torch.empty((m, m), dtype=torch.int32)
     if m:
-        _native.load().gram_bits(words.data_ptr(), m, w, counts.data_ptr())
+        backends.native.load().gram_bits(words.data_ptr(), m, w, counts.data_ptr())
     return counts
 
 

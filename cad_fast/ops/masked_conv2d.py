@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cad_fast.ops import _backend, _bits, _check, _conv, _native, _triton, reference
-from cad_fast.ops._conv import Geometry
-from cad_fast.ops._registry import OPS, Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.checks.conv import Geometry
+from cad_fast.ops.registry import OPS, Op, register
 from cad_fast.ops.unpack_bits import unpack_bits
 
 SMALL = {torch.float32: (64, 1 << 17), torch.bfloat16: (16, 1 << 15)}
@@ -70,23 +70,23 @@ def masked_conv2d(
 
     Source: ablations of COAR (Shah et al., 2024), as CAD (arXiv 2412.02542) uses them, many in one pass.
     """
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
     _check_arguments(x, weight, words, bias, factors, how)
-    if _backend.untraced(x, weight, words, bias, factors):
-        return _backend.run("masked_conv2d", backend, x, weight, words, bias, factors, *how)
+    if dispatch.untraced(x, weight, words, bias, factors):
+        return dispatch.run("masked_conv2d", backend, x, weight, words, bias, factors, *how)
     return _op(x, weight, words, bias, factors, *how, backend)
 
 
 def _check_arguments(x: Any, weight: Any, words: Any, bias: Any, factors: Any, how: Geometry) -> None:
-    _conv.check(x, weight, bias, how, 5)
-    _check.tensor("words", words, (torch.int32,))
-    wanted = [x.shape[0], weight.shape[0], _bits.words_for(math.prod(weight.shape[1:]))]
+    checks.conv.check_operands(x, weight, bias, how, 5)
+    checks.tensor("words", words, (torch.int32,))
+    wanted = [x.shape[0], weight.shape[0], checks.bits.words_for(math.prod(weight.shape[1:]))]
     if list(words.shape) != wanted:
         raise ValueError(
             f"words must have shape [V, N, ceil(C / groups * kh * kw / 32)] = {wanted}, got {list(words.shape)}"
         )
     if factors is not None:
-        _check.tensor("factors", factors, (torch.float32,))
+        checks.tensor("factors", factors, (torch.float32,))
         if list(factors.shape) != [x.shape[0]]:
             raise ValueError(f"factors must have shape [{x.shape[0]}], got {list(factors.shape)}")
     for name, tensor in (("words", words), ("factors", factors)):
@@ -108,16 +108,16 @@ def _op(
     input_size: Sequence[int] | None,
     backend: str | None,
 ) -> Tensor:
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
     _check_arguments(x, weight, words, bias, factors, how)
-    return _backend.run("masked_conv2d", backend, x, weight, words, bias, factors, *how)
+    return dispatch.run("masked_conv2d", backend, x, weight, words, bias, factors, *how)
 
 
 @_op.register_fake
 def _(x, weight, words, bias, factors, stride, padding, dilation, groups, input_size, backend):
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
+    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
     _check_arguments(x, weight, words, bias, factors, how)
-    return _conv.empty_result(x, weight, how)
+    return checks.conv.empty_result(x, weight, how)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -144,7 +144,7 @@ def _weight_gradient(
 ) -> Tensor:
     total = torch.zeros_like(weight)
     for v in range(x.shape[0]):
-        gradient = _conv.weight_gradient(grad[v], x[v], weight, how)
+        gradient = checks.conv.weight_gradient(grad[v], x[v], weight, how)
         ablated = unpack_bits(words[v], math.prod(weight.shape[1:])).reshape(weight.shape)
         of_ablated = torch.zeros_like(gradient) if factors is None else gradient * factors[v].to(gradient.dtype)
         total = total + torch.where(ablated, of_ablated, gradient)
@@ -158,11 +158,11 @@ def _native_masked_conv2d(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, *how: Any
 ) -> Tensor:
     how = Geometry(*how)
-    out = _conv.empty_result(x, weight, how)
+    out = checks.conv.empty_result(x, weight, how)
     if out.numel() == 0:
         return out
     rounded = None if factors is None else factors.to(x.dtype).float()
-    product = _product_pays(x, weight, how)
+    product = product_pays(x, weight, how)
     OPS["masked_conv2d"].ways["own product" if product else "torch's convolution, one variant at a time"] += 1
     if product:
         _by_product(x, weight.contiguous(), words.contiguous(), bias, rounded, how, out)
@@ -171,10 +171,10 @@ def _native_masked_conv2d(
     return out
 
 
-def _product_pays(x: Tensor, weight: Tensor, how: Geometry) -> bool:
+def product_pays(x: Tensor, weight: Tensor, how: Geometry) -> bool:
     if how.groups != 1 or how.input_size is not None:
         return False
-    positions = x.shape[1] * math.prod(_conv.out_size(x.shape[-2:], weight, how))
+    positions = x.shape[1] * math.prod(checks.conv.out_size(x.shape[-2:], weight, how))
     most_positions, most_elements = SMALL[x.dtype]
     elements = positions * math.prod(weight.shape[1:])
     return positions <= most_positions or (positions <= 256 and elements <= most_elements)
@@ -184,7 +184,7 @@ def _by_variant(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, how: Geometry, out: Tensor
 ) -> None:
     """The convolution of torch, variant by variant, all through one buffer for the weight."""
-    module = _native.load()
+    module = backends.native.load()
     ablated = torch.empty_like(weight)
     depth = math.prod(weight.shape[1:])
     of_variant = [0.0] * len(x) if factors is None else factors.tolist()
@@ -198,14 +198,14 @@ def _by_variant(
             factor,
             weight.dtype == torch.bfloat16,
         )
-        out[v].copy_(_conv.convolve(x[v], ablated, bias, how))
+        out[v].copy_(checks.conv.convolve(x[v], ablated, bias, how))
 
 
 def _by_product(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, how: Geometry, out: Tensor
 ) -> None:
     """The native product of masked weight and patches, in fp32 inside."""
-    module = _native.load()
+    module = backends.native.load()
     bias = None if bias is None else bias.float().contiguous()
     (variants, images, rows, *size), kernel = out.shape, list(weight.shape[2:])
     depth, positions = math.prod(weight.shape[1:]), images * math.prod(size)
@@ -247,13 +247,13 @@ def _by_product(
 
 
 def _triton_masked_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    out = _conv.empty_result(x, weight, Geometry(*rest[-5:]))
-    return _triton.of("masked_conv2d", products=True)(x, weight, *rest, out=out)
+    out = checks.conv.empty_result(x, weight, Geometry(*rest[-5:]))
+    return backends.triton.of("masked_conv2d", products=True)(x, weight, *rest, out=out)
 
 
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     how = Geometry(*rest[-5:])
-    return _conv.laid_out(reference.masked_conv2d(x, weight, *rest), x, weight, how)
+    return checks.conv.laid_out(reference.masked_conv2d(x, weight, *rest), x, weight, how)
 
 
 def _samples() -> list[tuple[Any, ...]]:
@@ -265,7 +265,7 @@ def _samples() -> list[tuple[Any, ...]]:
         x = torch.randn(shape, generator=generator).to(dtype)
         per_filter = [shape[2] // how[3], *kernel]
         weight = torch.randn([filters, *per_filter], generator=generator).to(dtype)
-        words_shape = [shape[0], filters, _bits.words_for(math.prod(per_filter))]
+        words_shape = [shape[0], filters, checks.bits.words_for(math.prod(per_filter))]
         words = torch.randint(-(2**31), 2**31 - 1, words_shape, generator=generator).to(torch.int32)
         bias = torch.randn(filters, generator=generator).to(dtype)
         return [x, weight, words, bias, torch.randn(shape[0], generator=generator), *how, None]

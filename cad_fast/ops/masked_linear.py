@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _cuda, _linear, _native, _triton, reference
-from cad_fast.ops._registry import OPS, Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.registry import OPS, Op, register
 
 
 def masked_linear(
@@ -48,23 +48,23 @@ def masked_linear(
         ValueError: shapes or devices do not fit, or there is a bias with `transposed`.
         RuntimeError: the backend asked for cannot run.
     """
-    _check.tensors(x=x, weight=weight, words=words)
-    if _backend.untraced(x, weight, words, bias, factors):
+    checks.tensors(x=x, weight=weight, words=words)
+    if dispatch.untraced(x, weight, words, bias, factors):
         _check_arguments(x, weight, words, bias, factors, transposed)
-        return _backend.run("masked_linear", backend, x, weight, words, bias, factors, transposed)
+        return dispatch.run("masked_linear", backend, x, weight, words, bias, factors, transposed)
     return _op(x, weight, words, bias, factors, transposed, backend)
 
 
 def _check_arguments(x: Any, weight: Any, words: Any, bias: Any, factors: Any, transposed: bool) -> None:
-    n, k = _linear.check_operands(x, weight, bias, 3, transposed)
+    n, k = checks.linear.check_operands(x, weight, bias, 3, transposed)
     variants = x.shape[0]
-    _check.tensor("words", words, (torch.int32,))
-    _check.exact_shape("words", words, (variants, n, _bits.words_for(k)))
-    _check.same_device("words", words, "x", x)
+    checks.tensor("words", words, (torch.int32,))
+    checks.exact_shape("words", words, (variants, n, checks.bits.words_for(k)))
+    checks.same_device("words", words, "x", x)
     if factors is not None:
-        _check.tensor("factors", factors, (torch.float32,))
-        _check.exact_shape("factors", factors, (variants,))
-        _check.same_device("factors", factors, "x", x)
+        checks.tensor("factors", factors, (torch.float32,))
+        checks.exact_shape("factors", factors, (variants,))
+        checks.same_device("factors", factors, "x", x)
 
 
 @torch.library.custom_op("cad_fast::masked_linear", mutates_args=())
@@ -78,7 +78,7 @@ def _op(
     backend: str | None,
 ) -> Tensor:
     _check_arguments(x, weight, words, bias, factors, transposed)
-    return _backend.run("masked_linear", backend, x, weight, words, bias, factors, transposed)
+    return dispatch.run("masked_linear", backend, x, weight, words, bias, factors, transposed)
 
 
 @_op.register_fake
@@ -133,16 +133,16 @@ def _native_masked_linear(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, transposed: bool
 ) -> Tensor:
     x, weight, words = x.contiguous(), weight.contiguous(), words.contiguous()
-    bias, factors = _linear.contiguous(bias), _linear.contiguous(factors)
+    bias, factors = checks.linear.contiguous(bias), checks.linear.contiguous(factors)
     n, k = weight.shape
     variants, rows, _ = x.shape
     y = torch.empty((variants, rows, k if transposed else n), dtype=x.dtype)
-    way = _native.load().masked_linear(
+    way = backends.native.load().masked_linear(
         x.data_ptr(),
         weight.data_ptr(),
         words.data_ptr(),
-        _linear.address(bias),
-        _linear.address(factors),
+        checks.linear.address(bias),
+        checks.linear.address(factors),
         y.data_ptr(),
         variants,
         rows,
@@ -163,7 +163,7 @@ def _samples() -> list[tuple[Any, ...]]:
             # Small integers, so that bfloat16 holds the sums and all backends agree to the last bit.
             return torch.randint(-1, 2, shape, generator=generator).to(dtype)
 
-        words = torch.randint(-(2**31), 2**31, (variants, n, _bits.words_for(k)), generator=generator)
+        words = torch.randint(-(2**31), 2**31, (variants, n, checks.bits.words_for(k)), generator=generator)
         x = values(variants, rows, n if transposed else k).requires_grad_()
         bias = values(n).requires_grad_() if extra and not transposed else None
         factors = torch.linspace(-1, 1, variants) if extra else None
@@ -182,8 +182,8 @@ register(
         "masked_linear",
         _op,
         {
-            "cuda": _cuda.masked_linear,
-            "triton": _triton.of("masked_linear", products=True),
+            "cuda": backends.cuda.masked_linear,
+            "triton": backends.triton.of("masked_linear", products=True),
             "native": _native_masked_linear,
             "reference": reference.masked_linear,
         },

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.registry import Op, register
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -45,21 +45,21 @@ def masked_linear_scores(
 
 
 def _check_arguments(grad: Any, x: Any, weight: Any, words: Any, kept: Any, ablated: Any) -> None:
-    _check.tensor("grad", grad, _DTYPES)
+    checks.tensor("grad", grad, _DTYPES)
     if grad.dim() != 3:
         raise ValueError(f"grad must have shape [V, R, N], got {list(grad.shape)}")
-    _check.tensor("weight", weight, (grad.dtype,))
+    checks.tensor("weight", weight, (grad.dtype,))
     if weight.dim() != 2 or weight.shape[0] != grad.shape[2]:
         raise ValueError(f"weight must have shape [{grad.shape[2]}, K] to fit grad, got {list(weight.shape)}")
     variants, rows, n = grad.shape
     k = weight.shape[1]
     for name, value, dtype, shape in (
         ("x", x, grad.dtype, (variants, rows, k)),
-        ("words", words, torch.int32, (variants, n, _bits.words_for(k))),
+        ("words", words, torch.int32, (variants, n, checks.bits.words_for(k))),
         ("kept", kept, torch.float32, (n, k)),
         ("ablated", ablated, torch.float32, (n, k)),
     ):
-        _check.tensor(name, value, (dtype,))
+        checks.tensor(name, value, (dtype,))
         if value.shape != shape:
             raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
     for name, value in (("x", x), ("weight", weight), ("words", words), ("kept", kept), ("ablated", ablated)):
@@ -72,7 +72,7 @@ def _op(
     grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor, backend: str | None
 ) -> None:
     _check_arguments(grad, x, weight, words, kept, ablated)
-    _backend.run("masked_linear_scores", backend, grad, x, weight, words, kept, ablated)
+    dispatch.run("masked_linear_scores", backend, grad, x, weight, words, kept, ablated)
 
 
 @_op.register_fake
@@ -88,7 +88,7 @@ def _native_masked_linear_scores(
     inputs = [tensor.contiguous() for tensor in (grad, x, weight, words)]
     outputs = [tensor.contiguous() for tensor in (kept, ablated)]
     addresses = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
-    _native.load().masked_linear_scores(*addresses, *grad.shape, x.shape[2], grad.dtype == torch.bfloat16)
+    backends.native.load().masked_linear_scores(*addresses, *grad.shape, x.shape[2], grad.dtype == torch.bfloat16)
     for given, updated in zip((kept, ablated), outputs, strict=True):
         if updated is not given:
             given.copy_(updated)
@@ -100,7 +100,7 @@ def _samples() -> list[tuple[Any, ...]]:
             size = torch.Size(shape).numel()
             return (torch.arange(size) % 17 - 8).reshape(shape).to(dtype) / 8
 
-        words = torch.arange(variants * n * _bits.words_for(k), dtype=torch.int32) * 0x2345679 - 7
+        words = torch.arange(variants * n * checks.bits.words_for(k), dtype=torch.int32) * 0x2345679 - 7
         sums = (torch.ones(n, k), torch.full((n, k), -2.0))
         return ramp(variants, rows, n), ramp(variants, rows, k), ramp(n, k), words.reshape(variants, n, -1), *sums
 
@@ -119,7 +119,7 @@ register(
         "masked_linear_scores",
         _op,
         {
-            "triton": _triton.of("masked_linear_scores", products=True),
+            "triton": backends.triton.of("masked_linear_scores", products=True),
             "native": _native_masked_linear_scores,
             "reference": reference.masked_linear_scores,
         },

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.registry import Op, register
 
 
 def pack_bits(mask: Tensor, *, backend: str | None = None) -> Tensor:
@@ -29,29 +29,29 @@ def pack_bits(mask: Tensor, *, backend: str | None = None) -> Tensor:
 
 
 def _check_arguments(mask: Any) -> None:
-    _check.tensor("mask", mask, (torch.bool, torch.uint8))
+    checks.tensor("mask", mask, (torch.bool, torch.uint8))
 
 
 @torch.library.custom_op("cad_fast::pack_bits", mutates_args=())
 def _op(mask: Tensor, backend: str | None) -> Tensor:
     _check_arguments(mask)
-    return _backend.run("pack_bits", backend, mask)
+    return dispatch.run("pack_bits", backend, mask)
 
 
 @_op.register_fake
 def _(mask: Tensor, backend: str | None) -> Tensor:
     _check_arguments(mask)
-    return mask.new_empty((*mask.shape[:-1], _bits.words_for(mask.shape[-1])), dtype=torch.int32)
+    return mask.new_empty((*mask.shape[:-1], checks.bits.words_for(mask.shape[-1])), dtype=torch.int32)
 
 
-_bits.register_rowwise_vmap(_op)
+checks.bits.register_rowwise_vmap(_op)
 
 
 def _native_pack_bits(mask: Tensor) -> Tensor:
     mask = mask.contiguous()
     n = mask.shape[-1]
-    words = torch.empty((*mask.shape[:-1], _bits.words_for(n)), dtype=torch.int32)
-    _native.load().pack_bits(mask.data_ptr(), words.data_ptr(), _bits.row_count(mask.shape), n)
+    words = torch.empty((*mask.shape[:-1], checks.bits.words_for(n)), dtype=torch.int32)
+    backends.native.load().pack_bits(mask.data_ptr(), words.data_ptr(), checks.bits.row_count(mask.shape), n)
     return words
 
 
@@ -71,7 +71,7 @@ register(
         "pack_bits",
         _op,
         {
-            "triton": _triton.of("pack_bits"),
+            "triton": backends.triton.of("pack_bits"),
             "native": _native_pack_bits,
             "reference": reference.pack_bits,
         },

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.registry import Op, register
 
 
 def unpack_bits(words: Tensor, n: int, *, backend: str | None = None) -> Tensor:
@@ -30,16 +30,16 @@ def unpack_bits(words: Tensor, n: int, *, backend: str | None = None) -> Tensor:
 
 
 def _check_arguments(words: Any, n: Any) -> None:
-    _check.tensor("words", words, (torch.int32,))
-    _check.size("n", n)
-    if words.shape[-1] != _bits.words_for(n):
-        raise ValueError(f"words must hold ceil({n} / 32) = {_bits.words_for(n)} words, got {words.shape[-1]}")
+    checks.tensor("words", words, (torch.int32,))
+    checks.size("n", n)
+    if words.shape[-1] != checks.bits.words_for(n):
+        raise ValueError(f"words must hold ceil({n} / 32) = {checks.bits.words_for(n)} words, got {words.shape[-1]}")
 
 
 @torch.library.custom_op("cad_fast::unpack_bits", mutates_args=())
 def _op(words: Tensor, n: int, backend: str | None) -> Tensor:
     _check_arguments(words, n)
-    return _backend.run("unpack_bits", backend, words, n)
+    return dispatch.run("unpack_bits", backend, words, n)
 
 
 @_op.register_fake
@@ -48,13 +48,13 @@ def _(words: Tensor, n: int, backend: str | None) -> Tensor:
     return words.new_empty((*words.shape[:-1], n), dtype=torch.bool)
 
 
-_bits.register_rowwise_vmap(_op)
+checks.bits.register_rowwise_vmap(_op)
 
 
 def _native_unpack_bits(words: Tensor, n: int) -> Tensor:
     words = words.contiguous()
     mask = torch.empty((*words.shape[:-1], n), dtype=torch.bool)
-    _native.load().unpack_bits(words.data_ptr(), mask.data_ptr(), _bits.row_count(words.shape), n)
+    backends.native.load().unpack_bits(words.data_ptr(), mask.data_ptr(), checks.bits.row_count(words.shape), n)
     return mask
 
 
@@ -74,7 +74,7 @@ register(
         "unpack_bits",
         _op,
         {
-            "triton": _triton.of("unpack_bits"),
+            "triton": backends.triton.of("unpack_bits"),
             "native": _native_unpack_bits,
             "reference": reference.unpack_bits,
         },

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from cad_fast.ops._registry import OPS
+from cad_fast.ops.registry import OPS
 
 OF_THE_SOLVERS = {"bits_linear", "gram_bits"}
 """On the CPU alone: a regression is solved there, wherever its ablations ran."""
