@@ -213,35 +213,6 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return checks.conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, how)
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def sample(
-        shape: list[int], filters: int, kernel: list[int], *how: Any, dtype: torch.dtype = torch.float32
-    ) -> list:
-        x = torch.randn(shape, generator=generator).to(dtype)
-        weight = torch.randn([filters, shape[1] // how[3], *kernel], generator=generator).to(dtype)
-        edits = [torch.randperm(weight.numel(), generator=generator)[:n].sort().values for n in (9, 0, 0, 1, 20)]
-        offsets = torch.tensor([0, *(len(edit) for edit in edits)]).cumsum(0)
-        factors = torch.randn(int(offsets[-1]), generator=generator)
-        factors[::2] = 0.0
-        bias = torch.randn(filters, generator=generator).to(dtype)
-        rows = torch.tensor([0, 2, 3, 4, 4, shape[0]])
-        return [x, weight, rows, offsets, torch.cat(edits), factors, bias, *how, None]
-
-    plain = sample([6, 5, 4, 3], 7, [3, 3], [1, 1], [1, 1], [1, 1], 1)
-    wide = sample([5, 4, 9, 8], 6, [2, 3], [2, 1], [0, 2], [1, 2], 2)
-    half = sample([7, 3, 4, 4], 13, [1, 1], [1, 1], [0, 0], [1, 1], 1, dtype=torch.bfloat16)
-    trained = [plain[0].clone().requires_grad_(), plain[1].clone().requires_grad_(), *plain[2:]]
-    without = [*plain[:3], torch.zeros(6, dtype=torch.int64), plain[4][:0], plain[5][:0], None, *plain[7:]]
-    channels_last = [plain[0].to(memory_format=torch.channels_last), *plain[1:]]
-    nothing = torch.zeros(2, dtype=torch.int64)
-    empty = [plain[0][:0], plain[1], nothing, nothing, plain[4][:0], plain[5][:0], *plain[6:]]
-    grad = torch.randn([6, 7, 4, 3], generator=generator)
-    back = [grad, *plain[1:6], None, *plain[7:11], [4, 3]]
-    return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
-
-
 register(
     Op(
         "edited_conv2d",
@@ -251,6 +222,5 @@ register(
             "native": _native_edited_conv2d,
             "reference": _reference,
         },
-        _samples,
     )
 )

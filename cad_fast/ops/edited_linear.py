@@ -188,32 +188,6 @@ def _reference_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return reference.edited_linear(x, weight, *rest)
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    def sample(rows: list[int], n: int, k: int, dtype: torch.dtype, transposed: bool, biased: bool) -> tuple:
-        generator = torch.Generator().manual_seed(n * k)
-
-        def values(*shape: int) -> Tensor:
-            # Small integers, so that bfloat16 holds the sums and all backends agree to the last bit.
-            return torch.randint(-1, 2, shape, generator=generator).to(dtype)
-
-        groups = [torch.randperm(n * k, generator=generator)[: 3 * g].sort().values for g in range(len(rows) - 1)]
-        offsets = torch.tensor([0, *(len(g) for g in groups)]).cumsum(0)
-        factors = torch.arange(int(offsets[-1]), dtype=torch.float32) % 3 - 1
-        # torch cannot trace the slices of the weight's gradient that have no rows at all.
-        differentiable = rows[-1] > 0
-        x = values(rows[-1], n if transposed else k).requires_grad_(differentiable)
-        bias = values(n).requires_grad_() if biased else None
-        weight = values(n, k).requires_grad_(differentiable)
-        return x, weight, torch.tensor(rows), offsets, torch.cat(groups), factors, bias, transposed
-
-    return [
-        sample([0, 2, 2, 7, 8], 33, 65, torch.float32, False, True),
-        sample([0, 5, 9], 17, 31, torch.float32, True, False),
-        sample([0, 1, 2, 20], 35, 97, torch.bfloat16, False, True),
-        sample([0, 0], 5, 9, torch.float32, False, False),
-    ]
-
-
 register(
     Op(
         "edited_linear",
@@ -224,6 +198,5 @@ register(
             "native": _native_edited_linear,
             "reference": _reference_edited_linear,
         },
-        _samples,
     )
 )

@@ -159,31 +159,6 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return checks.conv.laid_out(reference.gated_conv2d(x, weight, *rest), x, weight, Geometry(*rest[-5:]))
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def sample(
-        shape: list[int], filters: int, kernel: list[int], *how: Any, dtype: torch.dtype = torch.float32
-    ) -> list:
-        def values(*shape: int) -> Tensor:
-            return torch.randint(-2, 3, shape, generator=generator).to(dtype)
-
-        weight = values(filters, shape[2] // how[3], *kernel)
-        gates = torch.randint(-1, 2, (shape[0], filters), generator=generator).to(dtype)
-        return [values(*shape), weight, gates, values(filters), *how, None]
-
-    plain = sample([3, 2, 5, 4, 3], 7, [3, 3], [1, 1], [1, 1], [1, 1], 1)
-    wide = sample([2, 3, 4, 9, 8], 6, [2, 3], [2, 1], [0, 2], [1, 2], 2)
-    half = sample([2, 1, 3, 4, 4], 13, [1, 1], [1, 1], [0, 0], [1, 1], 1, dtype=torch.bfloat16)
-    trained = [t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in plain]
-    without = [*plain[:3], None, *plain[4:]]
-    channels_last = [plain[0].transpose(-1, -3).contiguous().transpose(-1, -3), *plain[1:]]
-    empty = [plain[0][:0], plain[1], plain[2][:0], *plain[3:]]
-    grad = torch.randint(-2, 3, (3, 2, 7, 4, 3), generator=generator).float()
-    back = [grad, plain[1], plain[2], None, *plain[4:8], [4, 3]]
-    return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
-
-
 register(
     Op(
         "gated_conv2d",
@@ -193,6 +168,5 @@ register(
             "native": _native_gated_conv2d,
             "reference": _reference,
         },
-        _samples,
     )
 )

@@ -256,32 +256,6 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return checks.conv.laid_out(reference.masked_conv2d(x, weight, *rest), x, weight, how)
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def sample(
-        shape: list[int], filters: int, kernel: list[int], *how: Any, dtype: torch.dtype = torch.float32
-    ) -> list:
-        x = torch.randn(shape, generator=generator).to(dtype)
-        per_filter = [shape[2] // how[3], *kernel]
-        weight = torch.randn([filters, *per_filter], generator=generator).to(dtype)
-        words_shape = [shape[0], filters, checks.bits.words_for(math.prod(per_filter))]
-        words = torch.randint(-(2**31), 2**31 - 1, words_shape, generator=generator).to(torch.int32)
-        bias = torch.randn(filters, generator=generator).to(dtype)
-        return [x, weight, words, bias, torch.randn(shape[0], generator=generator), *how, None]
-
-    plain = sample([3, 2, 5, 4, 3], 7, [3, 3], [1, 1], [1, 1], [1, 1], 1)
-    wide = sample([2, 3, 4, 9, 8], 6, [2, 3], [2, 1], [0, 2], [1, 2], 2)
-    half = sample([2, 1, 3, 4, 4], 13, [1, 1], [1, 1], [0, 0], [1, 1], 1, dtype=torch.bfloat16)
-    trained = [plain[0].clone().requires_grad_(), plain[1].clone().requires_grad_(), *plain[2:]]
-    without = [*plain[:3], None, None, *plain[5:]]
-    channels_last = [plain[0].transpose(-1, -3).contiguous().transpose(-1, -3), *plain[1:]]
-    empty = [plain[0][:0], plain[1], plain[2][:0], plain[3], plain[4][:0], *plain[5:]]
-    grad = torch.randn([3, 2, 7, 4, 3], generator=generator)
-    back = [grad, plain[1], plain[2], None, plain[4], *plain[5:9], [4, 3]]
-    return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
-
-
 register(
     Op(
         "masked_conv2d",
@@ -291,6 +265,5 @@ register(
             "native": _native_masked_conv2d,
             "reference": _reference,
         },
-        _samples,
     )
 )

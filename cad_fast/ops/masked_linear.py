@@ -155,28 +155,6 @@ def _native_masked_linear(
     return y
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    def sample(variants: int, rows: int, n: int, k: int, dtype: torch.dtype, transposed: bool, extra: bool) -> tuple:
-        generator = torch.Generator().manual_seed(n * k + rows)
-
-        def values(*shape: int) -> Tensor:
-            # Small integers, so that bfloat16 holds the sums and all backends agree to the last bit.
-            return torch.randint(-1, 2, shape, generator=generator).to(dtype)
-
-        words = torch.randint(-(2**31), 2**31, (variants, n, checks.bits.words_for(k)), generator=generator)
-        x = values(variants, rows, n if transposed else k).requires_grad_()
-        bias = values(n).requires_grad_() if extra and not transposed else None
-        factors = torch.linspace(-1, 1, variants) if extra else None
-        return x, values(n, k).requires_grad_(), words.to(torch.int32), bias, factors, transposed
-
-    return [
-        sample(3, 5, 33, 65, torch.float32, False, True),
-        sample(2, 1, 7, 31, torch.float32, False, False),
-        sample(2, 3, 35, 97, torch.bfloat16, True, True),
-        sample(0, 3, 5, 9, torch.float32, False, False),
-    ]
-
-
 register(
     Op(
         "masked_linear",
@@ -187,6 +165,5 @@ register(
             "native": _native_masked_linear,
             "reference": reference.masked_linear,
         },
-        _samples,
     )
 )

@@ -94,26 +94,6 @@ def _native_masked_linear_scores(
             given.copy_(updated)
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    def sample(variants: int, rows: int, n: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        def ramp(*shape: int) -> Tensor:
-            size = torch.Size(shape).numel()
-            return (torch.arange(size) % 17 - 8).reshape(shape).to(dtype) / 8
-
-        words = torch.arange(variants * n * checks.bits.words_for(k), dtype=torch.int32) * 0x2345679 - 7
-        sums = (torch.ones(n, k), torch.full((n, k), -2.0))
-        return ramp(variants, rows, n), ramp(variants, rows, k), ramp(n, k), words.reshape(variants, n, -1), *sums
-
-    grad, x, weight, words, kept, ablated = sample(2, 3, 5, 33)
-    return [
-        (grad, x, weight, words, kept, ablated),
-        sample(3, 1, 6, 64, torch.bfloat16),
-        (grad, x, weight, words, kept.t().contiguous().t(), ablated),
-        sample(2, 0, 3, 7),
-        (grad[:0], x[:0], weight, words[:0], kept, ablated),
-    ]
-
-
 register(
     Op(
         "masked_linear_scores",
@@ -123,6 +103,5 @@ register(
             "native": _native_masked_linear_scores,
             "reference": reference.masked_linear_scores,
         },
-        _samples,
     )
 )

@@ -55,17 +55,6 @@ def _native_pack_bits(mask: Tensor) -> Tensor:
     return words
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    mask = torch.arange(3 * 77).reshape(3, 77) % 3
-    return [
-        (mask.bool(),),
-        (mask.to(torch.uint8)[..., ::2],),
-        (mask.bool()[0],),
-        (torch.zeros(2, 0, dtype=torch.bool),),
-        (torch.ones(0, 33, dtype=torch.bool),),
-    ]
-
-
 register(
     Op(
         "pack_bits",
@@ -75,6 +64,5 @@ register(
             "native": _native_pack_bits,
             "reference": reference.pack_bits,
         },
-        _samples,
     )
 )

@@ -10,13 +10,11 @@ from torch.library import CustomOpDef
 
 @dataclass(frozen=True)
 class Op:
-    """An operator, its implementations by backend, and inputs to try it on."""
+    """An operator and its implementations by backend."""
 
     name: str
     custom_op: CustomOpDef
     implementations: Mapping[str, Callable[..., Any]]
-    samples: Callable[[], list[tuple[Any, ...]]]
-    """Argument tuples for the custom op without its last argument, the backend; small, and odd in every way allowed."""
     runs: Counter[str] = field(default_factory=Counter)
     """How often each backend ran in this process."""
     ways: Counter[str] = field(default_factory=Counter)

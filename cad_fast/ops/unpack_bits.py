@@ -58,17 +58,6 @@ def _native_unpack_bits(words: Tensor, n: int) -> Tensor:
     return mask
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    words = torch.arange(12, dtype=torch.int32).reshape(2, 6) * 0x2345679 - 7
-    return [
-        (words, 6 * 32),
-        (words[..., ::2], 77),
-        (words[0], 161),
-        (words[:, :0], 0),
-        (words[:0], 170),
-    ]
-
-
 register(
     Op(
         "unpack_bits",
@@ -78,6 +67,5 @@ register(
             "native": _native_unpack_bits,
             "reference": reference.unpack_bits,
         },
-        _samples,
     )
 )
