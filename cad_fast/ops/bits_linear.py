@@ -1,13 +1,11 @@
 """bits_linear: products with a matrix of zeros and ones that is held as packed bits."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cad_fast.ops import backends, checks, dispatch, reference
-from cad_fast.ops.registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool = False, *, backend: str | None = None) -> Tensor:
@@ -30,11 +28,15 @@ def bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool = False, *, b
         ValueError: shapes or devices do not fit.
         RuntimeError: the backend asked for cannot run.
     """
-    _check_arguments(x, words, n, transposed)
     return _op(x, words, n, transposed, backend)
 
 
-def _check_arguments(x: Any, words: Any, n: Any, transposed: bool) -> None:
+def _empty(x: Tensor, words: Tensor, n: int, transposed: bool) -> Tensor:
+    return x.new_empty((x.shape[0], n if transposed else words.shape[0]))
+
+
+@define("bits_linear", _empty)
+def _op(x: Tensor, words: Tensor, n: int, transposed: bool) -> None:
     checks.tensor("x", x, (torch.float64,))
     checks.tensor("words", words, (torch.int32,))
     checks.size("n", n)
@@ -44,18 +46,6 @@ def _check_arguments(x: Any, words: Any, n: Any, transposed: bool) -> None:
     if x.dim() != 2 or x.shape[1] != columns:
         raise ValueError(f"x must be [t, {columns}], got {checks.shape(x)}")
     checks.same_device("words", words, "x", x)
-
-
-@torch.library.custom_op("cad_fast::bits_linear", mutates_args=())
-def _op(x: Tensor, words: Tensor, n: int, transposed: bool, backend: str | None) -> Tensor:
-    _check_arguments(x, words, n, transposed)
-    return dispatch.run("bits_linear", backend, x, words, n, transposed)
-
-
-@_op.register_fake
-def _(x: Tensor, words: Tensor, n: int, transposed: bool, backend: str | None) -> Tensor:
-    _check_arguments(x, words, n, transposed)
-    return x.new_empty((x.shape[0], n if transposed else words.shape[0]))
 
 
 def _native_bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool) -> Tensor:
@@ -70,4 +60,7 @@ def _native_bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool) -> T
     return y[:, :n].contiguous() if transposed else y
 
 
-register(Op("bits_linear", _op, {"native": _native_bits_linear, "reference": reference.bits_linear}))
+_op.implement(
+    native=_native_bits_linear,
+    reference=reference.bits_linear,
+)

@@ -1,12 +1,10 @@
 """count_bits: how many bits are set."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, dispatch, reference
-from cad_fast.ops.registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def count_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
@@ -24,27 +22,19 @@ def count_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
         ValueError: `words` has no dimension.
         RuntimeError: the backend asked for cannot run.
     """
-    _check_arguments(words)
     return _op(words, backend)
 
 
-def _check_arguments(words: Any) -> None:
-    checks.tensor("words", words, (torch.int32,))
-
-
-@torch.library.custom_op("cad_fast::count_bits", mutates_args=())
-def _op(words: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(words)
-    return dispatch.run("count_bits", backend, words)
-
-
-@_op.register_fake
-def _(words: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(words)
+def _empty(words: Tensor) -> Tensor:
     return words.new_empty(words.shape[:-1], dtype=torch.int64)
 
 
-checks.bits.register_rowwise_vmap(_op)
+@define("count_bits", _empty)
+def _op(words: Tensor) -> None:
+    checks.tensor("words", words, (torch.int32,))
+
+
+checks.bits.register_rowwise_vmap(_op.custom_op)
 
 
 def _native_count_bits(words: Tensor) -> Tensor:
@@ -56,14 +46,8 @@ def _native_count_bits(words: Tensor) -> Tensor:
     return counts
 
 
-register(
-    Op(
-        "count_bits",
-        _op,
-        {
-            "triton": backends.triton.of("count_bits"),
-            "native": _native_count_bits,
-            "reference": reference.count_bits,
-        },
-    )
+_op.implement(
+    triton=backends.triton.of("count_bits"),
+    native=_native_count_bits,
+    reference=reference.count_bits,
 )

@@ -1,14 +1,14 @@
 """edited_conv2d: one convolution whose rows are split into groups, each with its own sparse edit of the weight."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops import backends, checks, reference
 from cad_fast.ops.checks.conv import Geometry
-from cad_fast.ops.registry import Op, register
+from cad_fast.ops.define import define
 
 
 def edited_conv2d(
@@ -61,22 +61,10 @@ def edited_conv2d(
 
     Source: the edits of CAD (arXiv 2412.02542), several at once in one batch.
     """
-    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
-    if dispatch.untraced(x, weight, rows, offsets, indices, factors, bias):
-        checks.edits.check_values(x, weight, rows, offsets, indices)
-        return dispatch.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
-    return _op(x, weight, rows, offsets, indices, factors, bias, *how, backend)
+    return _op(x, weight, rows, offsets, indices, factors, bias, stride, padding, dilation, groups, input_size, backend)
 
 
-def _check_shapes(
-    x: Any, weight: Any, rows: Any, offsets: Any, indices: Any, factors: Any, bias: Any, how: Geometry
-) -> None:
-    checks.conv.check_operands(x, weight, bias, how, 4)
-    checks.edits.check_shapes(x, rows, offsets, indices, factors)
-
-
-@torch.library.custom_op("cad_fast::edited_conv2d", mutates_args=())
+@define("edited_conv2d", checks.conv.empty_of_arguments, direct=True)
 def _op(
     x: Tensor,
     weight: Tensor,
@@ -90,19 +78,11 @@ def _op(
     dilation: Sequence[int],
     groups: int,
     input_size: Sequence[int] | None,
-    backend: str | None,
-) -> Tensor:
+) -> tuple[Any, ...]:
     how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
-    checks.edits.check_values(x, weight, rows, offsets, indices)
-    return dispatch.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
-
-
-@_op.register_fake
-def _(x, weight, rows, offsets, indices, factors, bias, stride, padding, dilation, groups, input_size, backend):
-    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
-    return checks.conv.empty_result(x, weight, how)
+    checks.conv.check_operands(x, weight, bias, how, 4)
+    checks.edits.check_shapes(x, rows, offsets, indices, factors)
+    return x, weight, rows, offsets, indices, factors, bias, *how
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -149,7 +129,7 @@ def _weight_gradient(
     return total
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _parts(rows: Tensor, offsets: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -213,14 +193,18 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return checks.conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, how)
 
 
-register(
-    Op(
-        "edited_conv2d",
-        _op,
-        {
-            "triton": _triton_edited_conv2d,
-            "native": _native_edited_conv2d,
-            "reference": _reference,
-        },
-    )
+def _with_values_checked(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The implementation, after what only a look at rows, offsets and indices can tell."""
+
+    def checked(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor, *rest: Any) -> Tensor:
+        checks.edits.check_values(x, weight, rows, offsets, indices)
+        return implementation(x, weight, rows, offsets, indices, *rest)
+
+    return checked
+
+
+_op.implement(
+    triton=_with_values_checked(_triton_edited_conv2d),
+    native=_with_values_checked(_native_edited_conv2d),
+    reference=_with_values_checked(_reference),
 )

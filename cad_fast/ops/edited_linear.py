@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, dispatch, reference
-from cad_fast.ops.registry import OPS, Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
+from cad_fast.ops.registry import OPS
 
 
 def edited_linear(
@@ -55,21 +56,10 @@ def edited_linear(
             or not above the one before it; there is a bias with `transposed`.
         RuntimeError: the backend asked for cannot run.
     """
-    checks.tensors(x=x, weight=weight, rows=rows, offsets=offsets, indices=indices, factors=factors)
-    if dispatch.untraced(x, weight, rows, offsets, indices, factors, bias):
-        _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
-        return dispatch.run("edited_linear", backend, x, weight, rows, offsets, indices, factors, bias, transposed)
     return _op(x, weight, rows, offsets, indices, factors, bias, transposed, backend)
 
 
-def _check_arguments(
-    x: Any, weight: Any, rows: Any, offsets: Any, indices: Any, factors: Any, bias: Any, transposed: bool
-) -> None:
-    checks.linear.check_operands(x, weight, bias, 2, transposed)
-    checks.edits.check_shapes(x, rows, offsets, indices, factors)
-
-
-@torch.library.custom_op("cad_fast::edited_linear", mutates_args=())
+@define("edited_linear", checks.linear.empty_result, direct=True)
 def _op(
     x: Tensor,
     weight: Tensor,
@@ -79,26 +69,9 @@ def _op(
     factors: Tensor,
     bias: Tensor | None,
     transposed: bool,
-    backend: str | None,
-) -> Tensor:
-    _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
-    return dispatch.run("edited_linear", backend, x, weight, rows, offsets, indices, factors, bias, transposed)
-
-
-@_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    rows: Tensor,
-    offsets: Tensor,
-    indices: Tensor,
-    factors: Tensor,
-    bias: Tensor | None,
-    transposed: bool,
-    backend: str | None,
-) -> Tensor:
-    _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
-    return x.new_empty((x.shape[0], weight.shape[1 if transposed else 0]))
+) -> None:
+    checks.linear.check_operands(x, weight, bias, 2, transposed)
+    checks.edits.check_shapes(x, rows, offsets, indices, factors)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -140,7 +113,7 @@ def _weight_gradient(
     return total.to(weight.dtype).reshape(weight.shape)
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_edited_linear(
@@ -188,15 +161,9 @@ def _reference_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return reference.edited_linear(x, weight, *rest)
 
 
-register(
-    Op(
-        "edited_linear",
-        _op,
-        {
-            "cuda": backends.cuda.edited_linear,
-            "triton": _triton_edited_linear,
-            "native": _native_edited_linear,
-            "reference": _reference_edited_linear,
-        },
-    )
+_op.implement(
+    cuda=backends.cuda.edited_linear,
+    triton=_triton_edited_linear,
+    native=_native_edited_linear,
+    reference=_reference_edited_linear,
 )

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops import backends, checks, reference
 from cad_fast.ops.checks.conv import Geometry
-from cad_fast.ops.registry import Op, register
+from cad_fast.ops.define import define
 
 
 def gated_conv2d(
@@ -54,20 +54,10 @@ def gated_conv2d(
         ValueError: a shape, a device or a number does not fit; the message names it.
         RuntimeError: the backend asked for cannot run.
     """
-    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, gates, bias, how)
-    if dispatch.untraced(x, weight, gates, bias):
-        return dispatch.run("gated_conv2d", backend, x, weight, gates, bias, *how)
-    return _op(x, weight, gates, bias, *how, backend)
+    return _op(x, weight, gates, bias, stride, padding, dilation, groups, input_size, backend)
 
 
-def _check_arguments(x: Any, weight: Any, gates: Any, bias: Any, how: Geometry) -> None:
-    checks.conv.check_operands(x, weight, bias, how, 5)
-    checks.gates.check_gates(gates, x)
-    checks.exact_shape("gates", gates, (x.shape[0], weight.shape[0]))
-
-
-@torch.library.custom_op("cad_fast::gated_conv2d", mutates_args=())
+@define("gated_conv2d", checks.conv.empty_of_arguments, direct=True)
 def _op(
     x: Tensor,
     weight: Tensor,
@@ -78,18 +68,12 @@ def _op(
     dilation: Sequence[int],
     groups: int,
     input_size: Sequence[int] | None,
-    backend: str | None,
-) -> Tensor:
+) -> tuple[Any, ...]:
     how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, gates, bias, how)
-    return dispatch.run("gated_conv2d", backend, x, weight, gates, bias, *how)
-
-
-@_op.register_fake
-def _(x, weight, gates, bias, stride, padding, dilation, groups, input_size, backend):
-    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, gates, bias, how)
-    return checks.conv.empty_result(x, weight, how)
+    checks.conv.check_operands(x, weight, bias, how, 5)
+    checks.gates.check_gates(gates, x)
+    checks.exact_shape("gates", gates, (x.shape[0], weight.shape[0]))
+    return x, weight, gates, bias, *how
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -122,7 +106,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return of_x, of_weight, of_gates, of_bias, *[None] * 6
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_gated_conv2d(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
@@ -159,14 +143,8 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return checks.conv.laid_out(reference.gated_conv2d(x, weight, *rest), x, weight, Geometry(*rest[-5:]))
 
 
-register(
-    Op(
-        "gated_conv2d",
-        _op,
-        {
-            "triton": _triton_gated_conv2d,
-            "native": _native_gated_conv2d,
-            "reference": _reference,
-        },
-    )
+_op.implement(
+    triton=_triton_gated_conv2d,
+    native=_native_gated_conv2d,
+    reference=_reference,
 )

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cad_fast.ops import backends, checks, dispatch, reference
-from cad_fast.ops.registry import OPS, Op, register
+from cad_fast.ops.define import define
+from cad_fast.ops.registry import OPS
 
 
 def gated_linear(
@@ -46,31 +47,16 @@ def gated_linear(
         ValueError: shapes or devices do not fit, or there is a bias with `transposed`.
         RuntimeError: the backend asked for cannot run.
     """
-    checks.tensors(x=x, weight=weight, gates=gates)
-    if dispatch.untraced(x, weight, gates, bias):
-        _check_arguments(x, weight, gates, bias, transposed)
-        return dispatch.run("gated_linear", backend, x, weight, gates, bias, transposed)
     return _op(x, weight, gates, bias, transposed, backend)
 
 
-def _check_arguments(x: Any, weight: Any, gates: Any, bias: Any, transposed: bool) -> None:
+@define("gated_linear", checks.linear.empty_result, direct=True)
+def _op(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool) -> None:
     _, k = checks.linear.check_operands(x, weight, bias, 3, transposed)
     checks.gates.check_gates(gates, x)
     blocks = gates.shape[1]
     if k % blocks if blocks else k:
         raise ValueError(f"gates must be [variants, c] with c a divisor of {k}, got {checks.shape(gates)}")
-
-
-@torch.library.custom_op("cad_fast::gated_linear", mutates_args=())
-def _op(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool, backend: str | None) -> Tensor:
-    _check_arguments(x, weight, gates, bias, transposed)
-    return dispatch.run("gated_linear", backend, x, weight, gates, bias, transposed)
-
-
-@_op.register_fake
-def _(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool, backend: str | None) -> Tensor:
-    _check_arguments(x, weight, gates, bias, transposed)
-    return x.new_empty((*x.shape[:2], weight.shape[1 if transposed else 0]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -120,7 +106,7 @@ def _each(gates: Tensor, weight: Tensor) -> Tensor:
     return gates.repeat_interleave(weight.shape[1] // max(1, gates.shape[1]), 1)
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_gated_linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
@@ -159,14 +145,8 @@ def _by_product(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None) -
     return y
 
 
-register(
-    Op(
-        "gated_linear",
-        _op,
-        {
-            "triton": backends.triton.of("gated_linear", products=True),
-            "native": _native_gated_linear,
-            "reference": reference.gated_linear,
-        },
-    )
+_op.implement(
+    triton=backends.triton.of("gated_linear", products=True),
+    native=_native_gated_linear,
+    reference=reference.gated_linear,
 )

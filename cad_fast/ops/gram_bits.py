@@ -1,12 +1,10 @@
 """gram_bits: how many bits each two rows have in common."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, dispatch, reference
-from cad_fast.ops.registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def gram_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
@@ -24,28 +22,20 @@ def gram_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
         ValueError: `words` has not two dimensions, or too many words a row for counts of 32 bits.
         RuntimeError: the backend asked for cannot run.
     """
-    _check_arguments(words)
     return _op(words, backend)
 
 
-def _check_arguments(words: Any) -> None:
+def _empty(words: Tensor) -> Tensor:
+    return words.new_empty((words.shape[0], words.shape[0]))
+
+
+@define("gram_bits", _empty)
+def _op(words: Tensor) -> None:
     checks.tensor("words", words, (torch.int32,))
     if words.dim() != 2:
         raise ValueError(f"words must be [m, w], got {checks.shape(words)}")
     if words.shape[1] >= 2**26:
         raise ValueError(f"words must have fewer than {2**26} words a row, got {words.shape[1]}")
-
-
-@torch.library.custom_op("cad_fast::gram_bits", mutates_args=())
-def _op(words: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(words)
-    return dispatch.run("gram_bits", backend, words)
-
-
-@_op.register_fake
-def _(words: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(words)
-    return words.new_empty((words.shape[0], words.shape[0]))
 
 
 def _native_gram_bits(words: Tensor) -> Tensor:
@@ -57,4 +47,7 @@ def _native_gram_bits(words: Tensor) -> Tensor:
     return counts
 
 
-register(Op("gram_bits", _op, {"native": _native_gram_bits, "reference": reference.gram_bits}))
+_op.implement(
+    native=_native_gram_bits,
+    reference=reference.gram_bits,
+)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops import backends, checks, reference
 from cad_fast.ops.checks.conv import Geometry
-from cad_fast.ops.registry import OPS, Op, register
+from cad_fast.ops.define import define
+from cad_fast.ops.registry import OPS
 from cad_fast.ops.unpack_bits import unpack_bits
 
 SMALL = {torch.float32: (64, 1 << 17), torch.bfloat16: (16, 1 << 15)}
@@ -70,14 +71,23 @@ def masked_conv2d(
 
     Source: ablations of COAR (Shah et al., 2024), as CAD (arXiv 2412.02542) uses them, many in one pass.
     """
+    return _op(x, weight, words, bias, factors, stride, padding, dilation, groups, input_size, backend)
+
+
+@define("masked_conv2d", checks.conv.empty_of_arguments, direct=True)
+def _op(
+    x: Tensor,
+    weight: Tensor,
+    words: Tensor,
+    bias: Tensor | None,
+    factors: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    input_size: Sequence[int] | None,
+) -> tuple[Any, ...]:
     how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, words, bias, factors, how)
-    if dispatch.untraced(x, weight, words, bias, factors):
-        return dispatch.run("masked_conv2d", backend, x, weight, words, bias, factors, *how)
-    return _op(x, weight, words, bias, factors, *how, backend)
-
-
-def _check_arguments(x: Any, weight: Any, words: Any, bias: Any, factors: Any, how: Geometry) -> None:
     checks.conv.check_operands(x, weight, bias, how, 5)
     checks.tensor("words", words, (torch.int32,))
     wanted = [x.shape[0], weight.shape[0], checks.bits.words_for(math.prod(weight.shape[1:]))]
@@ -92,32 +102,7 @@ def _check_arguments(x: Any, weight: Any, words: Any, bias: Any, factors: Any, h
     for name, tensor in (("words", words), ("factors", factors)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
-
-
-@torch.library.custom_op("cad_fast::masked_conv2d", mutates_args=())
-def _op(
-    x: Tensor,
-    weight: Tensor,
-    words: Tensor,
-    bias: Tensor | None,
-    factors: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    input_size: Sequence[int] | None,
-    backend: str | None,
-) -> Tensor:
-    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, words, bias, factors, how)
-    return dispatch.run("masked_conv2d", backend, x, weight, words, bias, factors, *how)
-
-
-@_op.register_fake
-def _(x, weight, words, bias, factors, stride, padding, dilation, groups, input_size, backend):
-    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, words, bias, factors, how)
-    return checks.conv.empty_result(x, weight, how)
+    return x, weight, words, bias, factors, *how
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -151,7 +136,7 @@ def _weight_gradient(
     return total
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_masked_conv2d(
@@ -256,14 +241,8 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return checks.conv.laid_out(reference.masked_conv2d(x, weight, *rest), x, weight, how)
 
 
-register(
-    Op(
-        "masked_conv2d",
-        _op,
-        {
-            "triton": _triton_masked_conv2d,
-            "native": _native_masked_conv2d,
-            "reference": _reference,
-        },
-    )
+_op.implement(
+    triton=_triton_masked_conv2d,
+    native=_native_masked_conv2d,
+    reference=_reference,
 )

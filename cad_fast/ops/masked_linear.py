@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, dispatch, reference
-from cad_fast.ops.registry import OPS, Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
+from cad_fast.ops.registry import OPS
 
 
 def masked_linear(
@@ -48,14 +49,13 @@ def masked_linear(
         ValueError: shapes or devices do not fit, or there is a bias with `transposed`.
         RuntimeError: the backend asked for cannot run.
     """
-    checks.tensors(x=x, weight=weight, words=words)
-    if dispatch.untraced(x, weight, words, bias, factors):
-        _check_arguments(x, weight, words, bias, factors, transposed)
-        return dispatch.run("masked_linear", backend, x, weight, words, bias, factors, transposed)
     return _op(x, weight, words, bias, factors, transposed, backend)
 
 
-def _check_arguments(x: Any, weight: Any, words: Any, bias: Any, factors: Any, transposed: bool) -> None:
+@define("masked_linear", checks.linear.empty_result, direct=True)
+def _op(
+    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, transposed: bool
+) -> None:
     n, k = checks.linear.check_operands(x, weight, bias, 3, transposed)
     variants = x.shape[0]
     checks.tensor("words", words, (torch.int32,))
@@ -65,34 +65,6 @@ def _check_arguments(x: Any, weight: Any, words: Any, bias: Any, factors: Any, t
         checks.tensor("factors", factors, (torch.float32,))
         checks.exact_shape("factors", factors, (variants,))
         checks.same_device("factors", factors, "x", x)
-
-
-@torch.library.custom_op("cad_fast::masked_linear", mutates_args=())
-def _op(
-    x: Tensor,
-    weight: Tensor,
-    words: Tensor,
-    bias: Tensor | None,
-    factors: Tensor | None,
-    transposed: bool,
-    backend: str | None,
-) -> Tensor:
-    _check_arguments(x, weight, words, bias, factors, transposed)
-    return dispatch.run("masked_linear", backend, x, weight, words, bias, factors, transposed)
-
-
-@_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    words: Tensor,
-    bias: Tensor | None,
-    factors: Tensor | None,
-    transposed: bool,
-    backend: str | None,
-) -> Tensor:
-    _check_arguments(x, weight, words, bias, factors, transposed)
-    return x.new_empty((*x.shape[:2], weight.shape[1 if transposed else 0]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -126,7 +98,7 @@ def _weight_gradient(
     return total.to(weight.dtype)
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_masked_linear(
@@ -155,15 +127,9 @@ def _native_masked_linear(
     return y
 
 
-register(
-    Op(
-        "masked_linear",
-        _op,
-        {
-            "cuda": backends.cuda.masked_linear,
-            "triton": backends.triton.of("masked_linear", products=True),
-            "native": _native_masked_linear,
-            "reference": reference.masked_linear,
-        },
-    )
+_op.implement(
+    cuda=backends.cuda.masked_linear,
+    triton=backends.triton.of("masked_linear", products=True),
+    native=_native_masked_linear,
+    reference=reference.masked_linear,
 )

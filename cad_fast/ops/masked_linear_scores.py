@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, dispatch, reference
-from cad_fast.ops.registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,11 +40,15 @@ def masked_linear_scores(
     Source: Nguyen et al., "Unveiling Concept Attribution in Diffusion Models" (arXiv 2412.02542), whose first-order
     scores are the case of one variant that ablates nothing.
     """
-    _check_arguments(grad, x, weight, words, kept, ablated)
     _op(grad, x, weight, words, kept, ablated, backend)
 
 
-def _check_arguments(grad: Any, x: Any, weight: Any, words: Any, kept: Any, ablated: Any) -> None:
+def _empty(*_: Any) -> None:
+    return None
+
+
+@define("masked_linear_scores", _empty, mutates=("kept", "ablated"))
+def _op(grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor) -> None:
     checks.tensor("grad", grad, _DTYPES)
     if grad.dim() != 3:
         raise ValueError(f"grad must have shape [V, R, N], got {list(grad.shape)}")
@@ -67,21 +71,6 @@ def _check_arguments(grad: Any, x: Any, weight: Any, words: Any, kept: Any, abla
             raise ValueError(f"{name} must be on {grad.device} like grad, got {value.device}")
 
 
-@torch.library.custom_op("cad_fast::masked_linear_scores", mutates_args=("kept", "ablated"))
-def _op(
-    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor, backend: str | None
-) -> None:
-    _check_arguments(grad, x, weight, words, kept, ablated)
-    dispatch.run("masked_linear_scores", backend, grad, x, weight, words, kept, ablated)
-
-
-@_op.register_fake
-def _(
-    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor, backend: str | None
-) -> None:
-    _check_arguments(grad, x, weight, words, kept, ablated)
-
-
 def _native_masked_linear_scores(
     grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor
 ) -> None:
@@ -94,14 +83,8 @@ def _native_masked_linear_scores(
             given.copy_(updated)
 
 
-register(
-    Op(
-        "masked_linear_scores",
-        _op,
-        {
-            "triton": backends.triton.of("masked_linear_scores", products=True),
-            "native": _native_masked_linear_scores,
-            "reference": reference.masked_linear_scores,
-        },
-    )
+_op.implement(
+    triton=backends.triton.of("masked_linear_scores", products=True),
+    native=_native_masked_linear_scores,
+    reference=reference.masked_linear_scores,
 )

@@ -1,12 +1,10 @@
 """pack_bits: a mask to one bit per element."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, dispatch, reference
-from cad_fast.ops.registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def pack_bits(mask: Tensor, *, backend: str | None = None) -> Tensor:
@@ -24,27 +22,19 @@ def pack_bits(mask: Tensor, *, backend: str | None = None) -> Tensor:
         ValueError: `mask` has no dimension.
         RuntimeError: the backend asked for cannot run.
     """
-    _check_arguments(mask)
     return _op(mask, backend)
 
 
-def _check_arguments(mask: Any) -> None:
-    checks.tensor("mask", mask, (torch.bool, torch.uint8))
-
-
-@torch.library.custom_op("cad_fast::pack_bits", mutates_args=())
-def _op(mask: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(mask)
-    return dispatch.run("pack_bits", backend, mask)
-
-
-@_op.register_fake
-def _(mask: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(mask)
+def _empty(mask: Tensor) -> Tensor:
     return mask.new_empty((*mask.shape[:-1], checks.bits.words_for(mask.shape[-1])), dtype=torch.int32)
 
 
-checks.bits.register_rowwise_vmap(_op)
+@define("pack_bits", _empty)
+def _op(mask: Tensor) -> None:
+    checks.tensor("mask", mask, (torch.bool, torch.uint8))
+
+
+checks.bits.register_rowwise_vmap(_op.custom_op)
 
 
 def _native_pack_bits(mask: Tensor) -> Tensor:
@@ -55,14 +45,8 @@ def _native_pack_bits(mask: Tensor) -> Tensor:
     return words
 
 
-register(
-    Op(
-        "pack_bits",
-        _op,
-        {
-            "triton": backends.triton.of("pack_bits"),
-            "native": _native_pack_bits,
-            "reference": reference.pack_bits,
-        },
-    )
+_op.implement(
+    triton=backends.triton.of("pack_bits"),
+    native=_native_pack_bits,
+    reference=reference.pack_bits,
 )

@@ -1,4 +1,4 @@
-"""The table of all operators. One `register` call per operator file puts it there."""
+"""The table of all operators. `define` makes them, and `implement` puts them there."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,12 +24,4 @@ class Op:
 
 
 OPS: dict[str, Op] = {}
-
-
-def register(op: Op) -> None:
-    """Add an operator; its name must be new and that of its custom op."""
-    if op.name in OPS:
-        raise ValueError(f"operator {op.name} is registered twice")
-    if op.custom_op._qualname != f"cad_fast::{op.name}":
-        raise ValueError(f"operator {op.name} is registered with the custom op {op.custom_op._qualname}")
-    OPS[op.name] = op
+"""By name."""

@@ -1,12 +1,13 @@
 """seeded_mask: random ablations of many variants from one seed, with nothing to store."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, dispatch, reference
-from cad_fast.ops.registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def seeded_mask(
@@ -66,21 +67,15 @@ def _check_sizes(first: Any, variants: Any, n: Any) -> None:
         raise ValueError(f"first + variants must be at most 2**32, got {first} + {variants}")
 
 
-@torch.library.custom_op("cad_fast::seeded_mask", mutates_args=())
-def _op(
-    seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device, backend: str | None
-) -> Tensor:
+def _empty(seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device) -> Tensor:
+    return torch.empty((variants, checks.bits.words_for(n)), dtype=torch.int32, device=device)
+
+
+@define("seeded_mask", _empty)
+def _op(seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device) -> None:
     _check_sizes(first, variants, n)
     if not 0 <= threshold <= 2**32:
         raise ValueError(f"threshold must be in [0, 2**32], got {threshold}")
-    return dispatch.run("seeded_mask", backend, seed % 2**64, first, variants, n, threshold, device)
-
-
-@_op.register_fake
-def _(
-    seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device, backend: str | None
-) -> Tensor:
-    return torch.empty((variants, checks.bits.words_for(n)), dtype=torch.int32, device=device)
 
 
 def _native_seeded_mask(seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device) -> Tensor:
@@ -92,14 +87,13 @@ def _native_seeded_mask(seed: int, first: int, variants: int, n: int, threshold:
     return words
 
 
-register(
-    Op(
-        "seeded_mask",
-        _op,
-        {
-            "triton": backends.triton.of("seeded_mask"),
-            "native": _native_seeded_mask,
-            "reference": reference.seeded_mask,
-        },
-    )
+def _unsigned(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The implementation, called with the seed as it was given."""
+    return lambda seed, *rest: implementation(seed % 2**64, *rest)
+
+
+_op.implement(
+    triton=_unsigned(backends.triton.of("seeded_mask")),
+    native=_unsigned(_native_seeded_mask),
+    reference=_unsigned(reference.seeded_mask),
 )

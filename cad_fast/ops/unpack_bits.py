@@ -1,12 +1,10 @@
 """unpack_bits: packed bits back to a mask."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, dispatch, reference
-from cad_fast.ops.registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def unpack_bits(words: Tensor, n: int, *, backend: str | None = None) -> Tensor:
@@ -25,30 +23,22 @@ def unpack_bits(words: Tensor, n: int, *, backend: str | None = None) -> Tensor:
         ValueError: `words` has no dimension or not ceil(n / 32) words, or `n` is negative.
         RuntimeError: the backend asked for cannot run.
     """
-    _check_arguments(words, n)
     return _op(words, n, backend)
 
 
-def _check_arguments(words: Any, n: Any) -> None:
+def _empty(words: Tensor, n: int) -> Tensor:
+    return words.new_empty((*words.shape[:-1], n), dtype=torch.bool)
+
+
+@define("unpack_bits", _empty)
+def _op(words: Tensor, n: int) -> None:
     checks.tensor("words", words, (torch.int32,))
     checks.size("n", n)
     if words.shape[-1] != checks.bits.words_for(n):
         raise ValueError(f"words must hold ceil({n} / 32) = {checks.bits.words_for(n)} words, got {words.shape[-1]}")
 
 
-@torch.library.custom_op("cad_fast::unpack_bits", mutates_args=())
-def _op(words: Tensor, n: int, backend: str | None) -> Tensor:
-    _check_arguments(words, n)
-    return dispatch.run("unpack_bits", backend, words, n)
-
-
-@_op.register_fake
-def _(words: Tensor, n: int, backend: str | None) -> Tensor:
-    _check_arguments(words, n)
-    return words.new_empty((*words.shape[:-1], n), dtype=torch.bool)
-
-
-checks.bits.register_rowwise_vmap(_op)
+checks.bits.register_rowwise_vmap(_op.custom_op)
 
 
 def _native_unpack_bits(words: Tensor, n: int) -> Tensor:
@@ -58,14 +48,8 @@ def _native_unpack_bits(words: Tensor, n: int) -> Tensor:
     return mask
 
 
-register(
-    Op(
-        "unpack_bits",
-        _op,
-        {
-            "triton": backends.triton.of("unpack_bits"),
-            "native": _native_unpack_bits,
-            "reference": reference.unpack_bits,
-        },
-    )
+_op.implement(
+    triton=backends.triton.of("unpack_bits"),
+    native=_native_unpack_bits,
+    reference=reference.unpack_bits,
 )

@@ -115,6 +115,11 @@ def empty_result(x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
     return torch.empty([*leading, height, width, channels], dtype=x.dtype, device=x.device).movedim(-1, -3)
 
 
+def empty_of_arguments(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    """Memory for the result of an operator whose last arguments are those of `Geometry`."""
+    return empty_result(x, weight, Geometry(*rest[-5:]))
+
+
 def laid_out(y: Tensor, x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
     """The result with the strides of `empty_result`, copied only if it has others."""
     wanted = empty_result(x, weight, how)

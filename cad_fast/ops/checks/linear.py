@@ -31,6 +31,11 @@ def check_operands(x: Any, weight: Any, bias: Any, dims: int, transposed: bool) 
     return n, k
 
 
+def empty_result(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    """Memory for the result; `transposed` is the last of the arguments."""
+    return x.new_empty((*x.shape[:-1], weight.shape[1 if rest[-1] else 0]))
+
+
 def address(tensor: Tensor | None) -> int:
     """Where the data of a contiguous tensor lie; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
