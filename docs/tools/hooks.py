@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import re
 import sys
@@ -21,7 +22,16 @@ OUTSIDE = {
     "examples/README.md": "examples.md",
     "cad_fast/zoo/emoji/README.md": "zoo.md",
 }
-LINK = re.compile(r"(\]\()([^)\s#]+)([^)\s]*\))")
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def on_config(config: Any) -> Any:
+    """Put a page for every command into the navigation."""
+    for entry in config.nav:
+        if isinstance(entry, dict) and "Command line" in entry:
+            words = [Path(path).stem for path in _commands() if not path.endswith("index.md")]
+            entry["Command line"] = ["cli/index.md", *({word: f"cli/{word}.md"} for word in words)]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -49,8 +59,9 @@ def relinked(markdown: str, path: str) -> str:
     page = OUTSIDE.get(path) or posixpath.relpath(path, "docs")
 
     def replace(match: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(here, match[2]))
-        if "://" in match[2]:
+        text, link, anchor = match[1], match[2], match[3] or ""
+        target = posixpath.normpath(posixpath.join(here, link))
+        if "://" in link:
             return match[0]
         if target in OUTSIDE:
             place = OUTSIDE[target]
@@ -58,13 +69,16 @@ def relinked(markdown: str, path: str) -> str:
             place = "index.md"
         elif path in OUTSIDE and target.startswith("docs/"):
             place = posixpath.relpath(target, "docs")
+        elif not target.startswith(("docs/", "..")) and (REPOSITORY / target).exists():
+            return f"{text} (`{target}`)"  # in the repository, but no page of the site
         else:
             return match[0]
-        return f"{match[1]}{posixpath.relpath(place, posixpath.dirname(page) or '.')}{match[3]}"
+        return f"[{text}]({posixpath.relpath(place, posixpath.dirname(page) or '.')}{anchor})"
 
     return LINK.sub(replace, markdown)
 
 
+@functools.cache
 def _commands() -> dict[str, str]:
     sys.path.insert(0, str(TOOLS))
     sys.path.insert(0, str(REPOSITORY))
@@ -84,4 +98,3 @@ def _outside() -> dict[str, str]:
             text = text.split("---\n", 2)[2]
         pages[page] = relinked(text, path)
     return pages
-

@@ -1,7 +1,7 @@
 """Execute the tutorials and write each as Markdown with its pictures: ``python docs/tools/notebooks.py --output DIR``.
 
-A notebook runs in an empty folder, as its reader would run it. A cell that raises ends the build, and so does a notebook
-that takes longer than ``--limit`` seconds.
+A notebook runs in an empty folder, as its reader would run it. A cell that raises ends the build, and so does a
+notebook that takes longer than ``--limit`` seconds.
 """
 
 from __future__ import annotations

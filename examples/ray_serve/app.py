@@ -1,6 +1,6 @@
 """Two replicas of a server: ``serve run app:app`` in this folder, with the edits in ``edits``."""
 
-from cad_fast.serving.ray_serve import RayArguments, deployment
+from cad_fast.serving.integrations.ray_serve import RayArguments, deployment
 
 arguments = RayArguments(
     model="zoo:emoji",  # or a local diffusers folder, or a repository of the Hub

@@ -3,9 +3,9 @@
 import argparse
 import signal
 
-from cad_fast.serving.arguments import ServerArguments
-from cad_fast.serving.pytriton_server import running
-from cad_fast.serving.tensors import TensorModel
+from cad_fast.serving.integrations.arguments import ServerArguments
+from cad_fast.serving.integrations.pytriton_server import running
+from cad_fast.serving.integrations.tensors import TensorModel
 
 
 def main() -> None:
