@@ -1,7 +1,7 @@
 """Print the files of cad_fast that one call goes through: ``python docs/tools/call_chains.py op``.
 
-Or ``attribution``, ``edit``, ``request``. A file counts where one of its functions runs during the call, in the order in
-which they first run. Imports do not count. The figures of docs/architecture come from here.
+Or ``attribution``, ``edit``, ``request``. A file counts where one of its functions runs during the call, in the order
+in which they first run. Imports do not count. The figures of docs/architecture come from here.
 """
 
 from __future__ import annotations

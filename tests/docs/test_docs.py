@@ -76,20 +76,21 @@ def refused(line: str) -> str | None:
 
 
 def unknown_names(source: str) -> list[str]:
-    """Return the dotted names of ``cad_fast`` in Python source that do not exist.
+    """Return the dotted names of ``cad_fast`` in Python source that its reader could not use.
 
     Attributes of ``cad_fast`` and what is imported from its modules count; what a value has at run time does not.
     """
-    tree = ast.parse(source)
-    names = set()
-    for node in ast.walk(tree):
+    public = set(importlib.import_module("cad_fast").__all__)
+    unknown = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "cad_fast":
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names if alias.name.split(".")[0] == "cad_fast")
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            unknown.update(name for name in names if not exists(name))
         elif isinstance(node, ast.Attribute) and (dotted := dotted_name(node)) and dotted.startswith("cad_fast."):
-            names.add(dotted)
-    return sorted(name for name in names if not exists(name))
+            # A module of the package is its attribute only once something has imported it.
+            if dotted.split(".")[1] not in public or not exists(dotted):
+                unknown.add(dotted)
+    return sorted(unknown)
 
 
 def dotted_name(node: ast.expr) -> str | None:
@@ -179,9 +180,14 @@ def test_the_checks_notice_mistakes():
     assert missing_paths("`csrc/nothing.cpp`, `csrc/cpu/simd.h`") == ["csrc/nothing.cpp"]
     assert refused("cad-fast env --no-such-option")
     assert refused("cad-fast env --json") is None
-    assert unknown_names("cad_fast.Scores\ncad_fast.Nothing\nfrom cad_fast.ops import no_op, pack_bits") == [
+    source = (
+        "cad_fast.Scores\ncad_fast.Nothing\ncad_fast.report.write_report\nfrom cad_fast.ops import no_op, pack_bits"
+    )
+    assert unknown_names(source) == [
         "cad_fast.Nothing",
         "cad_fast.ops.no_op",
+        "cad_fast.report",
+        "cad_fast.report.write_report",
     ]
     assert "cad_fast.ops.pack_bits" in without_entry(("cad_fast.ops",), api_entries() - {"cad_fast.ops.pack_bits"})
     block = docs_pages.Block("page", "", "cad-fast env \\\n    --json  # prints\ncad-fastidious\n")
