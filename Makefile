@@ -59,9 +59,9 @@ $(STAMPS)/docs: $(STAMPS)/package requirements-docs.lock
 	$(BIN)/python -m pip install --quiet --requirement requirements-docs.lock
 	@touch $@
 
-# Two threads of torch: a tutorial is what a reader with two cores would see.
+# One thread of torch: two that spin for one another take many times as long when something else runs beside them.
 notebooks: $(STAMPS)/docs
-	OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 $(BIN)/python docs/tools/notebooks.py --output build/notebooks
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python docs/tools/notebooks.py --output build/notebooks
 
 docs: notebooks
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
