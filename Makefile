@@ -4,12 +4,13 @@ BIN := .venv/bin
 STAMPS := .venv/.stamps
 NATIVE := setup.py pyproject.toml CMakeLists.txt cad_fast/version.py $(shell find csrc -type f)
 
-.PHONY: help venv demo test bench gpu-check sanitize lint wheel-check docs notebooks clean
+.PHONY: help venv demo test test-orders bench gpu-check sanitize lint wheel-check docs notebooks clean
 
 help:
 	@echo "make venv         pinned dependencies and the package, editable, in .venv"
 	@echo "make demo         the demonstration; results in demo-output/"
 	@echo "make test         the tests, without those marked slow or gpu"
+	@echo "make test-orders  the tests of the ops, with torch summing in the orders of several CPUs"
 	@echo "make bench        throughput against peers, on an otherwise idle machine; results in bench-output/"
 	@echo "make gpu-check    on a GPU: the tests marked gpu, then every operator against its peers; results in gpu-output/"
 	@echo "make sanitize     the tests of the kernels with address and undefined-behaviour sanitizers"
@@ -36,6 +37,9 @@ demo: venv
 # One torch thread per worker: two workers with two threads each would wait for one another on two cores.
 test: venv
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" tests
+
+test-orders: venv
+	$(BIN)/python tests/orders.py
 
 bench: venv
 	$(BIN)/python -m bench --output bench-output

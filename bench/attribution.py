@@ -79,8 +79,9 @@ class Bench:
 
     def measured(self, concept: str, space: ComponentSpace, drawn: list[Ablation]) -> Tensor:
         """J float64 under each ablation."""
-        what = (self.pipeline.unet, self.recording(concept), ConceptErasure(), space)
-        return objective_under_ablations(*what, drawn, progress=False)
+        return objective_under_ablations(
+            self.pipeline.unet, self.recording(concept), ConceptErasure(), space, drawn, progress=False
+        )
 
     def compare(self, kind: str, concept: str) -> dict[str, Any]:
         """Points (method, cost, r) of the estimators that are affordable for this kind."""
@@ -121,8 +122,8 @@ class Bench:
             ]
         points = []
         for m in OLS:
-            found = fit(Design.of(drawn[:m]), torch.tensor(j[:m], dtype=torch.float64), "ols")
-            trust = Trust.of(predicted_change(found.alpha, held), held_j, FRACTION)
+            alpha = fit(Design.of(drawn[:m]), torch.tensor(j[:m], dtype=torch.float64), "ols").alpha
+            trust = Trust.of(predicted_change(alpha, held), held_j, FRACTION)
             cost = {"row_evaluations": m * recording.n_rows * STEPS, "seconds": m * each}
             r = {"r": trust.pearson, "interval": list(trust.pearson_interval)}
             points.append({"method": "COAR (OLS, one ablation at a time)", "ablations": m, **cost, **r})
@@ -168,8 +169,8 @@ class Bench:
             options = {"partitions": 2} if method == "ablated_gradient" else {}
             attributor = Attributor(self.pipeline, kind=kind, method=method, **options)
             scores = attributor.run(recording, progress=False)
-            found = attributor.check(scores, recording, self.holdout // 2, FRACTIONS, progress=False)
-            checks[method.replace("_", " ")] = [check.to_dict() for check in found]
+            trusts = attributor.check(scores, recording, self.holdout // 2, holdout_fractions=FRACTIONS, progress=False)
+            checks[method.replace("_", " ")] = [trust.to_dict() for trust in trusts]
         return {"kind": kind, "concept": concept, "checks": checks}
 
     def reliability(self, kind: str, concept: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from cad_fast import Ablation, ConceptErasure, Recording
 from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.trust import correlation
 from cad_fast.demo.study import CROSS_ATTENTION, EVALUATION_SEED, GUIDANCE, KEEP_WEIGHT, OBJECT_TIMESTEPS, STEPS
-from cad_fast.edits import Damage, erase, overlap, predicted_damage, refine
+from cad_fast.edits import Damage, Edit, Selection, overlap, predicted_damage, refine
 from cad_fast.evaluation import compare, evaluate
 from cad_fast.files import read_json, require_writable_folder, write_bytes, write_json, write_text
 from cad_fast.report import damage_plot, overlap_plot
@@ -118,18 +118,20 @@ class Erasing:
     def r(self, scores: Scores, concept: str) -> float:
         """Pearson's r with early J under 60 held-out ablations of 5% of the weights."""
         attributor = Attributor(self.pipeline, EARLY, target_modules=CROSS_ATTENTION)
-        return attributor.check(scores, self.recording(concept, 6), 60, (0.05,), progress=False)[0].pearson
+        return attributor.check(scores, self.recording(concept, 6), 60, holdout_fractions=(0.05,), progress=False)[
+            0
+        ].pearson
 
     def made(self, way: Way, target: str) -> dict[str, Any]:
         """An edit of the target made this way: r of its scores, and what it does."""
         scores = self.scores(way, target)
         keep = [self.scores(way, other) for other in OBJECTS if other != target] if way.keep else []
-        selection = {"ratio": RATIO, "keep": keep, "keep_weight": KEEP_WEIGHT}
+        selection = Selection(RATIO, keep=keep, keep_weight=KEEP_WEIGHT)
         if way.refined is not None:
             recording = self.recording(target, 12)
             refining = {"objective": way.refined, "progress": False}
-            scores = refine(self.pipeline, recording, scores, **selection, **refining)
-        edit = erase(scores, name=f"{target}-erase", **selection)
+            scores = refine(self.pipeline, recording, scores, selection, **refining)
+        edit = Edit.from_scores(scores, selection, name=f"{target}-erase")
         comparison = compare(self.before, self.evaluate(edit), target)
         j = self.left(edit, target)
         result = {"way": way.name, "target": target, "r": self.r(scores, target), "j_left": j}

@@ -1,13 +1,13 @@
 """Serving 16 different edits at once: pictures per second at saturation, and waiting times under load.
 
-The contenders share one batcher's code, one denoiser, one queue; what differs is how rows come under their edits:
+The contenders share the batcher's code, the denoiser and the queue. They differ in how rows come under their edits:
 
 - no edits: the same requests without any.
 - mixed edits: one pass for all, every picture under its own edit.
-- one edit per pass: pictures with the same edit share a pass, which runs the same kernels as mixed edits.
-- swapping weights: as before, but the edit goes into the weights before the pass and out after it.
+- one edit per pass: pictures with the same edit share a pass, on the same kernels as mixed edits.
+- swapping weights: the same, but the edit is put into the weights before the pass and taken out after it.
 
-``python -m bench.serving --output bench-output/serving``; on an otherwise idle machine.
+Run ``python -m bench.serving --output bench-output/serving`` on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from cad_fast import ComponentSpace, Edit
 from cad_fast.diffusion.denoisers import output_tensor
 from cad_fast.diffusion.trees import find_row_paths, map_arguments
 from cad_fast.files import require_writable_folder, write_bytes, write_json
-from cad_fast.serving.batcher import Batcher, Silent
-from cad_fast.serving.edited_passes import RowWise, SwappedWeights
-from cad_fast.serving.jobs import Job, RequestedEdit, Ticket
+from cad_fast.serving.engine.batcher import Batcher, Silent
+from cad_fast.serving.engine.edited_passes import RowWise, SwappedWeights
+from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit, Ticket
 
 from .__main__ import machine
 
@@ -47,26 +47,26 @@ class OneEditPerPass(RowWise):
     """A pass for every edit among the rows, by the same kernels."""
 
     def run(self, inputs: dict[str, Any], per_row: Sequence[Any]) -> Any:
-        """As ``EditedPasses.run``."""
+        """Run as ``EditedPasses.run``."""
         groups: dict[Any, list[int]] = {}
         for row, uses in enumerate(per_row):
             groups.setdefault(tuple(use.key for use in uses), []).append(row)
         paths, parts, order = find_row_paths(inputs, len(per_row)), [], []
         for rows in groups.values():
-            own = map_arguments(inputs, lambda path, leaf, rows=rows: leaf[rows] if path in paths else leaf)
-            parts.append(output_tensor(super().run(own, [per_row[row] for row in rows])))
+            picked = map_arguments(inputs, lambda path, leaf, rows=rows: leaf[rows] if path in paths else leaf)
+            parts.append(output_tensor(super().run(picked, [per_row[row] for row in rows])))
             order += rows
         return (torch.cat(parts)[torch.tensor(order).argsort()],)
 
 
 class Passes(Silent):
-    """How many pictures the denoiser's passes had, and what they took together."""
+    """The pictures of each pass of the denoiser, and the seconds of all passes together."""
 
     def __init__(self) -> None:
         self.pictures, self.seconds = [], 0.0
 
     def on_pass(self, part: str, pictures: int, rows: int, edits: int, seconds: float) -> None:
-        """One pass was made."""
+        """Count a pass."""
         if part == "denoiser":
             self.pictures.append(pictures)
             self.seconds += seconds
@@ -102,15 +102,15 @@ class Bench:
             chosen = order[: int(EDIT_FRACTION * space.n)].sort().values
             self.edits.append(Edit.from_indices(f"edit{seed}", space, chosen))
 
-    def job(self, number: int, edited: bool) -> Job:
-        """The number-th request: prompts and edits in turn."""
+    def job(self, number: int, edited: bool) -> PictureJob:
+        """Make the number-th request, with prompts and edits in turn."""
         edits = (RequestedEdit(self.edits[number % EDITS]),) if edited else ()
         arguments = {"num_inference_steps": self.steps, "guidance_scale": 3.0}
-        return Job(f"job{number}", PROMPTS[number % len(PROMPTS)], seed=number, arguments=arguments, edits=edits)
+        return PictureJob(f"job{number}", PROMPTS[number % len(PROMPTS)], seed=number, arguments=arguments, edits=edits)
 
     @contextmanager
     def batcher(self, contender: Contender, batch: int) -> Iterator[tuple[Batcher, Passes]]:
-        """A running batcher of ``batch`` pictures, warm."""
+        """Run a warm batcher of ``batch`` pictures."""
         passes = Passes()
         settings = {"max_batch_size": batch, "max_queue": 100_000, "observer": passes}
         batcher = Batcher(self.pipeline, contender.passes(self.pipeline), **settings).start()
@@ -123,7 +123,7 @@ class Bench:
             batcher.close()
 
     def saturation(self, contender: Contender, batch: int, pictures: int) -> dict[str, float]:
-        """So many pictures at once, a multiple of ``batch``: every pass is full."""
+        """Draw ``pictures`` pictures at once, a multiple of ``batch``, so that every pass is full."""
         with self.batcher(contender, batch) as (batcher, passes):
             begun, processor = time.perf_counter(), time.process_time()
             for ticket in [batcher.submit(self.job(number, contender.edited)) for number in range(pictures)]:
@@ -137,7 +137,7 @@ class Bench:
             }
 
     def latencies(self, contender: Contender, batch: int, rate: float, seconds: float) -> dict[str, float]:
-        """Seconds from request to picture, at random times of ``rate`` per second on average."""
+        """Measure the seconds from request to picture at random times of arrival, ``rate`` per second on average."""
         with self.batcher(contender, batch) as (batcher, _):
             draw, taken = random.Random(0), []
             tickets: list[Ticket] = []
@@ -145,7 +145,7 @@ class Bench:
             while at < begun + seconds:
                 time.sleep(max(0.0, at - time.perf_counter()))
                 ticket = batcher.submit(self.job(len(tickets), contender.edited))
-                # From when it was due, so that a submitter that is late does not hide waiting.
+                # Count from when the request was due, so that a late submitter does not hide waiting.
                 ticket.future.add_done_callback(lambda _, due=at: taken.append(time.perf_counter() - due))
                 tickets.append(ticket)
                 at += draw.expovariate(rate)
@@ -157,7 +157,7 @@ class Bench:
 
 @torch.no_grad()
 def require_right(bench: Bench) -> None:
-    """All ways give the same pictures; a wrong one gets no figure."""
+    """Check that all contenders draw the same pictures: a wrong one gets no figures."""
     drawn = {}
     for contender in CONTENDERS[1:]:
         with bench.batcher(contender, EDITS) as (batcher, _):
@@ -170,11 +170,11 @@ def require_right(bench: Bench) -> None:
 
 
 def measure(steps: int, batch: int, pictures: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """Saturation in turns, the median of the rounds; then waiting times, at shares of the saturation without edits."""
+    """Measure saturation in turns, as the median of the rounds, then waiting times at shares of it without edits."""
     bench = Bench(steps)
     require_right(bench)
     cases = [(contender, batch) for contender in CONTENDERS]
-    # Those that group by edits may look for equal ones among four times as many pictures.
+    # Contenders that group by edits may look for equal edits among four times as many pictures.
     cases += [(contender, 4 * batch) for contender in CONTENDERS[2:]]
     samples: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in tqdm(range(rounds), desc="saturation"):
@@ -203,7 +203,7 @@ def measure(steps: int, batch: int, pictures: int, seconds: float, rounds: int) 
 
 
 def plot(figures: dict[str, Any]) -> bytes:
-    """PNG: pictures per second of each contender; median and 99th percentile of the waiting time against load."""
+    """Plot pictures per second of each contender, and median and 99th percentile of the waiting time, as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -215,10 +215,10 @@ def plot(figures: dict[str, Any]) -> bytes:
     left.barh(names, [line["pictures_per_second"] for line in lines], color="C0")
     left.set(xlabel=f"pictures per second, {figures['steps']} steps", title=f"saturation, {figures['edits']} edits")
     for number, contender in enumerate(dict.fromkeys(entry["contender"] for entry in figures["latency"])):
-        own = [entry for entry in figures["latency"] if entry["contender"] == contender]
+        entries = [entry for entry in figures["latency"] if entry["contender"] == contender]
         for key, style in (("p50", "-"), ("p99", "--")):
-            rates = [entry["rate"] for entry in own]
-            values = [1000 * entry[key] for entry in own]
+            rates = [entry["rate"] for entry in entries]
+            values = [1000 * entry[key] for entry in entries]
             right.plot(rates, values, style, color=f"C{number}", marker="o", label=f"{contender}, {key}")
     right.set(xlabel="requests per second", ylabel="milliseconds", yscale="log", title="from request to picture")
     right.legend(fontsize=8, loc="upper left")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAX_JSON = 256 * 2**20  # an evaluation of very many pictures; small files have limits of their own
 MAX_HEADER = 64 * 2**20  # of safetensors; what a recording says of a thousand calls stays far below
@@ -35,6 +39,13 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write ``data`` to ``path`` as ``write_text`` does."""
     return _write_whole(Path(path), lambda part: part.write_bytes(data))
+
+
+def write_png(path: str | Path, image: Image.Image) -> Path:
+    """Write ``image`` as PNG, as ``write_text`` does; returns its path."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return write_bytes(path, buffer.getvalue())
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -1,4 +1,4 @@
-"""J, one number per row of the denoiser's output: how strongly a concept is expressed."""
+"""Objectives: J, one number per row of the denoiser's output, says how strongly a concept is expressed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .diffusion.timesteps import in_window
+from .diffusion.timesteps import TimestepWindow, Window
 from .recording.call import DenoiserCall
 from .recording.data import Recording
 
-HOW_TO_FIX = {
+REMEDIES = {
     "unconditional_output": (
         "it was made without classifier-free guidance, which guidance-distilled models and a guidance scale of 1 do "
         "not use. Record with a higher guidance_scale (or true_cfg_scale), or compare with a base prompt: with_base "
@@ -26,10 +26,16 @@ HOW_TO_FIX = {
 
 
 class Objective(ABC):
-    """One number per row from a denoiser output; ``needs`` names what a call must hold for it, ``timesteps`` when.
+    """One number per row of a denoiser's output.
 
-    The window ``timesteps`` (low, high), both inclusive, is compared with ``call.timestep``; None is all.
-    Raises ValueError for a window that is empty.
+    A subclass gives ``name`` and ``value``, and in ``needs`` the output that a call must hold for it.
+
+    Args:
+        timesteps: The window that ``call.timestep`` must be in, both ends included: a TimestepWindow, or two timesteps
+            in either order. None for all.
+
+    Raises:
+        TypeError, ValueError: It is no window.
     """
 
     name: str
@@ -37,26 +43,25 @@ class Objective(ABC):
     both_branches: bool = False
     """Whether the unconditional output is that of the denoiser at hand too, and gradients flow to it."""
 
-    def __init__(self, timesteps: tuple[float, float] | None = None) -> None:
-        if timesteps is not None:
-            low, high = (float(bound) for bound in timesteps)
-            if not low <= high:
-                raise ValueError(f"{self.name}: the window of timesteps {timesteps} is empty, expected (low, high)")
-            timesteps = (low, high)
-        self.timesteps = timesteps
+    def __init__(self, timesteps: Window | None = None) -> None:
+        self.timesteps = TimestepWindow.of(timesteps)
 
     def active(self, call: DenoiserCall) -> bool:
-        """Whether the call's timestep is in the window (of every row, where they differ)."""
-        return self.timesteps is None or in_window(call.timestep, self.timesteps)
+        """Return whether the call's timestep is in the window (of every row, where they differ)."""
+        return self.timesteps is None or self.timesteps.contains(call.timestep)
 
     def check(self, recorded: Recording | DenoiserCall) -> None:
-        """Raises ValueError, saying how to fix it, when a call lacks what is needed or none is in the window."""
+        """Require what the objective needs of a recording or a call.
+
+        Raises:
+            ValueError: A call lacks an output, or none is in the window. The message says how to mend it.
+        """
         calls = recorded.calls if isinstance(recorded, Recording) else [recorded]
         for call in calls:
             if self.active(call) and self.needs is not None and getattr(call, self.needs) is None:
                 raise ValueError(
                     f"{self.name} needs {self.needs}, which the recording lacks at step {call.step}: "
-                    f"{HOW_TO_FIX[self.needs]}"
+                    f"{REMEDIES[self.needs]}"
                 )
         if isinstance(recorded, Recording) and not any(self.active(call) for call in calls):
             raise ValueError(
@@ -64,10 +69,19 @@ class Objective(ABC):
             )
 
     def __call__(self, output: Tensor, call: DenoiserCall) -> Tensor:
-        """J float32 [R] for an output [R, ...] of the denoiser on the rows of ``call`` (R = call.rows).
+        """Return J of an output of the denoiser. Gradients flow to ``output`` only.
 
-        Rows under several ablations each are had by ``call.select_rows`` with rows repeated. Gradients flow to
-        ``output`` only. Raises ValueError when the call lacks what is needed, rows differ, or J is NaN or infinite.
+        To run a row under several ablations, repeat it with ``call.select_rows``.
+
+        Args:
+            output: [R, ...].
+            call: The R rows that it is of.
+
+        Returns:
+            float32 [R].
+
+        Raises:
+            ValueError: The call lacks what is needed, the rows differ, or J is NaN or infinite.
         """
         self.check(call)
         if output.ndim < 1 or len(output) != call.rows:
@@ -79,11 +93,11 @@ class Objective(ABC):
 
     @abstractmethod
     def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
-        """J float32 [R], unchecked."""
+        """Return J float32 [R], unchecked."""
 
     def config(self) -> dict[str, Any]:
-        """As JSON, for ``objective_from_config``."""
-        return {"name": self.name, "timesteps": None if self.timesteps is None else list(self.timesteps)}
+        """Return the objective as JSON, for ``objective_from_config``."""
+        return {"name": self.name, "timesteps": None if self.timesteps is None else self.timesteps.to_list()}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.config().items() if key != "name")
@@ -91,7 +105,11 @@ class Objective(ABC):
 
 
 def check_finite(values: Tensor, objective: Objective, call: DenoiserCall) -> Tensor:
-    """``values`` [R] unchanged. Raises ValueError naming objective, step and rows where they are NaN or infinite."""
+    """Return ``values`` [R] unchanged.
+
+    Raises:
+        ValueError: Some are NaN or infinite. The message names the objective, the step and the rows.
+    """
     finite = torch.isfinite(values.detach())
     if not bool(finite.all()):
         rows = (~finite).nonzero().flatten().tolist()
@@ -104,7 +122,7 @@ def check_finite(values: Tensor, objective: Objective, call: DenoiserCall) -> Te
 
 
 def squared_distance(output: Tensor, reference: Tensor, call: DenoiserCall) -> Tensor:
-    """Squared differences float32 [R, elements] of the predictions, without learned variances."""
+    """Return the squared differences float32 [R, elements] of the predictions, without learned variances."""
     reference = reference.to(output.device)
     output, reference = call.prediction(output).float(), call.prediction(reference).float()
     if output.shape != reference.shape:
@@ -115,13 +133,21 @@ def squared_distance(output: Tensor, reference: Tensor, call: DenoiserCall) -> T
 class ConceptErasure(Objective):
     """J = squared L2 distance of the conditional output from the unconditional one, or from that of a base prompt.
 
-    The sum over all elements, in float32, with the reference held fixed (arXiv 2412.02542). ``base``: "unconditional"
-    needs a recording with classifier-free guidance; "base" needs ``with_base``. With ``negative_guidance`` g above 0
-    the reference lies beyond the base, away from the recorded output: base - g * (output - base), the target of ESD
-    (arXiv 2303.07345). J is then lowest where the concept is steered away from, not merely absent.
-    ``both_branches``: the reference is not fixed but the unconditional output of the same, ablated, network, so that J
-    is what guidance will find. It costs as many rows again, and does not go with a base or negative guidance.
-    Raises ValueError for another base, or a negative_guidance that is negative or not finite.
+    The sum over all elements, in float32, with the reference held fixed (arXiv 2412.02542).
+
+    Args:
+        base: "unconditional", which needs a recording with classifier-free guidance, or "base", which needs
+            ``with_base``.
+        timesteps: As for ``Objective``.
+        negative_guidance: With g above 0 the reference lies beyond the base, away from the recorded output:
+            base - g * (output - base), the target of ESD (arXiv 2303.07345). J is then lowest where the concept is
+            steered away from, not merely absent.
+        both_branches: Whether the reference is not fixed but the unconditional output of the same, ablated, network.
+            J is then what guidance will see. It costs as many rows again, and goes with no base prompt and no negative
+            guidance.
+
+    Raises:
+        ValueError: ``base`` is another, or ``negative_guidance`` is negative or not finite.
     """
 
     name = "concept_erasure"
@@ -129,7 +155,7 @@ class ConceptErasure(Objective):
     def __init__(
         self,
         base: str = "unconditional",
-        timesteps: tuple[float, float] | None = None,
+        timesteps: Window | None = None,
         negative_guidance: float = 0.0,
         both_branches: bool = False,
     ) -> None:
@@ -171,9 +197,8 @@ class ConceptErasure(Objective):
 class DenoisingLoss(Objective):
     """J = MINUS the mean squared error of the output to ``call.target``, in float32.
 
-    Minus, so that J grows when the concept is drawn better: as everywhere, a positive component is one whose presence
-    raises J. A component whose removal raises J (lowers the loss) stands in the concept's way, and its score is
-    negative.
+    Minus makes J grow when the concept is drawn better: as everywhere, the presence of a positive component raises J.
+    A component whose removal raises J (lowers the loss) stands in the concept's way, and its score is negative.
     """
 
     name = "denoising_loss"
@@ -185,23 +210,30 @@ class DenoisingLoss(Objective):
 
 
 class CallableObjective(Objective):
-    """J by a function of the user's: ``fn(output [R, ...], call) -> [R]``, differentiable for gradient methods.
+    """J by a function of the user's.
 
-    ``needs`` may name what its calls must hold: "unconditional_output", "base_output" or "target".
-    Raises TypeError or ValueError when the function returns something else than one number per row.
+    Args:
+        fn: ``fn(output [R, ...], call) -> [R]``, differentiable for methods of gradients.
+        name: What to call it in scores and errors.
+        timesteps: As for ``Objective``.
+        needs: What its calls must hold: "unconditional_output", "base_output" or "target". None for nothing.
+
+    Raises:
+        TypeError: ``fn`` is no function, or returns something else than a tensor when it is called.
+        ValueError: ``needs`` is unknown, or the function returns something else than one number per row.
     """
 
     def __init__(
         self,
         fn: Callable[[Tensor, DenoiserCall], Tensor],
         name: str,
-        timesteps: tuple[float, float] | None = None,
+        timesteps: Window | None = None,
         needs: str | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"the objective {name!r} got a {type(fn).__name__}, expected a function")
-        if needs is not None and needs not in HOW_TO_FIX:
-            raise ValueError(f"the objective {name!r} needs {needs!r}; it can need one of {', '.join(HOW_TO_FIX)}")
+        if needs is not None and needs not in REMEDIES:
+            raise ValueError(f"the objective {name!r} needs {needs!r}; it can need one of {', '.join(REMEDIES)}")
         self.name = name
         super().__init__(timesteps)
         self.fn = fn
@@ -223,9 +255,10 @@ class CallableObjective(Objective):
 
 
 def objective_from_config(config: Mapping[str, Any]) -> Objective:
-    """The objective that ``config()`` described.
+    """Make the objective that ``config()`` described. A window of timesteps is read in either order.
 
-    Raises ValueError for an unknown name or entry, and for users' functions, which cannot be stored.
+    Raises:
+        ValueError: The name or an entry is unknown, or the objective is a user's function, which cannot be stored.
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
@@ -237,8 +270,6 @@ def objective_from_config(config: Mapping[str, Any]) -> Objective:
     known = {kind.name: kind for kind in (ConceptErasure, DenoisingLoss)}
     if name not in known:
         raise ValueError(f"unknown objective {name!r}, expected one of {', '.join(known)}")
-    if arguments.get("timesteps") is not None:
-        arguments["timesteps"] = tuple(arguments["timesteps"])
     try:
         return known[name](**arguments)
     except TypeError as error:

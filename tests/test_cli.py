@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-from cad_fast import cli
 from cad_fast.attribution import Scores
 from cad_fast.cli import build_parser, main
 from tests.pipelines import stable_diffusion
@@ -27,7 +26,7 @@ def workspace(tmp_path_factory):
         arguments = ["attribute", "zoo:emoji", "--concept", concept, "--target-modules", "cross-attention-kv"]
         arguments += ["--samples", "2", "--steps", "3", "--quiet", "-o", str(folder / concept)]
         assert main(arguments) == 0
-    arguments = ["edit", str(folder / "car"), "--erase", "--ratio", "0.03", "--keep", str(folder / "clock")]
+    arguments = ["edit", "make", str(folder / "car"), "--erase", "--ratio", "0.03", "--keep", str(folder / "clock")]
     assert main([*arguments, "--name", "no-car", "-o", str(folder / "edit")]) == 0
     return folder
 
@@ -64,7 +63,8 @@ def test_attribute_on_real_pictures(tmp_path, capsys):
 def test_edit_is_made_and_described(workspace, capsys):
     config = json.loads((workspace / "edit" / "edit_config.json").read_text())
     assert config["name"] == "no-car" and config["provenance"]["selection"]["keep"] == ["clock"]
-    code, out, _ = run(capsys, "edit", workspace / "car", "--amplify", "--count", 5, "--json", "-o", workspace / "more")
+    more = ["--amplify", "--count", 5, "--json", "-o", workspace / "more"]
+    code, out, _ = run(capsys, "edit", "make", workspace / "car", *more)
     assert code == 0 and json.loads(out)["n_components"] == 5
 
 
@@ -79,7 +79,7 @@ def test_scores_are_checked_on_held_out_ablations(tmp_path, capsys):
 
 
 def test_edit_says_what_it_will_do(workspace, tmp_path, capsys):
-    arguments = ["edit", workspace / "car", "--erase", "--ratio", 0.01, "--predict", workspace / "clock"]
+    arguments = ["edit", "make", workspace / "car", "--erase", "--ratio", 0.01, "--predict", workspace / "clock"]
     code, out, err = run(capsys, *arguments, "-o", tmp_path)
     assert code == 0, err
     told = [line for line in out.splitlines() if line.endswith("of J")]
@@ -136,7 +136,7 @@ def test_many_concepts_at_once(tmp_path, capsys):
     shared = json.loads((tmp_path / "many" / "overlap.json").read_text())
     assert shared["concepts"] == ["car", "cat", "dog"] and [row[i] for i, row in enumerate(shared["shares"])] == [1] * 3
     assert (tmp_path / "many" / "overlap.png").read_bytes().startswith(b"\x89PNG")
-    edit = ["edit", tmp_path / "many" / "car", "--erase", "--ratio", 0.1, "--keep", tmp_path / "many" / "dog"]
+    edit = ["edit", "make", tmp_path / "many" / "car", "--erase", "--ratio", 0.1, "--keep", tmp_path / "many" / "dog"]
     assert run(capsys, *edit, "-o", tmp_path / "edit")[0] == 0
 
 
@@ -202,14 +202,13 @@ def test_options_of_attribution_that_do_not_go_together(tmp_path, capsys, more, 
 def test_edit_is_refined(workspace, tmp_path, capsys):
     refining = ["--refine", "zoo:emoji", "--samples", 2, "--rounds", 1, "--negative-guidance", 1, "--quiet"]
     refining += ["--keep", workspace / "clock"]
-    code, _, err = run(capsys, "edit", workspace / "car", "--erase", "--ratio", 0.01, *refining, "-o", tmp_path)
+    code, _, err = run(capsys, "edit", "make", workspace / "car", "--erase", "--ratio", 0.01, *refining, "-o", tmp_path)
     assert code == 0, err
     refined = json.loads((tmp_path / "edit_config.json").read_text())["provenance"]["refined"]
     assert refined["rounds"] == 1 and refined["objective"]["negative_guidance"] == 1.0
     assert refined["selection"]["sensitivity"] == refined["selection"]["keep"] == ["clock"]
-    code, _, err = run(
-        capsys, "edit", workspace / "car", "--erase", "--ratio", 0.1, *refining, "--compat", "paper", "-o", tmp_path
-    )
+    published = ["--erase", "--ratio", 0.1, *refining, "--compat", "paper", "-o", tmp_path]
+    code, _, err = run(capsys, "edit", "make", workspace / "car", *published)
     assert code == 2 and "--refine does not go with --compat" in err
 
 
@@ -274,7 +273,7 @@ def test_env(capsys):
         (["attribute", "zoo:emoji", "-o", "OUT"], "--concept, --concepts or --prompt is needed"),
         (["attribute", "zoo:emoji", "--prompt", "x", "--concepts", "y", "-o", "OUT"], "does not go with --prompt"),
         (["attribute", "./no/where", "--prompt", "x", "-o", "OUT"], "does not exist"),
-        (["edit", "OUT/none", "--erase", "--ratio", "0.1", "-o", "OUT"], "does not exist"),
+        (["edit", "make", "OUT/none", "--erase", "--ratio", "0.1", "-o", "OUT"], "does not exist"),
         (["generate", "zoo:emoji", "--prompt", "x", "--strength", "1", "-o", "OUT"], "--strength needs --edit"),
         (["generate", "zoo:emoji", "--prompt", "x", "--edit", "OUT", "-o", "OUT"], "holds no edit_config.json"),
         (["evaluate", "zoo:emoji", "--edit", "OUT"], "--edit needs --target"),
@@ -293,11 +292,22 @@ def test_errors_have_exit_code_2_and_say_what_is_wrong(tmp_path, capsys, argumen
 
 
 def test_help_is_quick_and_has_examples():
-    """Without importing torch."""
-    script = "import sys; from cad_fast.cli import build_parser; build_parser(); assert 'torch' not in sys.modules"
+    """Without importing torch or diffusers, whatever the command."""
+    script = "import sys; from cad_fast.cli import build_parser; build_parser()"
+    script += "; assert not {'torch', 'diffusers', 'numpy', 'PIL'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", script], check=True)
-    for name, parser in build_parser()._subparsers._group_actions[0].choices.items():
-        assert f"cad-fast {name}" in parser.format_help().split("example:")[1]
+
+    def parsers(parser, name):
+        nested = parser._subparsers._group_actions[0].choices if parser._subparsers else {}
+        yield name, parser.format_help()
+        for each, its_parser in nested.items():
+            yield from parsers(its_parser, f"{name} {each}")
+
+    texts = dict(parsers(build_parser(), "cad-fast"))
+    assert {"cad-fast edit make", "cad-fast edit verify", "cad-fast serve", "cad-fast env"} < texts.keys()
+    for name, text in texts.items():
+        assert "exit codes: 0 done" in text
+        assert name == "cad-fast" or name in text.split("example:")[1]
 
 
 def test_a_missing_command_is_a_usage_error(capsys):
@@ -307,11 +317,80 @@ def test_a_missing_command_is_a_usage_error(capsys):
 
 
 def test_the_choices_are_those_of_the_library() -> None:
-    from cad_fast.attribution import METHODS
-    from cad_fast.attribution.measuring.measure import EXECUTORS
-    from cad_fast.attribution.regression.draws import DRAWS
-    from cad_fast.attribution.regression.solvers import SOLVERS
-    from cad_fast.components.space import KINDS
+    from cad_fast import choices
+    from cad_fast.attribution.methods.registry import ESTIMATORS
 
-    assert (cli.KINDS, cli.METHODS) == (KINDS, METHODS)
-    assert (cli.SOLVERS, cli.DRAWS, cli.EXECUTORS) == (SOLVERS, DRAWS, EXECUTORS)
+    assert set(ESTIMATORS) == set(choices.METHODS)
+
+
+def test_only_the_command_asked_for_is_known_by_its_arguments(monkeypatch, capsys) -> None:
+    """What another command's options import may be missing."""
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["edit", "--help"])
+    assert stop.value.code == 0 and "inspect" in capsys.readouterr().out
+    assert main(["serve", "zoo:emoji"]) == 2
+
+
+def test_scores_are_saved_smaller(tmp_path, capsys) -> None:
+    common = ["--target-modules", "cross-attention-kv", "--samples", 1, "--steps", 2, "--quiet"]
+    small = ["--save-dtype", "float16", "--save-top", 500]
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", *common, *small, "-o", tmp_path / "one")
+    assert code == 0, err
+    assert Scores.load(tmp_path / "one").provenance["stored"] == {"dtype": "float16", "top": 500, "dropped": []}
+    assert (tmp_path / "one" / "scores.safetensors").stat().st_size < 60_000
+    make = ["edit", "make", tmp_path / "one", "--erase", "-o", tmp_path / "edit"]
+    assert run(capsys, *make, "--count", 20)[0] == 0
+    code, _, err = run(capsys, *make, "--ratio", 0.5)
+    assert code == 2 and "500 largest" in err and "--save-top" in err
+    code, _, err = run(capsys, "attribute", "zoo:emoji", "--concept", "cat", "dog", *common, *small, "-o", tmp_path)
+    assert code == 0, err
+    assert len(Scores.load(tmp_path / "dog").kept) == 500
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        ({"failed": 0}, 0, ""),
+        ({"failed": 2}, 1, ""),
+        (RuntimeError("the disk is gone"), 1, "cad-fast env: failed: the disk is gone"),
+        (MemoryError("too much"), 1, "cad-fast env: failed: too much"),
+        (OSError("no space"), 1, "cad-fast env: failed: no space"),
+        (ValueError("no such thing"), 2, "cad-fast env: error: no such thing"),
+        (FileNotFoundError("nothing there"), 2, "cad-fast env: error: nothing there"),
+        (ImportError("this needs ray"), 2, "cad-fast env: error: this needs ray"),
+        (KeyboardInterrupt("stopped; go on with --resume"), 130, "stopped; go on with --resume"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, outcome, code, said) -> None:
+    def run_env(arguments):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("cad_fast.cli.env.run", run_env)
+    assert main(["env"]) == code and capsys.readouterr().err.strip() == said
+
+
+def test_steps_and_guidance_are_the_pipelines_own(tmp_path, capsys) -> None:
+    """Except for the zoo's models, whose figures are of 20 steps and guidance 3."""
+    from cad_fast.cli.common import given_sampling, sampling
+
+    def chosen(*arguments):
+        parsed = build_parser().parse_args(["generate", *arguments, "--prompt", "x", "-o", "y"])
+        return sampling(parsed), given_sampling(parsed)
+
+    zoo = {"num_inference_steps": 20, "guidance_scale": 3.0}
+    assert chosen("zoo:emoji") == (zoo, zoo)
+    assert chosen("zoo:emoji", "--steps", "4") == ({**zoo, "num_inference_steps": 4},) * 2
+    assert chosen("folder") == ({"num_inference_steps": None, "guidance_scale": None}, {})
+    assert chosen("folder", "--guidance-scale", "0")[1] == {"guidance_scale": 0.0}
+    stable_diffusion().save_pretrained(tmp_path / "model")
+    common = ["--prompt", "a cat", "--samples", 1, "--steps", 1, "--size", "24x16", "--quiet"]
+    code, _, err = run(capsys, "attribute", tmp_path / "model", *common, "-o", tmp_path / "scores")
+    assert code == 0, err
+    made_with = Scores.load(tmp_path / "scores").provenance
+    assert made_with["guidance_scale"] == 7.5 and made_with["pipeline_kwargs"] == {"width": 24, "height": 16}
+    code, _, err = run(capsys, "attribute", tmp_path / "model", *common, "--size", "24", "-o", tmp_path / "x")
+    assert code == 2 and "--size is 24, expected WIDTHxHEIGHT" in err

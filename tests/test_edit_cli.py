@@ -10,7 +10,7 @@ import cad_fast
 from cad_fast.attribution import Scores
 from cad_fast.cli import main
 from cad_fast.components.space import ComponentSpace
-from cad_fast.edits import Edit, erase
+from cad_fast.edits import Edit, Selection
 
 
 def run(capsys, *arguments):
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
         values = torch.randn(space.n, generator=torch.Generator().manual_seed(seed))
         scores = Scores(values, space, {"concept": "car", "method": "random"})
         scores.save(folder / "scores")
-        erase(scores, ratio=0.02, name=name, factor=seed / 2).save_pretrained(folder / name)
+        Edit.from_scores(scores, Selection(0.02), name=name, factor=seed / 2).save_pretrained(folder / name)
     return folder
 
 
@@ -127,12 +127,9 @@ def test_export(folder, tmp_path, capsys):
     assert code == 2 and "new or empty folder" in err
 
 
-def test_making_edits_is_as_it_was(folder, tmp_path, capsys, monkeypatch):
-    """Also from a folder that is called like one of the actions."""
-    code, _, err = run(capsys, "edit", folder / "scores", "--erase", "--count", 3, "-o", tmp_path / "a")
-    assert code == 0, err
-    (tmp_path / "inspect").symlink_to(folder / "scores")
-    monkeypatch.chdir(tmp_path)
-    code, _, err = run(capsys, "edit", "./inspect", "--erase", "--count", 3, "-o", tmp_path / "b")
-    assert code == 0, err
-    assert Edit.from_pretrained(tmp_path / "a").digest() == Edit.from_pretrained(tmp_path / "b").digest()
+def test_options_of_loading_need_a_model(folder, tmp_path, capsys):
+    make = ["edit", "make", folder / "scores", "--erase", "--count", 3, "-o", tmp_path]
+    code, _, err = run(capsys, *make, "--dtype", "float16")
+    assert code == 2 and "--dtype goes with --refine" in err
+    code, _, err = run(capsys, "edit", "verify", folder / "one", "--denoiser-weights", tmp_path)
+    assert code == 2 and "--denoiser-weights goes with --model" in err

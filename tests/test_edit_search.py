@@ -9,11 +9,11 @@ import torch
 
 from cad_fast import zoo
 from cad_fast.cli import main
-from cad_fast.edit_search import EditSearch, predicted_table
 from cad_fast.edits import Edit, active_edits, replayed_damage
 from cad_fast.evaluation import LabelledPrompt, PromptSet
 from cad_fast.recording.record import record
 from cad_fast.search.budget import Budget, Rule
+from cad_fast.search.search import EditSearch, predicted_table
 from cad_fast.zoo.prompt_set import emoji_prompts
 
 RULES = (Rule("scores"), Rule("gain against damage", keep_weight=0.5, exponent=0.5))
@@ -69,7 +69,7 @@ def test_the_least_damaging_of_those_within_the_budget_is_chosen(found):
 
 
 def test_a_search_goes_on_from_what_was_drawn(search, found, monkeypatch):
-    import cad_fast.edit_search as module
+    import cad_fast.search.search as module
 
     drawn = []
     original = module.evaluate
@@ -161,16 +161,16 @@ def test_concepts_may_have_any_name(pipeline):
 
 
 def test_an_axis_that_the_scorer_does_not_judge_cannot_be_kept(pipeline, monkeypatch):
-    monkeypatch.setattr("cad_fast.edit_search.record", lambda *_, **__: pytest.fail("recorded before it was checked"))
+    monkeypatch.setattr("cad_fast.search.search.record", lambda *_, **__: pytest.fail("recorded before it was checked"))
     with pytest.raises(ValueError, match="cannot judge what is to be kept: unknown axis 'style'"):
         search_of(pipeline, Budget("A car", {"style": 90}), None, renamed_prompts(), OnlyObjects(zoo.scorer()))
 
 
 def test_scores_are_refined_once_for_all_strengths(pipeline, search, monkeypatch):
-    import cad_fast.edit_search as module
+    import cad_fast.search.search as module
 
     refined = []
-    monkeypatch.setattr(module, "refine", lambda *a, **k: refined.append(k["ratio"]) or a[2])
+    monkeypatch.setattr(module, "refine", lambda *a, **k: refined.append(a[3].ratio) or a[2])
     rule = Rule("refined", keep_weight=0.5, refined=True)
     many = replace(search, rules=(rule,), ratios=(0.01, 0.04), strengths=(0.5, 1.0), output_dir=None, _refined={})
     assert len(many.candidates()) == 4 and refined == [0.01, 0.04]

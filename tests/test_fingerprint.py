@@ -69,3 +69,38 @@ def test_round_trip_and_damage() -> None:
     value.pop("architecture")
     with pytest.raises(ValueError, match="architecture"):
         Fingerprint.from_dict(value)
+
+
+def small(scale: float) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(5)
+    layers = torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(8)))
+    for parameter in layers.parameters():
+        parameter.data = scale * torch.randn(parameter.shape, generator=generator)
+    return layers
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-5, 1e-3, 1.0, 1e3])
+def test_weights_of_any_size_are_recognised_in_half_precision(scale) -> None:
+    """Small ones are subnormal in float16, where rounding is no longer relative."""
+    models = {dtype: small(scale).to(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    found = {dtype: Fingerprint.of(model) for dtype, model in models.items()}
+    for one in found.values():
+        for other in found.values():
+            assert one.difference(other) is None
+    if scale >= 1e-5:
+        assert "their weights differ by" in found[torch.float32].difference(Fingerprint.of(small(1.05 * scale)))
+
+
+def test_a_model_that_is_mostly_zero() -> None:
+    pruned = small(0.02)
+    for module in pruned:
+        module.weight.data[torch.rand(module.weight.shape) < 0.95] = 0
+    half = copy.deepcopy(pruned).half()
+    assert Fingerprint.of(pruned).difference(Fingerprint.of(half)) is None
+    assert Fingerprint.of(pruned).difference(Fingerprint.of(small(0.02))) is not None
+
+
+def test_weights_too_large_for_float16_are_told() -> None:
+    model = small(1e6)
+    reason = Fingerprint.of(model).difference(Fingerprint.of(copy.deepcopy(model).half()))
+    assert "not finite" in reason

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from cad_fast.diffusion.timesteps import TimestepWindow
 from cad_fast.objectives import CallableObjective, ConceptErasure, DenoisingLoss, objective_from_config
 from cad_fast.recording.call import DenoiserCall
 from cad_fast.recording.record import record, with_base
@@ -97,8 +98,7 @@ def test_window_and_selection_agree() -> None:
     assert ConceptErasure().active(recording.calls[0])
     with pytest.raises(ValueError, match="looks at timesteps"):
         ConceptErasure(timesteps=(2, 3)).check(recording)
-    with pytest.raises(ValueError, match="is empty"):
-        ConceptErasure(timesteps=(3, 2))
+    assert ConceptErasure(timesteps=window[::-1]).timesteps == objective.timesteps
 
 
 def test_rows_of_different_timesteps_must_all_be_in_the_window() -> None:
@@ -164,6 +164,15 @@ def test_config_round_trip(objective) -> None:
     assert type(again) is type(objective) and again.config() == objective.config()
     assert again.timesteps == objective.timesteps and again.needs == objective.needs
     assert repr(again) == repr(objective)
+
+
+def test_windows_are_written_highest_first_and_read_in_either_order() -> None:
+    config = ConceptErasure(timesteps=(850, 1000)).config()
+    assert config["timesteps"] == [1000.0, 850.0]
+    for saved in ([1000.0, 850.0], [850.0, 1000.0]):
+        assert objective_from_config({**config, "timesteps": saved}).timesteps == TimestepWindow(1000, 850)
+    with pytest.raises(ValueError, match="does not fit its settings"):
+        objective_from_config({**config, "timesteps": 3})
 
 
 def test_config_refuses() -> None:

@@ -11,6 +11,7 @@ import cad_fast
 from cad_fast.components.ablation import Ablation
 from cad_fast.components.space import ComponentSpace
 from cad_fast.diffusion.denoisers import output_tensor
+from tests.rounding import network_bound
 from tests.row_truth import copy_of, multipliers, some_call
 
 VARIANTS = 3
@@ -121,9 +122,9 @@ def test_scores_of_a_unet(target: str, dtype: torch.dtype) -> None:
         gradients = effective_gradients(model, space, ablations, functools.partial(run, model), torch.square, VARIANTS)
         return split_scores(space, ablations, gradients)
 
-    plain, expected = truth(unet), truth(unet.float())
-    errors = [((p - e).norm() / e.norm().clamp(min=1e-30)).item() for p, e in zip(plain, expected, strict=True)]
-    check_scores(engine, expected, [2 * error + 1e-4 for error in errors])  # at most twice plain torch's own error
+    expected = truth(unet.float())
+    # There and back; what is left of large gradients that cancel is off by more.
+    check_scores(engine, expected, [2 * network_bound(unet, dtype) + 1e-4] * len(expected))
 
 
 @pytest.mark.parametrize("kind", ["neuron", "head", "filter"])

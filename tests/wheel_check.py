@@ -57,7 +57,7 @@ def check_contents(wheel: Path) -> None:
     ]
     expected = {path.relative_to(ROOT).as_posix() for path in [*data, ROOT / "cad_fast" / "py.typed"]}
     expected |= {f"cad_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
-    expected |= {f"cad_fast/serving/page/{path.name}" for path in (ROOT / "cad_fast/serving/page").iterdir()}
+    expected |= {f"cad_fast/serving/http/page/{path.name}" for path in (ROOT / "cad_fast/serving/http/page").iterdir()}
     expected.add("cad_fast/_C" + sysconfig.get_config_var("EXT_SUFFIX"))
     if shutil.which("nvcc") and os.environ.get("CAD_FAST_BUILD_CUDA") != "off":
         expected.add("cad_fast/libcad_fast_cuda.so")

@@ -1,16 +1,17 @@
 """Estimate the score of every component."""
 
+from ..choices import METHODS
 from .attributor import Attributor, attribute
-from .many import load_many, save_many
 from .methods.gradient import gradient_scores
-from .methods.registry import METHODS
-from .scores import Scores
+from .scores import Scores, load_many, save_many
+from .settings import RunOptions
 from .stop import StopWhen
 from .trust import Trust
 
 __all__ = [
     "METHODS",
     "Attributor",
+    "RunOptions",
     "Scores",
     "StopWhen",
     "Trust",

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..components.ablation import Ablation
@@ -18,38 +13,53 @@ from ..diffusion.denoisers import denoiser_of
 from ..objectives import ConceptErasure, Objective
 from ..recording.data import Recording
 from ..recording.record import record
-from ..version import __version__
-from .held_out import HOLDOUT_FRACTIONS, ROWS_PER_PASS, held_out, require_holdout, watch_for
-from .measuring.measure import Executor, objective_under_ablations
-from .measuring.passes import recorded_j
-from .measuring.plans import Target
-from .measuring.unchanged import require_unchanged
-from .methods.base import Job, Method
+from .held_out import held_out
+from .measuring.measure import objective_under_ablations
+from .measuring.plans import ROWS_PER_PASS, Target
+from .methods.base import Method
 from .methods.registry import default_method, make_estimator
+from .run import run_many, run_one
 from .scores import Scores
-from .stop import StopWhen
-from .store import recording_settings, resumable
+from .settings import RunOptions
 from .trust import Trust
+
+# Of the fields of RunOptions, those that a check of scores has too.
+CHECK_SETTINGS = ("rows_per_pass", "holdout_fractions", "progress", "executor", "workers")
 
 
 class Attributor:
-    """Estimates scores of components of a pipeline's denoiser for an objective.
+    """Estimate scores of components of a pipeline's denoiser for an objective.
 
-    ``components`` is a ComponentSpace, or None to make one from ``kind`` and ``target_modules``. ``method``, by default
-    "gradient" for single weights and "ablated_gradient" for other kinds (see ``methods.default_method``):
+    ::
 
-    - "gradient": first order at the intact network (CAD); one forward and backward pass of the recording;
-    - "ablated_gradient": gradients at randomly ablated networks; 1 / ``fraction`` times that cost, several ablations
-      per pass, and far closer to what ablations do;
-    - "second_order": as many rows, shared out by how much J there is, and from their gradients also how J bends: single
-      weights only, the predictions that come closest;
-    - "regression": a linear fit of J on ``ablations`` random ablations (COAR), forward passes only;
-    - "exact": each component ablated alone, for small component spaces;
+        attributor = cad_fast.Attributor(pipeline, kind="neuron")
+        scores = attributor.run(recording, holdout=120, output_dir="runs/cat")
+
+    The methods:
+
+    - "gradient": first order at the intact network (CAD). One forward and backward pass of the recording.
+    - "ablated_gradient": gradients at randomly ablated networks. 1 / ``fraction`` times that cost, several ablations
+      per pass, and far closer to what ablations do.
+    - "second_order": as many rows, shared out by how much J there is. Their gradients also tell how J bends. Single
+      weights only; the predictions that come closest.
+    - "regression": a linear fit of J on ``ablations`` random ablations (COAR). Forward passes only.
+    - "exact": each component ablated alone, for small component spaces.
     - "sensitivity": not an effect on J but how far a component's removal moves the output, for ``sensitivity`` of
-      ``erase``: what concepts to keep would lose. It looks at the objective's timesteps and nothing else of it.
+      ``erase``: what concepts to keep would lose. Of the objective it uses the timesteps only.
 
-    ``options`` are the method's: see ``attribution.methods``.
-    Raises ValueError for an unknown method, kind or module pattern, TypeError for an option the method does not have.
+    Args:
+        pipeline: A diffusers pipeline, or a denoiser.
+        objective: What J is. None for ``ConceptErasure()``.
+        components: The components. None makes a space from ``kind`` and ``target_modules``.
+        kind: "weight", "neuron", "filter" or "head".
+        target_modules: A preset, a pattern or a list of modules. None for the kind's default.
+        method: One of the above. None for "gradient" for single weights and "ablated_gradient" for other kinds (see
+            ``default_method``).
+        **options: The options of the method, see ``attribution.methods``.
+
+    Raises:
+        TypeError: The method has no such option.
+        ValueError: The method, kind or module pattern is unknown.
     """
 
     def __init__(
@@ -77,146 +87,132 @@ class Attributor:
         recording: Recording,
         *,
         concept: str | None = None,
-        rows_per_pass: int | None = None,
-        holdout: int = 0,
-        holdout_fractions: Sequence[float] = HOLDOUT_FRACTIONS,
-        stop_when: StopWhen | None = None,
-        output_dir: str | Path | None = None,
-        resume: bool = False,
-        progress: bool = True,
-        executor: Executor = "local",
-        workers: int | None = None,
+        options: RunOptions | None = None,
+        **settings: Any,
     ) -> Scores:
-        """Scores of every component from ``recording``; with ``output_dir`` saved there, and resumable if stopped.
+        """Score every component from a recording.
 
-        ``holdout``: so many random ablations of each of ``holdout_fractions`` are measured besides, and the scores
-        carry how well they predict them (``scores.trust``). ``stop_when`` ends an ablated gradient or a regression
-        before its last partition or ablation; the reason is kept with the scores. ``executor="ray"``: the ablations of
-        a regression or of exact scores are measured by so many ``workers`` of a Ray cluster (extra ``ray``).
-        Raises ValueError for a recording of another model, of this one before it was edited, or without what the
-        objective needs, FileExistsError when an unfinished run lies in ``output_dir`` and ``resume`` is False.
+        Args:
+            recording: Denoiser calls of this model.
+            concept: The name that the scores carry. None for the first prompt.
+            options: How to run it. None for the defaults.
+            **settings: Fields of ``RunOptions``. They replace those of ``options``.
+
+        Raises:
+            FileExistsError: An unfinished run lies in ``output_dir`` and ``resume`` is False.
+            TypeError: A setting is unknown.
+            ValueError: A setting is out of range or does not go with the method. Or the recording is of another model,
+                of this one before it was edited, or lacks what the objective needs.
         """
-        self.space.fingerprint.require_same(recording.fingerprint, "the component space")
-        rows_per_pass = rows_per_pass or self.estimator.rows_per_pass
-        settings = self._settings(recording, rows_per_pass)
-        self._require_executor(executor)
-        require_holdout(holdout, self.method)
-        target = Target(self.objective, recording)
-        self._require_unchanged(target)
-        how = {"progress": progress, "executor": executor, "workers": workers}
-        watch = watch_for(stop_when, self.estimator, self.denoiser, [target], self.space, **how)
-        started = time.perf_counter()
-        run = {**settings, "model": self.space.fingerprint.to_dict(), "recording": recording_settings(recording)}
-        with resumable(output_dir, run, resume=resume) as state:
-            job = Job(self.denoiser, (target,), self.space, rows_per_pass, state, progress, watch, executor, workers)
-            estimate = self.estimator.run(job)
-            passes = estimate.passes or self.estimator.cost(job)
-            cost = {
-                "recorded_denoiser_calls": recording.denoiser_calls,
-                "recorded_rows": recording.n_rows,
-                "forward_passes": passes["forward"],
-                "backward_passes": passes["backward"],
-                "rows_per_pass": rows_per_pass,
-                "seconds": round(time.perf_counter() - started, 2),
-            }
-            provenance = {
-                "concept": concept or recording.prompts[0],
-                **settings,
-                "intact_j": recorded_j(recording, self.objective),
-                "estimate": estimate.facts,
-                "cost": cost,
-                "versions": versions(),
-            }
-            if stop_when is not None:
-                provenance["stop_when"] = watch.to_dict()
-            scores = Scores(estimate.values, self.space, provenance, estimate.standard_error, estimate.curvature)
-            if holdout:
-                checks = self.check(scores, recording, holdout, holdout_fractions, progress=progress)
-                provenance["trust"] = [check.to_dict() for check in checks]
-            if output_dir is not None:
-                scores.save(output_dir)
-            state.finish()
-        return scores
+        return run_one(
+            self.denoiser,
+            self.space,
+            self.estimator,
+            Target(self.objective, recording),
+            RunOptions.of(options, **settings),
+            concept=concept or recording.prompts[0],
+        )
 
     def run_many(
-        self, concepts: Mapping[str, Recording | tuple[Objective, Recording]], **settings: Any
+        self,
+        concepts: Mapping[str, Recording | tuple[Objective, Recording]],
+        *,
+        options: RunOptions | None = None,
+        **settings: Any,
     ) -> dict[str, Scores]:
-        """Scores for many concepts from the same ablated passes: see ``many.run_many``."""
-        from .many import run_many
+        """Score every component for many concepts.
 
-        return run_many(self, concepts, **settings)
+        Methods of ablations ("regression", "exact") measure all concepts under the same ones: concepts with one
+        recording share its passes, and different recordings go through the denoiser beside each other. One
+        factorisation serves all. ``stop_when`` ends the run when every concept has reached r. Methods of gradients take
+        the concepts one after another.
 
-    def _require_unchanged(self, target: Target) -> None:
-        if self.method not in ("gradient", "sensitivity"):  # which look at every run's first pass
-            require_unchanged(self.denoiser, target.recording, target.objective)
+        Args:
+            concepts: Per concept its recording, or its objective (in place of the attributor's) and recording.
+            options: As for ``run``. With ``output_dir`` the scores are saved there, numbered, with ``concepts.json``
+                to say which is whose.
+            **settings: As for ``run``.
 
-    def _require_executor(self, executor: Executor) -> None:
-        if executor != "local" and self.method not in ("regression", "exact"):
-            raise ValueError(f"executor={executor!r} goes with methods 'regression' and 'exact', not {self.method!r}")
+        Raises:
+            FileExistsError, ValueError: As ``run``, or there are no concepts.
+            TypeError: As ``run``, or a concept is neither of the two.
+        """
+        targets = {concept: _target(value, self.objective) for concept, value in concepts.items()}
+        return run_many(self.denoiser, self.space, self.estimator, targets, RunOptions.of(options, **settings))
 
     def check(
         self,
         scores: Scores,
         recording: Recording,
         ablations: int = 200,
-        fractions: Sequence[float] = HOLDOUT_FRACTIONS,
         *,
         seed: int = 0,
-        rows_per_pass: int = ROWS_PER_PASS,
-        progress: bool = True,
+        options: RunOptions | None = None,
+        **settings: Any,
     ) -> list[Trust]:
-        """How well ``scores`` predict J under so many fresh random ablations of each fraction of the components.
+        """Measure how well scores predict J under fresh random ablations.
 
-        Raises ValueError when the scores are over other components.
+        Args:
+            scores: Scores over this attributor's components, of any method.
+            recording: What to measure J on.
+            ablations: How many ablations of each of ``holdout_fractions``.
+            seed: Draws other ablations.
+            options: As for ``run``. Of them rows_per_pass, holdout_fractions, progress, executor and workers count.
+            **settings: These fields, as for ``run``.
+
+        Returns:
+            One ``Trust`` per fraction.
+
+        Raises:
+            TypeError: A setting is unknown, or is not for a check.
+            ValueError: The scores are over other components.
         """
+        for name in settings:
+            if name not in CHECK_SETTINGS:
+                raise TypeError(f"a check has no setting {name!r}; it has: {', '.join(CHECK_SETTINGS)}")
+        run = RunOptions.of(options, **settings)
         if scores.space != self.space:
             raise ValueError(f"the scores are over {scores.space}, expected {self.space}")
-        targets = {scores.concept: Target(self.objective, recording)}
-        how = {"seed": seed, "rows_per_pass": rows_per_pass, "progress": progress}
-        return held_out(self.denoiser, targets, self.space, [scores], ablations, fractions, **how)[0]
+        return held_out(
+            self.denoiser,
+            {scores.concept: Target(self.objective, recording)},
+            self.space,
+            [scores],
+            ablations,
+            run.holdout_fractions,
+            seed=seed,
+            rows_per_pass=run.rows_per_pass or ROWS_PER_PASS,
+            progress=run.progress,
+            executor=run.executor,
+            workers=run.workers,
+        )[0]
 
     def measured(
-        self, recording: Recording, ablations: Sequence[Ablation], *, rows_per_pass: int = 64, progress: bool = True
+        self,
+        recording: Recording,
+        ablations: Sequence[Ablation],
+        *,
+        rows_per_pass: int = ROWS_PER_PASS,
+        progress: bool = True,
     ) -> Tensor:
-        """J float64 [len(ablations)] under each ablation."""
-        what = (self.denoiser, recording, self.objective, self.space)
-        return objective_under_ablations(*what, ablations, rows_per_pass=rows_per_pass, progress=progress)
-
-    def _settings(self, recording: Recording, rows_per_pass: int) -> dict[str, Any]:
-        return {**self.common_settings(rows_per_pass), **self.target_settings(Target(self.objective, recording))}
-
-    def common_settings(self, rows_per_pass: int) -> dict[str, Any]:
-        """What a result depends on, whatever the concept, as JSON."""
-        return {
-            "method": self.method,
-            "options": self.estimator.config(),
-            "kind": self.space.kind,
-            "modules": [entry.module for entry in self.space],
-            "rows_per_pass": rows_per_pass,
-        }
-
-    @staticmethod
-    def target_settings(target: Target) -> dict[str, Any]:
-        """What a result depends on of the objective and the recording, as JSON."""
-        recording = target.recording
-        return {
-            "objective": target.objective.config(),
-            "prompts": recording.prompts,
-            "seeds": recording.seeds,
-            "num_inference_steps": recording.num_inference_steps,
-            "guidance_scale": recording.guidance_scale,
-            "steps": [call.step for call in recording.calls],
-        }
+        """Measure J under each ablation; float64 [len(ablations)]."""
+        return objective_under_ablations(
+            self.denoiser,
+            recording,
+            self.objective,
+            self.space,
+            ablations,
+            rows_per_pass=rows_per_pass,
+            progress=progress,
+        )
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    return {
-        "cad_fast": __version__,
-        "torch": torch.__version__,
-        "diffusers": metadata.version("diffusers"),
-        "python": platform.python_version(),
-    }
+def _target(value: Recording | tuple[Objective, Recording], objective: Objective) -> Target:
+    if isinstance(value, Recording):
+        return Target(objective, value)
+    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Recording)):
+        raise TypeError(f"a concept needs a Recording or (Objective, Recording), got {type(value).__name__}")
+    return Target(*value)
 
 
 def attribute(
@@ -231,17 +227,33 @@ def attribute(
     target_modules: str | Sequence[str] | None = None,
     concept: str | None = None,
     method: Method | None = None,
-    options: Mapping[str, Any] | None = None,
-    progress: bool = True,
-    **run_kwargs: Any,
+    method_options: Mapping[str, Any] | None = None,
+    options: RunOptions | None = None,
+    **settings: Any,
 ) -> Scores:
-    """Record ``prompts`` on ``pipeline`` (unless they are a Recording already) and score its components.
+    """Record prompts on a pipeline and score its components.
 
-    ``seeds``: one per prompt, or the first of consecutive ones. ``options`` are the method's (see ``Attributor``);
-    further arguments go to ``Attributor.run``.
+    Args:
+        pipeline: A diffusers pipeline.
+        prompts: What to record, or a Recording.
+        seeds: One per prompt, or the first of consecutive ones.
+        num_inference_steps: As for ``record``.
+        guidance_scale: As for ``record``.
+        objective: As for ``Attributor``.
+        kind: As for ``Attributor``.
+        target_modules: As for ``Attributor``.
+        concept: As for ``Attributor.run``.
+        method: As for ``Attributor``.
+        method_options: The options of the method, see ``attribution.methods``.
+        options: As for ``Attributor.run``.
+        **settings: As for ``Attributor.run``.
+
+    Raises:
+        FileExistsError, TypeError, ValueError: As ``Attributor`` and ``Attributor.run``.
     """
+    run = RunOptions.of(options, **settings)
     attributor = Attributor(
-        pipeline, objective, kind=kind, target_modules=target_modules, method=method, **(options or {})
+        pipeline, objective, kind=kind, target_modules=target_modules, method=method, **(method_options or {})
     )
     recording = prompts
     if not isinstance(recording, Recording):
@@ -251,6 +263,6 @@ def attribute(
             seeds=seeds,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            progress=progress,
+            progress=run.progress,
         )
-    return attributor.run(recording, concept=concept, progress=progress, **run_kwargs)
+    return attributor.run(recording, concept=concept, options=run)

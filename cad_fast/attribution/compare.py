@@ -36,15 +36,34 @@ def compare_estimators(
     ablations: Sequence[int] = (100, 200),
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """One point per estimator and budget, as ``evaluation.cost_plot`` takes them.
+    """Run every estimator on one recording, and measure how well each predicts J.
 
-    "method"; "row_evaluations" of the estimate: rows through the denoiser, those backward counted again; "seconds";
-    "r" and its "interval" over ``holdout`` random ablations of ``fraction``, the same for all; and what the method
-    knows of itself. The gradient; the ablated gradient with each of ``partitions``, and with one by the trapezoid rule;
-    for single weights the second order, of no more rows than one partition, unless the objective moves both branches;
-    ridge on the first so many of one set of ``ablations``, alone and on the residual of the ablated gradient of one
-    partition.
-    Raises ValueError as ``Attributor`` does.
+    These are compared:
+
+    - the gradient;
+    - the ablated gradient with each of ``partitions``, and with one by the trapezoid rule;
+    - the second order, of no more rows than one partition, for single weights and objectives of one branch;
+    - ridge on the first so many of one set of ``ablations``, alone and on the residual of the ablated gradient of one
+      partition.
+
+    Args:
+        pipeline: As for ``Attributor``.
+        recording: As for ``Attributor.run``.
+        objective: As for ``Attributor``.
+        components: As for ``Attributor``.
+        fraction: The share of the components that an ablation removes.
+        holdout: How many random ablations r is measured over, the same for all estimators.
+        partitions: Budgets of the ablated gradient.
+        ablations: Budgets of ridge.
+        progress: Whether to show progress bars.
+
+    Returns:
+        One point per estimator and budget, as ``report.cost_plot`` takes them: "method"; "row_evaluations", the rows
+        through the denoiser, those backward counted again; "seconds"; "r" and its "interval"; and what the method knows
+        of itself.
+
+    Raises:
+        ValueError: As ``Attributor``.
     """
     plain = Attributor(pipeline, objective, components)
     space = plain.space
@@ -87,9 +106,9 @@ def compare_estimators(
         design = Design.of(drawn[:m])
         for name, values in (("ridge", None), ("ridge on the residual of the ablated gradient", prior.values)):
             started = time.perf_counter()
-            found = fit(design, j[:m], "ridge", prior=values)
+            alpha = fit(design, j[:m], "ridge", prior=values).alpha
             extra = (0, 0.0) if values is None else (before["row_evaluations"], before["seconds"])
             seconds = time.perf_counter() - started + m * each + extra[1]
-            change = predicted_change(found.alpha.float(), held)
+            change = predicted_change(alpha.float(), held)
             add(name, change, m * rows + extra[0], seconds, {"ablations": m})
     return points

@@ -1,4 +1,4 @@
-"""How J bends under ablations, along a few directions: what scores, which are added up, cannot say."""
+"""How J bends under ablations, along a few directions. Scores, which are added up, cannot say it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ class Curvature:
 
         sum_k weights_k ((directions_k . x - offsets_k)^2 - offsets_k^2)
 
-    relative to the intact network. ``directions`` float16 or float32 [K, n]; ``offsets`` float32 [K], what the
-    directions lose in a random ablation of the fraction that they were found at; ``weights`` float32 [K].
+    relative to the intact network.
+
+    Args:
+        directions: float16 or float32 [K, n].
+        offsets: float32 [K], what the directions lose in a random ablation of the fraction that they were estimated at.
+        weights: float32 [K].
+
+    Raises:
+        ValueError: A shape does not fit, or a value is not finite.
     """
 
     directions: Tensor
@@ -48,18 +55,18 @@ class Curvature:
         return {"directions": self.directions, "offsets": self.offsets, "weights": self.weights}
 
     def change(self, ablation: Ablation) -> float:
-        """By how much the quadratic part of J changes under the ablation, relative to the intact network."""
+        """Return by how much the quadratic part of J changes under the ablation, relative to the intact network."""
         lost = (1 - ablation.factors).double()
         along = self.directions[:, ablation.indices].double() @ lost - self.offsets.double()
         return float((self.weights.double() * (along.square() - self.offsets.double().square())).sum())
 
     def of_components(self, chosen: Tensor) -> Curvature:
-        """The same for ablations within the chosen components, int64 [k], alone, renumbered."""
+        """Return the curvature for ablations within the chosen components alone, int64 [k], renumbered."""
         return Curvature(self.directions[:, chosen], self.offsets, self.weights)
 
     @classmethod
     def of(cls, directions: Tensor, weights: Tensor, fraction: float) -> Curvature:
-        """From directions float32 [K, n] in any scale; kept as float16, their scale in the weights."""
+        """Make one from directions float32 [K, n] in any scale. They are kept as float16, the scale in the weights."""
         scale = directions.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
         unit = (directions / scale[:, None]).half().cpu()
         offsets = fraction * unit.double().sum(1)
@@ -67,10 +74,17 @@ class Curvature:
 
 
 def strongest(directions: Tensor, weights: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """The nearest form of at most ``keep`` directions to the quadratic form sum_k weights_k (directions_k . x)^2.
+    """Return the nearest form of fewer directions to the quadratic form sum_k weights_k (directions_k . x)^2.
 
-    Nearest in the Frobenius norm, which is nearest in variance over random ablations; the directions found are
-    orthogonal and of length 1, by decreasing weight. ``directions`` float32 [K, n], ``weights`` float32 [K].
+    Nearest in the Frobenius norm, which is nearest in variance over random ablations.
+
+    Args:
+        directions: float32 [K, n].
+        weights: float32 [K].
+        keep: How many directions are returned, at most.
+
+    Returns:
+        Directions, orthogonal and of length 1, and weights, by decreasing size.
     """
     products = (directions @ directions.T).double()
     size, vectors = torch.linalg.eigh(products)

@@ -8,18 +8,23 @@ from typing import Any
 
 from ..recording.data import Recording
 from .attributor import Attributor
-from .methods.averages import more_passes
+from .gradients.averages import more_passes
 from .scores import Scores
 from .trust import correlation
 
 
 @dataclass(frozen=True)
 class Halves:
-    """``agreement``: Pearson's r over the components between scores from one half of the pictures and from the other.
+    """How well scores from two halves of the pictures agree.
 
-    ``reliability``: what that predicts for scores from all of them against scores from as many other pictures, and
-    ``with_twice_the_pictures`` for twice as many, both by Spearman and Brown's formula. It counts all that differs
-    between the halves: pictures, their noise, and the ablations where the seeds of the estimator differ.
+    The halves differ in the pictures, their noise, and the ablations where the seeds of the estimator differ.
+
+    Args:
+        pictures: How many there are in all.
+        agreement: Pearson's r over the components between scores from one half and from the other.
+        reliability: The r it predicts for scores from all pictures against scores from as many others (Spearman and
+            Brown's formula).
+        with_twice_the_pictures: The same for twice as many.
     """
 
     pictures: int
@@ -34,10 +39,18 @@ class Halves:
 def split_half(
     make: Callable[[int], Attributor], recording: Recording, *, progress: bool = True
 ) -> tuple[Halves, Scores]:
-    """How reliable scores from these pictures are, and the scores themselves: the mean of the halves'.
+    """Score two halves of the pictures apart, and compare. The cost is that of one run over all the pictures.
 
-    ``make(half)`` gives the attributor of half 0 or 1, so that they can have seeds of their own. Pictures take turns
-    between the halves. The cost is that of one run over all the pictures. Raises ValueError for fewer than 2 pictures.
+    Args:
+        make: Returns the attributor of half 0 or 1, so that they can have seeds of their own.
+        recording: The pictures. They take turns between the halves.
+        progress: Whether to show progress bars.
+
+    Returns:
+        How well the halves agree, and the mean of their scores.
+
+    Raises:
+        ValueError: There are fewer than 2 pictures.
     """
     n = recording.n_rows
     if n < 2:
@@ -50,13 +63,13 @@ def split_half(
     one.require_same_space([other])
     agreement = float(correlation(one.values.double(), other.values.double()))
     share = (n + 1) // 2 / n
-    whole = {
+    of_all = {
         "prompts": recording.prompts,
         "seeds": recording.seeds,
         "intact_j": share * one.provenance["intact_j"] + (1 - share) * other.provenance["intact_j"],
         "cost": _total(one.provenance["cost"], other.provenance["cost"]),
     }
-    provenance = {**one.provenance, **whole}
+    provenance = {**one.provenance, **of_all}
     halves = Halves(n, agreement, more_passes(agreement, 2), more_passes(agreement, 4))
     provenance["halves"] = halves.to_dict()
     return halves, Scores(share * one.values + (1 - share) * other.values, one.space, provenance)

@@ -12,25 +12,31 @@ from ..components.ablation import Ablation
 from ..components.space import ComponentSpace
 from .measuring.measure import measure_all
 from .measuring.measurer import Measurer
-from .measuring.plans import Target
+from .measuring.plans import ROWS_PER_PASS, Target
 from .methods.base import Estimator, Method
 from .scores import Scores
 from .stop import StopWhen, Watch
-from .trust import FEWEST, Trust, correlation, predicted_change
+from .trust import Trust, correlation, predicted_change
 
 # Seeds of their own: held-out ablations are neither those of an estimate nor those that a run stops by.
 HOLDOUT_SEED = 1 << 40
 STOPPING_SEED = 1 << 41
-HOLDOUT_FRACTIONS = (0.01, 0.05, 0.2)
-ROWS_PER_PASS = 64
 
 
 def require_holdout(ablations: int, method: Method) -> None:
-    """Raises ValueError, before anything is measured, for a holdout that says nothing or is too small."""
+    """Raise ValueError for a holdout of scores that predict nothing."""
     if ablations and method == "sensitivity":
         raise ValueError("holdout: a sensitivity predicts no change of J, there is nothing to hold out")
-    if ablations and ablations < FEWEST:
-        raise ValueError(f"holdout is {ablations}, expected at least {FEWEST} ablations, or 0 for none")
+
+
+def require_stop(stop: StopWhen | None, method: Method) -> None:
+    """Raise ValueError for a method that has no place to stop, or not by what was asked for."""
+    if stop is None:
+        return
+    if method not in ("ablated_gradient", "regression"):
+        raise ValueError(f"stop_when: method {method!r} cannot stop early; ablated_gradient and regression can")
+    if stop.interval_width is not None and method == "regression":
+        raise ValueError("stop_when: interval_width goes with ablated_gradient; a regression may stop by r")
 
 
 def held_out(
@@ -43,25 +49,39 @@ def held_out(
     *,
     seed: int = 0,
     rows_per_pass: int = ROWS_PER_PASS,
-    **how: Any,
+    **measuring: Any,
 ) -> list[list[Trust]]:
-    """Per target and fraction, how well its scores predict J under so many fresh ablations.
+    """Measure how well scores predict J under ablations that they have not seen. The targets share the passes.
 
-    The targets share the passes. ``how``: progress, executor and workers as for ``measure_all``.
-    Raises ValueError naming the concept whose J, or whose predictions, do not vary.
+    Args:
+        denoiser: The module that the scores are of.
+        targets: What to measure, per concept.
+        space: The components.
+        scores: One per target.
+        ablations: How many ablations of each fraction, at least 8.
+        fractions: The shares of the components that are removed.
+        seed: Draws other ablations.
+        rows_per_pass: How many rows go through the denoiser at once, at most.
+        **measuring: progress, executor and workers, as for ``measure_all``.
+
+    Returns:
+        Per target, one ``Trust`` per fraction.
+
+    Raises:
+        ValueError: J or the predictions do not vary. The message names the concept.
     """
     measurer = Measurer(denoiser, list(targets.values()), space, rows_per_pass)
-    found: list[list[Trust]] = [[] for _ in targets]
+    checks: list[list[Trust]] = [[] for _ in targets]
     for fraction in fractions:
         first = HOLDOUT_SEED + seed * ablations
         drawn = [Ablation.random(space.n, fraction, first + number) for number in range(ablations)]
-        measured = measure_all(measurer, drawn, **how)
-        for checks, name, own, j in zip(found, targets, scores, measured, strict=True):
+        measured = measure_all(measurer, drawn, **measuring)
+        for trusts, concept, one, j in zip(checks, targets, scores, measured, strict=True):
             try:
-                checks.append(Trust.of(predicted_change(own.values, drawn, own.curvature), j, fraction))
+                trusts.append(Trust.of(predicted_change(one.values, drawn, one.curvature), j, fraction))
             except ValueError as error:
-                raise ValueError(f"the scores of {name!r} cannot be checked at {fraction:.0%}: {error}") from error
-    return found
+                raise ValueError(f"the scores of {concept!r} cannot be checked at {fraction:.0%}: {error}") from error
+    return checks
 
 
 def watch_for(
@@ -70,23 +90,26 @@ def watch_for(
     denoiser: nn.Module,
     targets: Sequence[Target],
     space: ComponentSpace,
-    **how: Any,
+    *,
+    rows_per_pass: int = ROWS_PER_PASS,
+    **measuring: Any,
 ) -> Watch:
-    """A watch over estimates of all targets, with J under the ablations that they are to stop by, if by r.
+    """Make the watch that ends a run. To stop by r, measure J under ablations that are kept for this.
 
-    ``how`` as for ``held_out``. Raises ValueError for a method that has no place to stop.
+    Args:
+        stop: When to stop. None makes a watch that never ends a run.
+        estimator: The method, one that ``require_stop`` lets pass.
+        denoiser: The module that the estimate is of.
+        targets: What is measured, one per concept.
+        space: The components.
+        rows_per_pass: How many rows go through the denoiser at once, at most.
+        **measuring: progress, executor and workers, as for ``measure_all``.
     """
-    if stop is None:
-        return Watch()
-    if estimator.name not in ("ablated_gradient", "regression"):
-        raise ValueError(f"stop_when: method {estimator.name!r} cannot stop early; ablated_gradient and regression can")
-    if stop.interval_width is not None and estimator.name == "regression":
-        raise ValueError("stop_when: interval_width goes with ablated_gradient; a regression may stop by r")
-    if stop.r is None:
+    if stop is None or stop.r is None:
         return Watch(stop)
     fraction = estimator.config()["fraction"]
     drawn = [Ablation.random(space.n, fraction, STOPPING_SEED + number) for number in range(stop.ablations)]
-    measured = measure_all(Measurer(denoiser, targets, space, ROWS_PER_PASS), drawn, **how)
+    measured = measure_all(Measurer(denoiser, targets, space, rows_per_pass), drawn, **measuring)
 
     def r_of(values: Tensor) -> list[float]:
         predicted = torch.stack([predicted_change(one, drawn) for one in values])

@@ -1,8 +1,8 @@
-"""Scores: one attribution per component, with what is needed to trust and reuse them."""
+"""Scores: one number per component, with what is needed to trust and reuse them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,32 @@ from torch import Tensor
 
 from ..components.space import ComponentSpace
 from ..diffusion.layers import match_names
-from ..files import read_json, read_tensors, write_tensors
+from ..files import read_json, read_tensors, write_json, write_tensors
 from .curvature import Curvature
+from .score_files import largest, packed, unpacked
 
 FORMAT_VERSION = 1
+SCORES_NAME = "scores.safetensors"
 # Says which file of a folder holds the scores of which concept: {"cat": "00000.safetensors", ...}.
 CONCEPTS_NAME = "concepts.json"
 
 
 @dataclass
 class Scores:
-    """``values`` float32 [n]: the predicted change of J when a component is kept rather than removed.
+    """Scores of the components for a concept.
 
-    Positive components express the concept, negative ones suppress it (arXiv 2412.02542). ``provenance`` is JSON-able:
-    concept, method, objective, prompts, seeds, cost, versions. ``standard_error`` float32 [n], where the method knows.
-    ``curvature``: how J bends beside what the values add up to, where the method knows; predictions of J count it in,
-    edits are chosen by the values alone.
+    A positive component expresses the concept, a negative one suppresses it (arXiv 2412.02542).
+
+    Args:
+        values: float32 [n], the predicted change of J when a component is kept rather than removed.
+        space: The components.
+        provenance: Where they come from, as JSON: concept, method, objective, prompts, seeds, cost, versions.
+        standard_error: float32 [n], where the method knows.
+        curvature: How J bends beside what the values add up to, where the method knows. Predictions of J count it in;
+            edits are chosen by the values alone.
+
+    Raises:
+        ValueError: A shape does not fit the space, or a score is not finite. The message names its component.
     """
 
     values: Tensor
@@ -50,7 +60,8 @@ class Scores:
             self.standard_error = self.standard_error.detach().to("cpu", torch.float32)
         if self.curvature is not None and self.curvature.n != self.space.n:
             raise ValueError(f"curvature is over {self.curvature.n} components, expected {self.space.n}")
-        if not torch.isfinite(self.values).all():
+        low, high = torch.aminmax(self.values)  # of which NaN makes NaN, without a copy
+        if not bool(torch.isfinite(low) and torch.isfinite(high)):
             bad = int((~torch.isfinite(self.values)).nonzero()[0])
             raise ValueError(f"the score of {self.space.label(bad)} is {self.values[bad].item()}")
 
@@ -60,7 +71,7 @@ class Scores:
 
     @property
     def trust(self) -> list[dict[str, Any]]:
-        """How well the scores predict held-out ablations (see ``Trust``), per fraction; empty if there were none."""
+        """How well the scores predict held-out ablations (see ``Trust``), per fraction. Empty if there were none."""
         return list(self.provenance.get("trust", ()))
 
     def __len__(self) -> int:
@@ -71,13 +82,17 @@ class Scores:
         return f"Scores({self.concept!r}, {method}, {self.space.n} of kind {self.space.kind})"
 
     def by_module(self) -> dict[str, Tensor]:
-        """Views of ``values`` per module, {module: float32 [count]}."""
+        """Return views of ``values`` per module, {module: float32 [count]}."""
         return self.space.split(self.values)
 
     def of_modules(self, target_modules: str | Sequence[str]) -> Scores:
-        """The scores of the components in some of the modules (preset, pattern or list), renumbered.
+        """Return the scores of the components in some of the modules, renumbered.
 
-        Raises ValueError when no module matches.
+        Args:
+            target_modules: A preset, a pattern or a list.
+
+        Raises:
+            ValueError: No module matches.
         """
         names = match_names([entry.module for entry in self.space], target_modules)
 
@@ -86,73 +101,108 @@ class Scores:
             return torch.cat([parts[name] for name in names])
 
         error = None if self.standard_error is None else of_names(self.standard_error)
-        # What was held out were ablations of all components: it says nothing about some of them alone.
-        whole = ("trust", "estimate", "stop_when", "halves")
-        provenance = {key: value for key, value in self.provenance.items() if key not in whole}
         curvature = self.curvature
         if curvature is not None:
             curvature = curvature.of_components(of_names(torch.arange(self.space.n)))
-        return Scores(of_names(self.values), self.space.restrict(names), provenance, error, curvature)
+        return Scores(of_names(self.values), self.space.restrict(names), self._of_some(), error, curvature)
+
+    def _of_some(self) -> dict[str, Any]:
+        """The provenance of the scores of some modules."""
+        # What was held out were ablations of all components: it says nothing about some of them alone.
+        whole = ("trust", "estimate", "stop_when", "halves")
+        return {key: value for key, value in self.provenance.items() if key not in whole}
 
     def top(self, k: int = 10, *, negative: bool = False) -> list[tuple[str, float]]:
         """The ``k`` highest (or, with ``negative``, lowest) scores as (component name, score)."""
-        found = self.values.topk(min(k, len(self)), largest=not negative)
-        pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        chosen = largest(-self.values if negative else self.values, min(k, len(self)))
+        order = torch.sort(self.values[chosen], descending=not negative, stable=True)
+        pairs = zip(chosen[order.indices].tolist(), order.values.tolist(), strict=True)
         return [(self.space.label(index), value) for index, value in pairs]
 
     def require_same_space(self, others: Sequence[Scores]) -> None:
-        """Raises ValueError naming the concept whose scores are over other components."""
+        """Raise ValueError, naming the concept, for scores over other components."""
         for other in others:
             if other.space != self.space:
                 mine, theirs = f"{self.concept!r} are over {self.space}", f"{other.concept!r} over {other.space}"
                 raise ValueError(f"the scores of {mine}, those of {theirs}")
 
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file (a folder gets ``scores.safetensors``); returns its path."""
+    def save(self, path: str | Path, *, dtype: str = "float32", top: int | None = None) -> Path:
+        """Write one safetensors file (a folder gets ``scores.safetensors``).
+
+        Args:
+            path: a folder, or a file that ends in .safetensors.
+            dtype: "float32", or "float16", which halves the file: scaled per module by a power of two, so that nothing
+                over- or underflows, and rounded by at most 2^-11 of all but scores 2^-28 of their module's largest.
+            top: keep the scores of so many components only, those of largest absolute value, without standard errors
+                and curvature. ``load`` then returns ``TopScores``, which refuse what needs the others.
+
+        Returns:
+            The file's path.
+        """
         path = Path(path)
         if path.suffix != ".safetensors":
-            path = path / "scores.safetensors"
+            path = path / SCORES_NAME
         metadata = {
             "format": "scores",
             "version": FORMAT_VERSION,
             "space": self.space.to_dict(),
             "provenance": self.provenance,
         }
-        tensors = {"values": self.values}
-        if self.standard_error is not None:
-            tensors["standard_error"] = self.standard_error
-        if self.curvature is not None:
-            tensors |= {f"curvature.{name}": tensor for name, tensor in self.curvature.tensors().items()}
+        tensors, stored = packed(self, dtype, top)
+        if stored != {"dtype": "float32", "top": None, "dropped": []}:
+            metadata["provenance"] = {**self.provenance, "stored": stored}
         return write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Read what ``save`` wrote; FOLDER/cat is also that of concept cat in a folder of many (``save_many``).
+        """Read what ``save`` wrote. FOLDER/cat also names concept cat in a folder of many (``save_many``).
 
-        Raises FileNotFoundError, or ValueError naming the damaged file.
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is damaged. The message names it.
         """
         path = Path(path)
         if not path.exists() and (path.parent / CONCEPTS_NAME).is_file():
             path = path.parent / numbered_files(path.parent).get(path.name, path.name)
         if path.is_dir():
-            path = path / "scores.safetensors"
+            path = path / SCORES_NAME
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != "scores" or metadata.get("version") != FORMAT_VERSION or "values" not in tensors:
             raise ValueError(f"{path} does not hold scores of format version {FORMAT_VERSION}")
         try:
             space = ComponentSpace.from_dict(metadata["space"])
-            parts = {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("curvature.")}
-            curvature = Curvature(**parts) if parts else None
-            error = tensors.get("standard_error")
-            return cls(tensors["values"], space, dict(metadata["provenance"]), error, curvature)
+            return unpacked(tensors, space, dict(metadata["provenance"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def numbered_files(folder: Path) -> dict[str, str]:
-    """{concept: name of its file} of a folder of many. Raises FileNotFoundError, or ValueError when it is damaged."""
+    """Return {concept: name of its file} of a folder of many. Raises as ``load_many``."""
     path = folder / CONCEPTS_NAME
     names = read_json(path)
     if list(names.values()) != [f"{number:05d}.safetensors" for number in range(len(names))]:
         raise ValueError(f"{path} is damaged: its files are not numbered from 00000.safetensors on")
     return names
+
+
+def save_many(
+    scores: Mapping[str, Scores], folder: str | Path, *, dtype: str = "float32", top: int | None = None
+) -> Path:
+    """Write ``00000.safetensors`` and on, then ``concepts.json``, which names them. Returns the folder."""
+    folder = Path(folder)
+    names = {concept: f"{number:05d}.safetensors" for number, concept in enumerate(scores)}
+    for concept, name in names.items():
+        scores[concept].save(folder / name, dtype=dtype, top=top)
+    write_json(folder / CONCEPTS_NAME, names)
+    return folder
+
+
+def load_many(folder: str | Path) -> dict[str, Scores]:
+    """Read what ``save_many`` wrote.
+
+    Raises:
+        FileNotFoundError: The folder or one of its files is not there.
+        ValueError: A file is damaged. The message names it.
+    """
+    folder = Path(folder)
+    return {concept: Scores.load(folder / name) for concept, name in numbered_files(folder).items()}

@@ -1,4 +1,4 @@
-"""When an attribution has done enough: what it has reached, or what it has cost."""
+"""When an attribution has done enough: by what it has reached, or by what it has cost."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ _HALF = 1.96
 
 @dataclass(frozen=True)
 class StopWhen:
-    """Stop an estimate at the first of these that is reached; None does not count.
+    """Stop an estimate at the first of these that is reached. None does not count.
 
-    ``r``: the correlation with J measured under ``ablations`` random ablations, which are drawn for this alone, so that
-    a holdout's r is not the one that was waited for. ``interval_width``: the mean width of a score's 95% interval, in
-    standard deviations of the scores. ``seconds`` of estimating, counted anew when a run is resumed.
-    ``row_evaluations``: rows through the denoiser, forward, and again backward where there is a gradient.
-
-    Looked at after every whole partition (ablated gradient) or every batch of ablations (regression), never in between:
-    what was stopped after so many is what would have been asked for with so many. Concepts that share the passes of a
+    A run looks after every whole partition (ablated gradient) or every batch of ablations (regression), never in
+    between. So a run that stopped after k gives the scores of a run of k. Concepts that share the passes of a
     regression stop together, when the last of them has reached r.
-    Raises ValueError for a value out of range, or when nothing is given.
+
+    Args:
+        r: The correlation with J measured under ``ablations`` random ablations. They are drawn for this alone, so that
+            a holdout's r is another.
+        interval_width: The mean width of a score's 95% interval, in standard deviations of the scores.
+        seconds: The time of estimating, counted anew when a run is resumed.
+        row_evaluations: Rows through the denoiser, forward, and again backward where there is a gradient.
+        ablations: How many ablations r is measured under, at least 8.
+
+    Raises:
+        ValueError: A value is out of range, or nothing is given.
     """
 
     r: float | None = None
@@ -51,10 +56,13 @@ class StopWhen:
 
 
 class Watch:
-    """Looks at running estimates; ``reason`` says in words why they stopped, None if they did not.
+    """Looks at running estimates. ``reason`` says in words why they stopped; None if they did not.
 
-    ``r_of`` gives r of scores [t, n], one row per target, on the ablations that are kept for stopping; ``r`` are those
-    of the last look, empty if there was none.
+    ``r`` is that of every target at the last look, empty if there was none.
+
+    Args:
+        stop: When to stop. None for never.
+        r_of: Returns r of scores [t, n], one row per target, on the ablations that are kept for stopping.
     """
 
     def __init__(self, stop: StopWhen | None = None, r_of: Callable[[Tensor], list[float]] | None = None) -> None:
@@ -64,7 +72,7 @@ class Watch:
         self.reason: str | None = None
 
     def enough(self, values: Tensor, standard_error: Tensor | None, row_evaluations: int) -> bool:
-        """Whether scores [t, n], one row per target, that have cost so much will do."""
+        """Return whether scores [t, n], one row per target, that have cost so much will do."""
         stop = self.stop
         if stop is None:
             return False
@@ -86,11 +94,11 @@ class Watch:
         return self.reason is not None
 
     def shown(self) -> dict[str, str]:
-        """For a progress bar: the lowest r."""
+        """Return the lowest r, for a progress bar."""
         return {"r": f"{min(self.r):.3f}"} if self.r else {}
 
     def to_dict(self, target: int = 0) -> dict[str, Any] | None:
-        """What was waited for, and how it ended for one of the targets; None where nothing was."""
+        """Return what was waited for and how it ended for one of the targets, as JSON. None where nothing was."""
         if self.stop is None:
             return None
         r = self.r[target] if self.r else None

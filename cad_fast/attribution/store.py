@@ -1,8 +1,8 @@
-"""The state of unfinished attribution runs in one SQLite file, so that a run stopped anywhere goes on where it was.
+"""The state of an unfinished attribution run in one SQLite file, so that a run that was stopped can go on.
 
-Methods of ablations write a row per ablation and concept as soon as it is measured; gradient methods write their sums,
-in pieces, every so often. Each write is one transaction of a write-ahead log: whatever ends the process, the file holds
-the state before or after it, never between. SQLite's REAL is the double that was put in, bit for bit.
+Methods of ablations write a row per ablation and concept as soon as it is measured. Methods of gradients write their
+sums, in pieces, every so often. Each write is one transaction of a write-ahead log: whatever ends the process, the file
+holds the state before or after it, never between. SQLite's REAL is the double that was put in, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..files import require_writable_folder
 from ..recording.data import Recording
 
 STATE_NAME = "attribution_state.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE ablations (
@@ -33,18 +33,25 @@ CREATE TABLE sums (
 );
 """
 # SQLite takes blobs of up to a gigabyte.
-_PIECE_BYTES = 2**26
+PIECE_BYTES = 2**26
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.int64)}
 
 
 class RunState:
-    """The state of a run in ``folder`` (None: in memory, gone with the process); thrown away at the end by ``finish``.
+    """The state of a run. ``finish`` throws it away at the end.
 
-    ``done`` passes are in ``sums``; ``measured`` has J per ablation. Sums are written at most every ``interval``
-    seconds, ablations at once.
-    Raises FileExistsError when an unfinished run lies there and ``resume`` is False, ValueError naming the settings
-    that differ when it was made with others or saying that the file is damaged, RuntimeError when another process is
-    running it.
+    ``done`` passes are in ``sums``; ``measured`` has J per ablation.
+
+    Args:
+        folder: Where the file is. None keeps the state in memory.
+        settings: What the result depends on, as JSON.
+        resume: Whether to go on with what lies in the folder.
+        interval: Sums are written at most every so many seconds. Ablations are written at once.
+
+    Raises:
+        FileExistsError: An unfinished run lies in the folder and ``resume`` is False.
+        RuntimeError: Another process is running it.
+        ValueError: It was started with other settings, which the message names, or the file is damaged.
     """
 
     def __init__(
@@ -74,7 +81,7 @@ class RunState:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """SQLite's errors as what they mean here."""
+        """Turn SQLite's errors into what they mean here."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -150,7 +157,7 @@ class RunState:
         self._database.execute("COMMIT")
 
     def add(self, first: int, values: Tensor) -> None:
-        """Remember J, float64 [concepts, k], of the ablations from number ``first`` on; written at once."""
+        """Write J, float64 [concepts, k], of the ablations from number ``first`` on."""
         rows = [
             (first + place, concept, j)
             for place, of_all in enumerate(values.T.tolist())
@@ -163,14 +170,14 @@ class RunState:
             self.measured.setdefault(number, []).append(j)
 
     def update(self, done: int, sums: Mapping[str, Tensor]) -> None:
-        """Remember that ``done`` passes are in ``sums``; written when the last save is long enough ago."""
+        """Note that ``done`` passes are in ``sums``. They are written when the last save is long enough ago."""
         self.done, self.sums = done, dict(sums)
         self._versions = {name: tensor._version for name, tensor in sums.items()}
         if self.path is not None and time.monotonic() - self._saved_at >= self.interval:
             self.save()
 
     def save(self) -> None:
-        """Write the sums now; what was written last stays where a pass was being added to them in place just then."""
+        """Write the sums now. Where a pass is being added to them in place just then, what was written last stays."""
         if self._database is None or self._versions != {name: tensor._version for name, tensor in self.sums.items()}:
             return
         with self._errors(), self._transaction():
@@ -179,25 +186,29 @@ class RunState:
             for name, tensor in self.sums.items():
                 flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
                 about = (str(tensor.dtype), json.dumps(list(tensor.shape)))
-                for piece, start in enumerate(range(0, max(1, len(flat)), _PIECE_BYTES)):
-                    data = flat[start : start + _PIECE_BYTES].data
+                for piece, start in enumerate(range(0, max(1, len(flat)), PIECE_BYTES)):
+                    data = flat[start : start + PIECE_BYTES].data
                     self._database.execute("INSERT INTO sums VALUES (?, ?, ?, ?, ?)", (name, piece, *about, data))
         self._saved_at = time.monotonic()
 
+    def release(self) -> None:
+        """Let go of the sums in memory, once all passes are in them; what was written of them stays until the end."""
+        self.sums = {}
+
     def how_to_resume(self) -> str:
-        """What to tell who stopped the run."""
+        """Return what to tell the person who stopped the run."""
         if self.path is None:
             return "stopped; without output_dir nothing was kept"
         return f"stopped; {self.path} keeps what was done: run the same again with resume=True (--resume) to go on"
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._database is not None:
             self._database.close()
             self._database = None
 
     def finish(self) -> None:
-        """Remove the state: the run's result has been saved."""
+        """Remove the state, when the run's result has been saved."""
         self.close()
         if self.path is not None:
             for ending in ("", "-wal", "-shm"):
@@ -206,7 +217,7 @@ class RunState:
 
 @contextmanager
 def resumable(folder: str | Path | None, settings: Mapping[str, Any], *, resume: bool) -> Iterator[RunState]:
-    """A run's state, saved when Ctrl-C ends the run inside, which then says how to go on; let go of on any error."""
+    """Hold a run's state. Ctrl-C inside saves it and says how to go on; any other error closes it."""
     state = RunState(folder, settings, resume=resume)
     try:
         yield state
@@ -220,22 +231,22 @@ def resumable(folder: str | Path | None, settings: Mapping[str, Any], *, resume:
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
-    """What differs, key by key, and within a mapping by its own keys."""
-    found = []
+    """Return in words what differs, key by key, and within a mapping by its keys."""
+    changes = []
     for key in sorted(then.keys() | now.keys()):
         before, after, name = then.get(key), now.get(key), f"{above}{key}"
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += _changes(before, after, f"{name}.")
+            changes += _changes(before, after, f"{name}.")
         elif before != after:
-            found.append(f"{name}: {before!r} then, {after!r} now")
-    return found
+            changes.append(f"{name}: {before!r} then, {after!r} now")
+    return changes
 
 
 def recording_settings(recording: Recording) -> dict[str, Any]:
-    """What a recording was made with beside what the scores say of it, as JSON: a run goes on with the same alone."""
+    """Return, as JSON, what a recording was made with beside what the scores say of it. A run goes on with no other."""
     return {
         "scheduler": recording.scheduler_config,
         "sample_shape": list(recording.calls[0].sample.shape[1:]),
-        "pipeline_kwargs": recording.pipeline_kwargs,
+        "dtype": str(recording.calls[0].sample.dtype),
         "row_kwargs": recording.row_kwargs,
     }

@@ -21,12 +21,20 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class Trust:
-    """Correlation of predicted with measured J over ``n`` random ablations of a ``fraction`` of the components.
+    """How well scores predict J under random ablations that no estimate has seen (COAR, arXiv 2404.11534, section 3).
 
-    ``slope``: by how much J changes for each unit that the prediction changes (least squares); 1 is calibrated, less
-    means that predictions are too large. Intervals are bootstrap percentiles over the ablations. As in COAR
-    (arXiv 2404.11534, section 3), a component counts as predicted well where ablations that no estimate has seen come
-    in the right order.
+    Intervals are 95% bootstrap percentiles over the ablations.
+
+    Args:
+        fraction: The share of the components that each ablation removes.
+        n: How many ablations there were.
+        pearson: The correlation of predicted with measured J.
+        pearson_interval: Its interval.
+        spearman: The correlation of their ranks.
+        spearman_interval: Its interval.
+        slope: By how much J changes for each unit that the prediction changes (least squares). 1 is calibrated, less
+            means that predictions are too large.
+        slope_interval: Its interval.
     """
 
     fraction: float
@@ -40,7 +48,11 @@ class Trust:
 
     @classmethod
     def of(cls, predicted: Tensor, measured: Tensor, fraction: float, seed: int = 0) -> Trust:
-        """From predicted and measured J, float [n]. Raises ValueError for fewer than 8 or values that are all equal."""
+        """Compare predicted with measured J, float [n].
+
+        Raises:
+            ValueError: There are fewer than 8, or all of one side are equal.
+        """
         if predicted.shape != measured.shape or predicted.dim() != 1:
             raise ValueError(f"predicted has shape {list(predicted.shape)}, measured {list(measured.shape)}")
         if len(measured) < FEWEST:
@@ -73,7 +85,7 @@ class Trust:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Trust:
-        """What ``to_dict`` gave. Raises TypeError when entries are missing or unknown."""
+        """Read what ``to_dict`` gave. Raises TypeError when entries are missing or unknown."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,9 +93,15 @@ class Trust:
 
 
 def predicted_change(values: Tensor, ablations: Sequence[Ablation], curvature: Curvature | None = None) -> Tensor:
-    """J under each ablation less J of the intact network, as scores [n] predict it; float64 [len(ablations)].
+    """Predict J under each ablation less J of the intact network.
 
-    ``curvature``: that of the scores, where they have one.
+    Args:
+        values: Scores, float [n].
+        ablations: Ablations of n components.
+        curvature: That of the scores, where they have one.
+
+    Returns:
+        float64 [len(ablations)].
     """
     values = values.double()
     changes = []
@@ -95,7 +113,7 @@ def predicted_change(values: Tensor, ablations: Sequence[Ablation], curvature: C
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's r along the last dimension; NaN where one side does not vary."""
+    """Return Pearson's r along the last dimension; NaN where one side does not vary."""
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
 
@@ -120,7 +138,7 @@ def _interval(resampled: Tensor) -> tuple[float, float]:
 
 
 def trust_lines(scores: Scores) -> list[str]:
-    """What the scores say about how far to trust them, in words."""
+    """Return in words how far the scores say to trust them."""
     lines = [str(Trust.from_dict(check)) for check in scores.trust]
     facts = scores.provenance.get("estimate", {})
     if (reliability := facts.get("reliability")) is not None:

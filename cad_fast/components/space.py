@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..choices import KINDS, Kind
 from ..diffusion.denoisers import denoiser_of
 from ..diffusion.layers import base_modules, match_modules
 from .fingerprint import Fingerprint
 
-Kind = Literal["weight", "neuron", "filter", "head"]
-KINDS: tuple[Kind, ...] = ("weight", "neuron", "filter", "head")
 DEFAULT_TARGETS: dict[Kind, str] = {
     "weight": "feed-forward",
     "neuron": "feed-forward",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..edits.edit import Edit
 from ..evaluation.comparison import Comparison
 from ..evaluation.outcomes import Evaluation
 from ..extras import require
-from ..files import require_writable_folder, write_bytes, write_json
+from ..files import require_writable_folder, write_bytes, write_json, write_png
 from ..report.html import Figure, Figures, Heading, Paragraph, Picture, Section, Table, write_report
 from ..report.plots import bars_before_after, module_share_plot, tradeoff_plot
 from ..report.sheets import before_after_sheet, contact_sheet
@@ -48,9 +47,10 @@ class Results:
 
 
 def run_demo(
-    output: str | Path, *, per_concept: int | None = None, progress: bool = True, quiet: bool = False
-) -> dict[str, Any]:
-    """Write report.html, contact sheets, plots, edits and results.json into ``output``; returns the results.
+    output: str | Path, *, per_concept: int | None = None, progress: bool = True
+) -> tuple[Results, dict[str, Any]]:
+    """Write report.html, contact sheets, plots, edits and results.json into ``output``; returns the results and
+    results.json with the report's path.
 
     Raises PermissionError or NotADirectoryError naming the folder, ImportError naming the extra for the plots.
     """
@@ -94,7 +94,10 @@ def run_demo(
         seconds=time.perf_counter() - started,
     )
     for name, picture in pictures.items():
-        write_bytes(folder / f"{name}.png", picture if isinstance(picture, bytes) else _png(picture))
+        if isinstance(picture, bytes):
+            write_bytes(folder / f"{name}.png", picture)
+        else:
+            write_png(folder / f"{name}.png", picture)
     edit.save_pretrained(folder / "edits" / edit.name)
     stronger.save_pretrained(folder / "edits" / stronger.name)
     summary = to_dict(results, before)
@@ -102,10 +105,7 @@ def run_demo(
     report = write_report(
         folder / "report.html", f"Erasing {ERASED!r}, amplifying {RARE_OBJECT!r}", sections(results, pictures)
     )
-    if not quiet:
-        print(table(results))
-        print(f"report: {report}")
-    return {**summary, "report": str(report)}
+    return results, {**summary, "report": str(report)}
 
 
 def trade_off(
@@ -141,12 +141,6 @@ def dial(study: Study, edit: Edit, obj: str) -> Image.Image:
             )
     rows = [list(row) for row in zip(*columns, strict=True)]
     return contact_sheet(rows, texts, [f"strength {strength:g}" for strength in STRENGTHS])
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def table(results: Results) -> str:

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from ..attribution.attributor import Attributor
 from ..attribution.scores import Scores
-from ..edits import refine
-from ..edits.edit import Edit, amplify, erase
+from ..diffusion.timesteps import TimestepWindow
+from ..edits import Edit, Selection, refine
 from ..evaluation import evaluate
 from ..evaluation.comparison import Comparison, compare
 from ..evaluation.outcomes import Evaluation
@@ -19,16 +17,16 @@ from ..objectives import ConceptErasure, DenoisingLoss
 from ..recording.data import Recording
 from ..recording.record import record, with_base
 from ..recording.renoise import record_images
-from ..zoo import load, pictures, prompts, scorer
-from ..zoo.concepts import OBJECTS, STYLES, caption
+from ..zoo import load, opened, pictures, prompts, scorer
+from ..zoo.concepts import OBJECTS, SAMPLING, STYLES, caption
 from ..zoo.prompt_set import emoji_prompts
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-STEPS = 20
-GUIDANCE = 3.0
+STEPS = int(SAMPLING["num_inference_steps"])
+GUIDANCE = SAMPLING["guidance_scale"]
 # Attribution draws from seeds 0, 1, ...; evaluation from another stream altogether (see evaluation.image_seed).
 ATTRIBUTION_SEED = 0
 EVALUATION_SEED = 1000
@@ -48,11 +46,11 @@ NEGATIVE_GUIDANCE = 1.0
 KEEP_WEIGHT = 0.5
 # What is drawn is settled in the first steps; over all timesteps the last ones, with the largest distances, would
 # outweigh them, and edits chosen so leave the objects as they were.
-OBJECT_TIMESTEPS = (850.0, 1000.0)
+OBJECT_TIMESTEPS = TimestepWindow(1000, 850)
 # How much what the others' outputs would lose counts in the ranking (see ``against_damage``).
 EXPONENT = 0.5
 # A style is what its prompts add to the object's, in the steps after those that settle the object.
-STYLE_TIMESTEPS = (400.0, 849.0)
+STYLE_TIMESTEPS = TimestepWindow(849, 400)
 STYLE_MODULES = "cross-attention"
 STYLE_ROUNDS = 8
 
@@ -124,7 +122,7 @@ class Study:
     def attribute_drawing(self, obj: str, timesteps: int = STEPS) -> Scores:
         """Scores for drawing ``obj`` like its real pictures: J is minus the denoising loss on them."""
         files, captions = zip(*pictures(obj), strict=True)
-        images = [Image.open(file).convert("RGB") for file in files]
+        images = opened(files)
         recording = record_images(self.pipeline, images, list(captions), timesteps=timesteps, seed=ATTRIBUTION_SEED)
         attributor = Attributor(self.pipeline, DenoisingLoss(), target_modules=BOTH)
         return attributor.run(recording, concept=obj, rows_per_pass=ROWS_PER_PASS, progress=self.progress)
@@ -140,22 +138,22 @@ class Study:
         """An edit that erases ``obj``, sparing what the other objects' scores and outputs say they need."""
         others = [name for name in scores if name != obj]
         sensitivities = self.sensitivities(tuple(scores))
-        settings: dict[str, Any] = {
-            "ratio": ratio,
-            "keep": [scores[name].of_modules(modules) for name in others] if keep_weight else [],
-            "keep_weight": keep_weight,
-            "sensitivity": [sensitivities[name].of_modules(modules) for name in others],
-            "exponent": EXPONENT,
-        }
+        selection = Selection(
+            ratio,
+            keep=[scores[name].of_modules(modules) for name in others] if keep_weight else [],
+            keep_weight=keep_weight,
+            sensitivity=[sensitivities[name].of_modules(modules) for name in others],
+            exponent=EXPONENT,
+        )
         refined = refine(
             self.pipeline,
             self.recordings(obj),
             scores[obj].of_modules(modules),
+            selection,
             objective=ConceptErasure(timesteps=OBJECT_TIMESTEPS, negative_guidance=NEGATIVE_GUIDANCE),
             progress=self.progress,
-            **settings,
         )
-        return erase(refined, name=f"{obj}-erase", **settings)
+        return Edit.from_scores(refined, selection, name=f"{obj}-erase")
 
     def erased_style(self, style: str, ratio: float, rounds: int = STYLE_ROUNDS) -> Edit:
         """An edit that erases ``style``, what its prompts add to the objects alone, and spares the other styles."""
@@ -171,23 +169,23 @@ class Study:
                 for name, recording in recordings.items()
             }
         others = [name for name in STYLES if name != style]
-        settings: dict[str, Any] = {
-            "ratio": ratio,
-            "keep": [made["gradient"][name] for name in others],
-            "keep_weight": KEEP_WEIGHT,
-            "sensitivity": [made["sensitivity"][name] for name in others],
-            "exponent": EXPONENT,
-        }
+        selection = Selection(
+            ratio,
+            keep=[made["gradient"][name] for name in others],
+            keep_weight=KEEP_WEIGHT,
+            sensitivity=[made["sensitivity"][name] for name in others],
+            exponent=EXPONENT,
+        )
         refined = refine(
             self.pipeline,
             recordings[style],
             made["gradient"][style],
+            selection,
             objective=ConceptErasure(**window, negative_guidance=NEGATIVE_GUIDANCE),
             rounds=rounds,
             progress=self.progress,
-            **settings,
         )
-        return erase(refined, name=f"{style}-erase", **settings)
+        return Edit.from_scores(refined, selection, name=f"{style}-erase")
 
     def _record_style(self, style: str) -> Recording:
         """One trajectory per object in ``style``, with the outputs for the object alone as the base."""
@@ -211,7 +209,9 @@ class Study:
 
     def amplified(self, scores: Scores, ratio: float, modules: str = CROSS_ATTENTION) -> Edit:
         """An edit that removes what stands in the way of the scores' concept."""
-        return amplify(scores.of_modules(modules), ratio, name=f"{scores.concept}-amplify")
+        return Edit.from_scores(
+            scores.of_modules(modules), Selection(ratio), sign="negative", name=f"{scores.concept}-amplify"
+        )
 
     def compare(self, before: Evaluation, edit: Edit, target: str, **settings: Any) -> tuple[Comparison, Evaluation]:
         """Evaluate ``edit`` on the seeds of ``before``; ``settings`` as for ``evaluate``."""

@@ -14,11 +14,12 @@ from ..attribution.measuring.plans import Target
 from ..attribution.scores import Scores
 from ..components.ablation import Ablation
 from ..diffusion.denoisers import denoiser_of
+from ..diffusion.timesteps import Window
 from ..objectives import Objective, squared_distance
 from ..recording.call import DenoiserCall
 from ..recording.data import Recording
-from .edit import Edit
-from .selection import Sign, select
+from .data import EditData
+from .selection import Selection, Sign, select
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Damage:
 
 
 def predicted_damage(
-    edit: Edit | Tensor, scores: Mapping[str, Scores], *, strength: float = 1.0, factor: float | None = None
+    edit: EditData | Tensor, scores: Mapping[str, Scores], *, strength: float = 1.0, factor: float | None = None
 ) -> dict[str, Damage]:
     """Per concept, the change of J that its scores predict for an edit, most damaged first.
 
@@ -55,7 +56,7 @@ def predicted_damage(
         outside = indices[(indices < 0) | (indices >= len(own))]
         if len(outside):
             raise ValueError(f"component {int(outside[0])} is outside 0..{len(own) - 1}, the scores of {concept!r}")
-        kept = (edit.factor if isinstance(edit, Edit) else 0.0) if factor is None else factor
+        kept = (edit.factor if isinstance(edit, EditData) else 0.0) if factor is None else factor
         lost = strength * (1 - kept)
         change = -lost * float(own.values[indices].double().sum())
         intact = own.provenance.get("intact_j")
@@ -66,7 +67,7 @@ def predicted_damage(
     )
 
 
-def _components(edit: Edit, concept: str, scores: Scores) -> Tensor:
+def _components(edit: EditData, concept: str, scores: Scores) -> Tensor:
     """The edit's components as the scores number them."""
     scores.space.fingerprint.require_same(edit.space.fingerprint, f"the edit, for the scores of {concept!r}")
     if edit.space.kind != scores.space.kind:
@@ -85,10 +86,10 @@ def _components(edit: Edit, concept: str, scores: Scores) -> Tensor:
 
 def replayed_damage(
     pipeline: Any,
-    edit: Edit,
+    edit: EditData,
     recordings: Mapping[str, Recording],
     *,
-    timesteps: tuple[float, float] | None = None,
+    timesteps: Window | None = None,
     strength: float = 1.0,
     rows_per_pass: int = 64,
 ) -> dict[str, float]:
@@ -104,7 +105,7 @@ def replayed_damage(
 
 
 def objectives_under(
-    pipeline: Any, edit: Edit, targets: Mapping[str, Target], *, strength: float = 1.0, rows_per_pass: int = 64
+    pipeline: Any, edit: EditData, targets: Mapping[str, Target], *, strength: float = 1.0, rows_per_pass: int = 64
 ) -> dict[str, float]:
     """Each target's objective under the edit, the mean over its recording's rows; the pipeline is left as it is.
 
@@ -121,15 +122,24 @@ def objectives_under(
 
 
 class Moved(Objective):
-    """|output - recorded output|^2 over |recorded output - unconditional output|^2."""
+    """|output - recorded output|^2 over |recorded output - base output|^2.
+
+    Args:
+        timesteps: the window to look at.
+        base: "unconditional", or "base" for recordings of ``with_base``.
+    """
 
     name = "moved"
-    needs = "unconditional_output"
+
+    def __init__(self, timesteps: Window | None = None, base: str = "unconditional") -> None:
+        super().__init__(timesteps)
+        self.needs = f"{base}_output"
 
     def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
-        assert call.output is not None and call.unconditional_output is not None
+        base = getattr(call, str(self.needs))
+        assert call.output is not None and base is not None
         moved = squared_distance(output, call.output, call).sum(1)
-        return moved / squared_distance(call.output, call.unconditional_output, call).sum(1).clamp(min=1e-20)
+        return moved / squared_distance(call.output, base, call).sum(1).clamp(min=1e-20)
 
 
 def damage_table(damages: Mapping[str, Damage]) -> str:
@@ -149,7 +159,7 @@ def overlap(scores: Sequence[Scores], ratio: float, sign: Sign = "positive") -> 
     """Which share of the top components two concepts have in common, float64 [c, c].
 
     Element [i, j] is |A_i and A_j| over the smaller of the two sets, where A_i are the components that
-    ``select(ratio=...)`` takes for concept i: 1 on the diagonal, ``ratio`` in the mean for unrelated concepts.
+    ``Selection(ratio)`` takes for concept i: 1 on the diagonal, ``ratio`` in the mean for unrelated concepts.
     Raises ValueError when the scores are over other components or a concept has none of this sign.
     """
     if not scores:
@@ -157,7 +167,7 @@ def overlap(scores: Sequence[Scores], ratio: float, sign: Sign = "positive") -> 
     scores[0].require_same_space(scores[1:])
     masks = torch.zeros(len(scores), len(scores[0]), dtype=torch.float32)
     for row, own in zip(masks, scores, strict=True):
-        chosen = select(own, ratio=ratio, sign=sign)
+        chosen = select(own, Selection(ratio), sign=sign)
         if len(chosen) == 0:
             raise ValueError(f"no component has a {sign} score for {own.concept!r}")
         row[chosen] = 1

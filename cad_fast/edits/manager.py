@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .edit import Edit
+from ..diffusion.dtypes import one_dtype
+from .data import EditData
 from .rows.guidance import Guidance
 from .rows.row_edits import CallFacts, RowEdits, RowUses, checked_strength
 from .rows.spread import PromptUses, active_uses, per_prompt_uses
-from .weights import AppliedEdit
+from .weights import AppliedEdit, apply_edit
 
 
 class EditManager:
@@ -34,10 +35,10 @@ class EditManager:
     Only this pipeline's denoiser is touched. Make the manager before enabling sequential offloading, which leaves no
     weights to know the model by. Every method raises before it changes anything.
 
-    Where an argument is said to be per edit it is one value for all, or a list with one per edit: ``edit_weights`` are
-    strengths (0 off, 1 the edit, in between, beyond and below 0); ``windows`` are (low, high) in the timesteps the
-    denoiser is given, both inclusive, None for all; ``branch`` is "both" or "conditional", which leaves the
-    unconditional rows of classifier-free guidance plain.
+    Where an argument is said to be per edit it is one value for all, or a list with one per edit. ``edit_weights`` are
+    strengths (0 off, 1 the edit, in between, beyond and below 0). ``windows`` are TimestepWindows, or two timesteps in
+    either order, in the units that the denoiser is given; None for all. ``branch`` is "both" or "conditional", which
+    leaves the unconditional rows of classifier-free guidance plain.
 
     Args:
         pipeline: a diffusers pipeline with a ``unet`` or a ``transformer``, or such a module.
@@ -57,7 +58,7 @@ class EditManager:
         self._per_prompt: list[list[PromptUses]] = []  # of the contexts that are open
 
     def load_edit(
-        self, source: Edit | str | Path, edit_name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any
+        self, source: EditData | str | Path, edit_name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any
     ) -> str:
         """Load an edit from a folder, a Hub repository or memory as ``edit_name`` (its own name by default).
 
@@ -135,7 +136,7 @@ class EditManager:
         with contextlib.ExitStack() as undo:
             fused = []
             for use, edit in edits.items():
-                fused.append((use.name, edit.fuse(self.row_edits.inner, scale * use.strength)))
+                fused.append((use.name, apply_edit(edit, self.row_edits.inner, scale * use.strength)))
                 undo.callback(fused[-1][1].undo)
             self._fused = fused
             undo.pop_all()
@@ -213,7 +214,7 @@ class EditManager:
         context = self.per_prompt(
             edit_names, edit_weights, windows=windows, branch=branch, num_images_per_prompt=images
         )
-        with context:
+        with context, one_dtype(self.pipeline):
             return self.pipeline(**pipeline_kwargs)
 
     def close(self) -> None:

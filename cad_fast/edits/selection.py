@@ -4,60 +4,122 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..attribution.score_files import largest
 from ..attribution.scores import Scores
+from ..attribution.top_scores import TopScores
+from ..choices import SCOPES, Scope
 from ..components.space import ModuleComponents
 from ..diffusion.layers import PRESETS
 
-Scope = Literal["global", "tensor", "row"]
 Sign = Literal["positive", "negative"]
-SCOPES: tuple[Scope, ...] = ("global", "tensor", "row")
+
+SIGNS: tuple[Sign, ...] = ("positive", "negative")
 
 
-def select(
-    scores: Scores,
-    *,
-    sign: Sign = "positive",
-    ratio: float | None = None,
-    count: int | None = None,
-    scope: Scope = "global",
-    keep: Sequence[Scores] = (),
-    keep_weight: float = 1.0,
-    sensitivity: Sequence[Scores] = (),
-    exponent: float = 0.5,
-    compat: Literal["paper"] | None = None,
-) -> Tensor:
-    """The components with the highest (``sign`` positive) or lowest (negative) scores; sorted int64 [k].
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection:
+    """How many components an edit takes, and what it spares.
 
-    ``ratio`` of all components (scope global), of each module's (tensor) or of each weight row (row, single weights
-    only), or their ``count``. Components of the other sign are never chosen, so that fewer may be. ``keep``: scores of
-    concepts to keep, see ``retention_aware``. ``sensitivity``: how far each component's removal moves the outputs on
-    concepts to keep; the ranking is then by gain against damage, see ``against_damage``.
-    ``compat="paper"`` is the published rule of arXiv 2412.02542: int(ratio * row length) per row of the 2-D
-    feed-forward weights, whatever their sign; rows with less than one are left untouched, with a warning. For the
-    denoising loss the published script picks the other end of the scores than the derivation asks for, and so does
-    this.
-    Raises ValueError for settings that contradict each other or lie out of range.
+    Attributes:
+        ratio: share of all components (scope "global"), of each module's ("tensor") or of each weight row ("row").
+        count: their number, in place of ``ratio``.
+        scope: what ``ratio`` and ``count`` are of. "row" is for single weights only.
+        keep: scores of concepts to keep, which lower the rank of what those need: see ``retention_aware``.
+        keep_weight: how much they count; 0: not at all.
+        sensitivity: how far each component's removal moves the outputs on concepts to keep (method "sensitivity").
+            The ranking is then by gain against damage: see ``against_damage``.
+        exponent: how much the damage counts; 0: not at all.
+        compat: "paper" is the published rule of arXiv 2412.02542: int(ratio * row length) per row of the 2-D
+            feed-forward weights, whatever their sign. Rows with less than one are left untouched, with a warning. For
+            the denoising loss the published script picks the other end of the scores than the derivation asks for,
+            and so does this.
+
+    Raises:
+        ValueError: settings contradict each other or lie out of range.
     """
-    _check_amount(ratio, count)
-    if scope not in SCOPES:
-        raise ValueError(f"unknown scope {scope!r}: expected one of {', '.join(SCOPES)}")
-    if sign not in ("positive", "negative"):
-        raise ValueError(f"unknown sign {sign!r}: expected 'positive' or 'negative'")
-    if compat == "paper":
-        if ratio is None or keep or sensitivity or scope not in ("row", "global"):
+
+    ratio: float | None = None
+    count: int | None = field(default=None, kw_only=True)
+    scope: Scope = field(default="global", kw_only=True)
+    keep: Sequence[Scores] = field(default=(), kw_only=True)
+    keep_weight: float = field(default=0.5, kw_only=True)
+    sensitivity: Sequence[Scores] = field(default=(), kw_only=True)
+    exponent: float = field(default=0.5, kw_only=True)
+    compat: Literal["paper"] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.count is None):
+            raise ValueError("give either ratio or count")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio is {self.ratio}, expected more than 0 and at most 1")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"count is {self.count}, expected at least 1")
+        if self.scope not in SCOPES:
+            raise ValueError(f"unknown scope {self.scope!r}: expected one of {', '.join(SCOPES)}")
+        for name in ("keep_weight", "exponent"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0, finite")
+        if self.compat not in (None, "paper"):
+            raise ValueError(f"unknown compat {self.compat!r}: expected 'paper' or None")
+        if self.compat is not None and (
+            self.ratio is None or self.keep or self.sensitivity or self.scope not in ("row", "global")
+        ):
             raise ValueError("compat='paper' takes a ratio, no keep and no sensitivity; its scope is the row")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The selection as JSON, scores as the names of their concepts."""
+        return {
+            "ratio": self.ratio,
+            "count": self.count,
+            "scope": self.scope,
+            "keep": [scores.concept for scores in self.keep],
+            "keep_weight": self.keep_weight,
+            "sensitivity": [scores.concept for scores in self.sensitivity],
+            "exponent": self.exponent,
+            "compat": self.compat,
+        }
+
+    def __repr__(self) -> str:
+        settings = {key: value for key, value in self.to_dict().items() if value not in (None, [])}
+        return f"Selection({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
+
+
+def select(scores: Scores, selection: Selection, *, sign: Sign = "positive") -> Tensor:
+    """Choose the components with the highest (sign "positive") or the lowest scores ("negative").
+
+    Components of the other sign are never chosen, so that fewer than asked for may be.
+
+    Args:
+        scores: of the concept.
+        selection: how many, and what to spare.
+        sign: which end of the scores.
+
+    Returns:
+        Component numbers, sorted int64 [k].
+
+    Raises:
+        ValueError: the selection does not fit the scores.
+    """
+    if sign not in SIGNS:
+        raise ValueError(f"unknown sign {sign!r}: expected 'positive' or 'negative'")
+    ratio, count, scope = selection.ratio, selection.count, selection.scope
+    if selection.compat == "paper":
+        assert ratio is not None
         return _select_as_published(scores, sign, ratio)
-    if compat is not None:
-        raise ValueError(f"unknown compat {compat!r}: expected 'paper' or None")
-    values = retention_aware(scores, keep, keep_weight, sign) if keep else scores.values
-    if sensitivity:
-        values = values / against_damage(scores, sensitivity, exponent)
+    if isinstance(scores, TopScores) and not selection.keep and not selection.sensitivity and scope != "row":
+        return _of_the_kept(scores, selection, sign)
+    values = scores.values
+    if selection.keep:
+        values = retention_aware(scores, selection.keep, selection.keep_weight, sign)
+    if selection.sensitivity:
+        values = values / against_damage(scores, selection.sensitivity, selection.exponent)
     if sign == "negative":
         values = -values
     if scope == "global":
@@ -74,6 +136,19 @@ def select(
         else:
             local = _top_of_rows(part.view(entry.rows, entry.columns), max(1, _amount(ratio, count, entry.columns)))
         chosen.append(local + entry.offset)
+    return torch.cat(chosen)
+
+
+def _of_the_kept(scores: TopScores, selection: Selection, sign: Sign) -> Tensor:
+    """Choose among the scores that were kept, as among all. Raises ValueError where those do not tell."""
+    negative, ratio, count = sign == "negative", selection.ratio, selection.count
+    if selection.scope == "global":
+        _require_some(ratio, [len(scores)])
+        return scores.choose(_amount(ratio, count, len(scores)), negative=negative)
+    _require_some(ratio, [entry.count for entry in scores.space])
+    chosen = [
+        scores.choose(_amount(ratio, count, entry.count), negative=negative, entry=entry) for entry in scores.space
+    ]
     return torch.cat(chosen)
 
 
@@ -118,21 +193,6 @@ def _normalised(scores: Scores) -> Tensor:
     return scores.values / scores.values.square().mean().sqrt().clamp(min=1e-30)
 
 
-def described(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``select`` as JSON, scores as the names of their concepts."""
-    named = {key: [other.concept for other in settings.get(key, ())] for key in ("keep", "sensitivity")}
-    return {**settings, **named}
-
-
-def _check_amount(ratio: float | None, count: int | None) -> None:
-    if (ratio is None) == (count is None):
-        raise ValueError("give either ratio or count")
-    if ratio is not None and not 0 < ratio <= 1:
-        raise ValueError(f"ratio is {ratio}, expected more than 0 and at most 1")
-    if count is not None and count < 1:
-        raise ValueError(f"count is {count}, expected at least 1")
-
-
 def _require_some(ratio: float | None, totals: Sequence[int]) -> None:
     """Raises ValueError when ``ratio`` rounds to no component of any of so many."""
     if ratio is not None and not any(round(ratio * total) for total in totals):
@@ -147,9 +207,8 @@ def _amount(ratio: float | None, count: int | None, total: int) -> int:
 
 def _top(values: Tensor, k: int) -> Tensor:
     """Sorted indices of the ``k`` highest of ``values`` [n] that are above zero; ties go to the lower index."""
-    order = torch.sort(values, descending=True, stable=True)
-    chosen = order.indices[:k][order.values[:k] > 0]
-    return chosen.sort().values
+    chosen = largest(values, k)
+    return chosen[values[chosen] > 0]
 
 
 def _top_of_rows(matrix: Tensor, k: int) -> Tensor:

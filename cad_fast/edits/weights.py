@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,10 +11,7 @@ from torch import Tensor, nn
 
 from ..components.fingerprint import Fingerprint
 from ..diffusion.denoisers import denoiser_of
-
-if TYPE_CHECKING:
-    from .edit import Edit
-
+from .data import EditData
 
 # Which edits are in which denoiser now, in the order they came.
 _active: WeakKeyDictionary[nn.Module, list[AppliedEdit]] = WeakKeyDictionary()
@@ -40,7 +37,7 @@ def intact_fingerprint(denoiser: nn.Module) -> Fingerprint:
 class AppliedEdit:
     """An edit that is in a denoiser's weights, and the weights that it replaced."""
 
-    def __init__(self, edit: Edit, denoiser: nn.Module, strength: float, fingerprint: Fingerprint) -> None:
+    def __init__(self, edit: EditData, denoiser: nn.Module, strength: float, fingerprint: Fingerprint) -> None:
         self.edit, self.strength, self.fingerprint = edit, strength, fingerprint
         self._denoiser: nn.Module | None = denoiser
         self._modules = edit.space.modules(denoiser)
@@ -98,7 +95,7 @@ def put_weights(weight: Tensor, indices: Tensor, values: Tensor) -> None:
         weight.data[torch.unravel_index(indices, weight.shape)] = values
 
 
-def apply_edit(edit: Edit, pipeline: Any, strength: float) -> AppliedEdit:
+def apply_edit(edit: EditData, pipeline: Any, strength: float) -> AppliedEdit:
     """Multiply the edit's weights in place; returns the handle that undoes it. Errors as for ``Edit.fuse``."""
     if not math.isfinite(strength):
         raise ValueError(f"strength is {strength}, expected a finite number")

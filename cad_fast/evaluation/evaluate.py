@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 from ..diffusion.arguments import scheduler_config_of
 from ..diffusion.context import generators, plain_tensors, silent
 from ..diffusion.denoisers import denoiser_of
+from ..diffusion.dtypes import one_dtype
+from ..diffusion.loaded import model_facts
 from ..edits.weights import intact_fingerprint
 from .outcomes import Evaluation, Outcome, Settings
 from .prompts import LabelledPrompt, PromptSet, unknown
@@ -67,12 +69,13 @@ def _require_known_labels(scorer: Scorer, jobs: Sequence[_Job], axes: Sequence[s
 
 
 def _generate(pipeline: Any, jobs: Sequence[_Job], arguments: dict[str, Any]) -> list[Image.Image]:
-    result = pipeline(
-        prompt=[job.prompt.prompt for job in jobs],
-        generator=generators([job.seed for job in jobs]),
-        output_type="pil",
-        **arguments,
-    )
+    with one_dtype(pipeline):
+        result = pipeline(
+            prompt=[job.prompt.prompt for job in jobs],
+            generator=generators([job.seed for job in jobs]),
+            output_type="pil",
+            **arguments,
+        )
     images = list(result.images)
     if len(images) != len(jobs) or not all(isinstance(image, Image.Image) for image in images):
         raise ValueError(f"{type(pipeline).__name__} did not return one PIL image per prompt")
@@ -180,6 +183,7 @@ def evaluate(
         fingerprint=intact_fingerprint(denoiser_of(pipeline)),
         edit=None if edit is None else edit.name,
         strength=None if edit is None else float(strength),
+        model=model_facts(pipeline),
     )
     outcomes: list[Outcome] = []
     images: dict[str, list[Image.Image]] = {name: [] for name in names}

@@ -72,7 +72,8 @@ class Settings:
     """How the pictures were made and judged.
 
     ``num_inference_steps`` and ``guidance_scale`` are None where the pipeline's default was used. ``fingerprint`` is
-    of the denoiser without the edit. ``edit`` and ``strength`` are None for the unedited pipeline.
+    of the denoiser without the edit. ``edit`` and ``strength`` are None for the unedited pipeline. ``model`` says in
+    which dtype it ran and how it was loaded (see ``loading.model_facts``).
     """
 
     axis: str
@@ -87,12 +88,15 @@ class Settings:
     fingerprint: Fingerprint
     edit: str | None = None
     strength: float | None = None
+    model: dict[str, Any] = field(default_factory=dict)
 
     def differences(self, other: Settings) -> list[str]:
         """What, apart from the edit, was done otherwise in ``other``, in words."""
         found = []
         for entry in fields(self):
             mine, theirs = getattr(self, entry.name), getattr(other, entry.name)
+            if entry.name == "model":  # where it ran makes no difference
+                mine, theirs = ({"dtype": each.get("dtype")} for each in (mine, theirs))
             if entry.name in ("edit", "strength", "fingerprint") or mine == theirs:
                 continue
             if isinstance(mine, dict):
@@ -111,7 +115,7 @@ class Settings:
         """Raises ValueError, TypeError or KeyError for an entry that is missing or of the wrong kind."""
         settings = cls(**{**value, "fingerprint": Fingerprint.from_dict(value["fingerprint"])})
         kinds = {"axis": str, "per_concept": int, "seed": int, "scorer": str}
-        kinds |= dict.fromkeys(("pipeline_kwargs", "scheduler", "labels"), dict)
+        kinds |= dict.fromkeys(("pipeline_kwargs", "scheduler", "labels", "model"), dict)
         for name, kind in kinds.items():
             if not isinstance(getattr(settings, name), kind):
                 raise ValueError(f"its {name} is {getattr(settings, name)!r}, expected {kind.__name__}")

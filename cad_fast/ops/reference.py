@@ -51,7 +51,7 @@ def keep(words: Tensor, weight: Tensor, factors: Tensor | None) -> Tensor:
     return torch.where(ablated, factor, torch.ones((), dtype=weight.dtype, device=weight.device))
 
 
-def _ablated(weight: Tensor, words: Tensor, factors: Tensor | None) -> Tensor:
+def ablated(weight: Tensor, words: Tensor, factors: Tensor | None) -> Tensor:
     """Every variant's weight, [V, *weight.shape]; removed weights are exactly zero, whatever they were."""
     kept = keep(words, weight, factors)
     return torch.where(kept == 0, torch.zeros((), dtype=weight.dtype, device=weight.device), weight * kept)
@@ -66,11 +66,12 @@ def masked_linear(
     transposed: bool = False,
 ) -> Tensor:
     """See `cad_fast.ops.masked_linear`."""
-    y = x @ (_ablated(weight, words, factors) if transposed else _ablated(weight, words, factors).mT)
+    weights = ablated(weight, words, factors)
+    y = x @ (weights if transposed else weights.mT)
     return y if bias is None else y + bias
 
 
-def _edited(weight: Tensor, indices: Tensor, factors: Tensor) -> Tensor:
+def edited(weight: Tensor, indices: Tensor, factors: Tensor) -> Tensor:
     """A copy of the weight, the elements of these flat indices multiplied by their factors; factor 0 gives zero."""
     flat = weight.flatten().clone()
     product = flat[indices] * factors.to(weight.dtype)
@@ -92,8 +93,8 @@ def edited_linear(
     parts = []
     for group in range(len(rows) - 1):
         own = slice(int(offsets[group]), int(offsets[group + 1]))
-        edited = _edited(weight, indices[own], factors[own])
-        parts.append(x[int(rows[group]) : int(rows[group + 1])] @ (edited if transposed else edited.mT))
+        of_group = edited(weight, indices[own], factors[own])
+        parts.append(x[int(rows[group]) : int(rows[group + 1])] @ (of_group if transposed else of_group.mT))
     y = torch.cat(parts)
     return y if bias is None else y + bias
 
@@ -123,7 +124,7 @@ def gated_linear(
     return y if bias is None else y + bias
 
 
-def _convolve(
+def convolve(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -155,10 +156,10 @@ def masked_conv2d(
     input_size: list[int] | None = None,
 ) -> Tensor:
     """See `cad_fast.ops.masked_conv2d`."""
-    weights = _ablated(weight, words, factors)
+    weights = ablated(weight, words, factors)
     how = (stride, padding, dilation, groups, input_size)
-    parts = [_convolve(x[v], weights[v], bias, *how) for v in range(len(words))]
-    return torch.stack(parts) if parts else _convolve(x.flatten(0, 1), weight, bias, *how).unflatten(0, x.shape[:2])
+    parts = [convolve(x[v], weights[v], bias, *how) for v in range(len(words))]
+    return torch.stack(parts) if parts else convolve(x.flatten(0, 1), weight, bias, *how).unflatten(0, x.shape[:2])
 
 
 def edited_conv2d(
@@ -179,9 +180,9 @@ def edited_conv2d(
     parts = []
     for group in range(len(rows) - 1):
         own = slice(int(offsets[group]), int(offsets[group + 1]))
-        edited = _edited(weight, indices[own], factors[own])
+        of_group = edited(weight, indices[own], factors[own])
         images = x[int(rows[group]) : int(rows[group + 1])]
-        parts.append(_convolve(images, edited, bias, stride, padding, dilation, groups, input_size))
+        parts.append(convolve(images, of_group, bias, stride, padding, dilation, groups, input_size))
     return torch.cat(parts)
 
 
@@ -199,7 +200,7 @@ def gated_conv2d(
     """See `cad_fast.ops.gated_conv2d`."""
     how = (stride, padding, dilation, groups, input_size)
     images = x.flatten(0, 1) if input_size is None else gated(x, gates, 2).flatten(0, 1)
-    y = _convolve(images, weight, None, *how)
+    y = convolve(images, weight, None, *how)
     y = y.reshape(*x.shape[:2], *y.shape[1:])
     if input_size is not None:
         return y

@@ -79,13 +79,23 @@ class DenoiserCall:
         """Call ``denoiser`` on the conditional inputs, some replaced by ``overrides``; returns its output tensor.
 
         Tensors are moved to the denoiser's device and keep their dtype. Whether gradients are kept is the caller's
-        choice. Raises TypeError when the denoiser returns no tensor.
+        choice. Raises TypeError when the denoiser returns no tensor, ValueError when it has another dtype than the one
+        that was recorded and cannot take these inputs.
         """
         device = device_of(denoiser)
         arguments: dict[str, Any] = {**self.inputs, **overrides}
         if device is not None:
             arguments = map_arguments(arguments, lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
-        return output_tensor(denoiser(**arguments))
+        try:
+            return output_tensor(denoiser(**arguments))
+        except RuntimeError as error:
+            weight = next((each for each in denoiser.parameters() if each.is_floating_point()), self.sample)
+            if "type" not in str(error) or weight.dtype == self.sample.dtype:
+                raise
+            raise ValueError(
+                f"the recording is of {self.sample.dtype}, the denoiser of {weight.dtype}: load the model in the "
+                "recording's dtype, or record again"
+            ) from error
 
     def select_rows(self, rows: Sequence[int] | Tensor) -> DenoiserCall:
         """The same call with the given rows in the given order; a row may be repeated. Raises IndexError."""

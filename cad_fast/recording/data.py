@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..components.fingerprint import Fingerprint
-from ..diffusion.timesteps import in_window
+from ..diffusion.timesteps import TimestepWindow, Window
 from ..diffusion.trees import SCALARS, leaves, map_arguments, same_leaf
 from ..files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from .call import OUTPUT_NAMES, DenoiserCall, RowPicker, check_rows
@@ -89,11 +89,20 @@ class Recording:
         self,
         steps: Sequence[int] | None = None,
         rows: Sequence[int] | None = None,
-        timesteps: tuple[float, float] | None = None,
+        timesteps: Window | None = None,
     ) -> Recording:
-        """The calls of the given steps (as numbered in ``call.step``) and timesteps (inclusive), with the given rows.
+        """Return a recording of some of the calls, with some of the rows.
 
-        Raises ValueError when no call is left or a step is unknown, IndexError for a row that does not exist.
+        Args:
+            steps: Calls by their ``step``, in this order. None for all.
+            rows: Rows by their number, in this order; a row may come several times. None for all.
+            timesteps: The window that a call's timestep must be in, both ends included: a TimestepWindow, or two
+                timesteps in either order. None for all.
+
+        Raises:
+            IndexError: A row does not exist.
+            TypeError: ``timesteps`` is no window.
+            ValueError: No call is left, or a step is unknown, or ``timesteps`` is no window.
         """
         calls = self.calls
         if steps is not None:
@@ -102,8 +111,9 @@ class Recording:
             if unknown:
                 raise ValueError(f"steps {unknown} are not recorded; there are {sorted(by_step)}")
             calls = [by_step[step] for step in steps]
-        if timesteps is not None:
-            calls = [call for call in calls if in_window(call.timestep, timesteps)]
+        window = TimestepWindow.of(timesteps)
+        if window is not None:
+            calls = [call for call in calls if window.contains(call.timestep)]
         if not calls:
             raise ValueError(f"no recorded call is in the selection; the timesteps recorded are {self.timesteps}")
         selected = replace(self, calls=calls)

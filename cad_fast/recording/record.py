@@ -28,6 +28,7 @@ from ..diffusion.arguments import (
 )
 from ..diffusion.context import generators, plain_tensors, silent
 from ..diffusion.denoisers import denoiser_of
+from ..diffusion.dtypes import one_dtype
 from ..diffusion.trees import same_leaf
 from .call import DenoiserCall
 from .data import Recording
@@ -51,7 +52,7 @@ def _record_batch(
     bar: tqdm,
 ) -> tuple[DenoiserWatch, Tensor | None, list[Image.Image] | None]:
     watch = DenoiserWatch(pipeline, len(prompts), device=device, on_step=bar.update)
-    with watch:
+    with watch, one_dtype(pipeline):
         result = pipeline(prompt=prompts, generator=generators(seeds), **arguments)
     if not watch.calls:
         raise ValueError("the pipeline finished without calling its denoiser")

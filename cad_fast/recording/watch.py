@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..diffusion.context import generators, own_scheduler, plain_tensors, silent
 from ..diffusion.denoisers import ForwardSignature, denoiser_of, output_tensor, timestep_value
+from ..diffusion.dtypes import one_dtype
 from ..diffusion.trees import SCALARS, find_row_paths, map_arguments, same_leaf
 from .call import DenoiserCall
 
@@ -266,7 +267,7 @@ def first_call(
     with plain_tensors(), silent(pipeline), own_scheduler(pipeline) as scheduler:
         watch = DenoiserWatch(pipeline, len(prompts), stop_at_first=True)
         try:
-            with contextlib.suppress(StopGeneration), watch:
+            with contextlib.suppress(StopGeneration), watch, one_dtype(pipeline):
                 pipeline(prompt=list(prompts), generator=generators(seeds), **arguments)
         finally:
             if hasattr(pipeline, "maybe_free_model_hooks"):

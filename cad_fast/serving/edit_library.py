@@ -1,4 +1,4 @@
-"""The edits a server may use, by name: found in one folder, once."""
+"""The edits that requests may name, found in one folder when the server starts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from ..edits.files.describe import clean
 
 
 class UnknownEdit(LookupError):
-    """No edit of this name may be used."""
+    """There is no such edit, or it has no file."""
 
 
 class NotLoaded(LookupError):
-    """The edit is known, but not loaded now."""
+    """The edit is known but not loaded now."""
 
 
 class EditLibrary:
-    """Edits by name. Names are those in the edits' own configs; a name never becomes a path.
+    """Edits by the names in their own configs. No name ever becomes a path.
 
-    ``folder`` is scanned once: its subfolders that hold an edit. All are checked against the pipeline and loaded.
-    Raises NotADirectoryError, FileNotFoundError or ValueError naming what is damaged, made for another model, or
-    twice there.
+    Args:
+        folder: folder whose subfolders are edits. It is scanned once; all edits are checked and loaded. None for none.
+        pipeline: the pipeline that the edits must fit.
+
+    Raises:
+        NotADirectoryError: ``folder`` is no folder.
+        FileNotFoundError: a file of an edit is missing.
+        ValueError: an edit is damaged or made for another model, or two have the same name.
     """
 
     def __init__(self, folder: str | Path | None, pipeline: Any) -> None:
@@ -41,7 +46,15 @@ class EditLibrary:
             self.add(load_edit(source, pipeline), source)
 
     def add(self, edit: Edit, source: Path | None = None) -> None:
-        """Allow an edit; from ``source`` it can be loaded again. Raises ValueError when its name is taken."""
+        """Let requests name an edit.
+
+        Args:
+            edit: the edit.
+            source: the folder to load it from again; None if there is none.
+
+        Raises:
+            ValueError: its name is taken.
+        """
         if edit.name in self._loaded:
             raise ValueError(f"two edits have the name {edit.name!r}, one of them in {source}: rename one")
         self._loaded[edit.name] = edit
@@ -50,10 +63,16 @@ class EditLibrary:
 
     @property
     def names(self) -> list[str]:
+        """The names of all edits, sorted."""
         return sorted({*self._sources, *self._loaded})
 
     def get(self, name: str) -> Edit:
-        """The edit of this name. Raises UnknownEdit, or NotLoaded."""
+        """Return the edit of this name.
+
+        Raises:
+            UnknownEdit: there is none.
+            NotLoaded: it is not loaded now.
+        """
         edit = self._loaded.get(name)
         if edit is None:
             self._require_known(name)
@@ -61,13 +80,18 @@ class EditLibrary:
         return edit
 
     def is_loaded(self, name: str) -> bool:
-        """Whether requests may use the edit of this name now."""
+        """Tell whether requests may use the edit of this name now."""
         return name in self._loaded
 
     def load(self, name: str) -> Edit | None:
-        """Read an edit (again) from where it was found; returns the one that it replaces.
+        """Read an edit, for the first time or again, from its source. Raise the errors of ``load_edit``.
 
-        Raises UnknownEdit, also for one that was added without a source, or what ``load_edit`` raises.
+        Returns:
+            The edit that it replaces, or None.
+
+        Raises:
+            UnknownEdit: there is no such edit, or it has no source.
+            ValueError: the edit now has another name.
         """
         with self._lock:
             edit = load_edit(self._source(name), self._pipeline)
@@ -77,7 +101,14 @@ class EditLibrary:
             return before
 
     def unload(self, name: str) -> Edit | None:
-        """Take an edit out of use and return it; None if it was not loaded. Raises as ``load``."""
+        """Take an edit out of use.
+
+        Returns:
+            The edit, or None if it was not loaded.
+
+        Raises:
+            UnknownEdit: there is no such edit, or it has no source.
+        """
         with self._lock:
             self._source(name)
             return self._loaded.pop(name, None)
@@ -89,7 +120,11 @@ class EditLibrary:
         return self._sources[name]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What there is to know about an edit, as JSON. Raises UnknownEdit."""
+        """Describe an edit as values of JSON.
+
+        Raises:
+            UnknownEdit: there is no such edit.
+        """
         self._require_known(name)
         edit = self._loaded.get(name)
         if edit is None:

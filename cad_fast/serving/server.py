@@ -1,4 +1,4 @@
-"""The state behind the routes: pipeline, edits, batcher, metrics and the pictures kept."""
+"""The server, whatever the protocol: a pipeline, its edits, a batcher and metrics."""
 
 from __future__ import annotations
 
@@ -8,22 +8,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .batcher import Batcher
 from .edit_library import EditLibrary, NotLoaded, UnknownEdit
-from .edited_passes import EditedPasses, RowWise
-from .errors import ApiError
-from .jobs import Job, RequestedEdit
+from .engine.batcher import Batcher
+from .engine.edited_passes import EditedPasses, RowWise
+from .engine.jobs import PictureJob, RequestedEdit
+from .errors import RequestError
 from .metrics import Metrics
-from .pictures import PictureStore
-from .schema import Limits
+from .requests import request_class
 from .settings import Settings
 
-# Arguments of a pipeline's call that a request may set, where the pipeline has them.
+# Arguments of a pipeline's call that a request may set, if the pipeline has them.
 OPTIONS = ("num_inference_steps", "guidance_scale", "negative_prompt")
 
 
 class Server:
-    """One pipeline, served. ``passes`` decides how rows come under their edits; the row-wise way by default."""
+    """One pipeline, served.
+
+    Args:
+        pipeline: the pipeline to draw with.
+        library: the edits that requests may name.
+        settings: how the server behaves.
+        passes: makes the passes of the denoiser; by default one pass for all rows, whatever their edits.
+        admin_token: the token of the admin routes. None leaves these routes out.
+
+    Raises:
+        SettingsError: the settings do not fit the pipeline.
+    """
 
     def __init__(
         self,
@@ -31,13 +41,17 @@ class Server:
         library: EditLibrary,
         settings: Settings | None = None,
         passes: EditedPasses | None = None,
+        admin_token: str | None = None,
     ) -> None:
-        self.settings = settings or Settings()
-        self.library, self.metrics = library, Metrics()
-        self.pictures = PictureStore(self.settings.keep_bytes, self.settings.keep_pictures)
-        self.created = int(time.time())
         self.parameters = inspect.signature(pipeline.__call__).parameters
-        self.limits = self._limits(pipeline)
+        self.settings = (settings or Settings()).completed(
+            sizes=(native_size(pipeline),),
+            steps=_default(self.parameters, "num_inference_steps", 50),
+            guidance_scale=_default(self.parameters, "guidance_scale", 0.0),
+        )
+        self.request_class = request_class(self.settings)
+        self.library, self.metrics, self.admin_token = library, Metrics(), admin_token
+        self.created = int(time.time())
         self.batcher = Batcher(
             pipeline,
             passes or RowWise(pipeline),
@@ -49,52 +63,71 @@ class Server:
         self.warm = False
 
     def start(self) -> None:
-        """Start the batcher and, where the settings say so, draw a picture; returns when requests can be taken.
+        """Start the batcher and, if the settings say so, draw a picture. Return when requests can be taken.
 
-        Raises what drawing it raises, with the batcher ended.
+        Raises:
+            Exception: whatever drawing that picture raises. The batcher has then ended.
         """
         self.batcher.start()
         if self.settings.warm_up:
             arguments = {"num_inference_steps": 2} if "num_inference_steps" in self.parameters else {}
+            if {"width", "height"} <= self.parameters.keys():
+                # The model's own size may be one that is not served, and take far longer.
+                arguments["width"], arguments["height"] = map(int, self.limits.sizes[0].split("x"))
             try:
-                self.batcher.submit(Job("warm-up", "warm-up", arguments=arguments)).future.result()
+                self.batcher.submit(PictureJob("warm-up", "warm-up", arguments=arguments)).future.result()
             except BaseException:
                 self.stop()
                 raise
         self.warm = True
 
     def stop(self) -> None:
-        """Take no more requests; finish what was accepted, in the time the settings allow."""
+        """Take no more requests, and finish the accepted ones in the time that the settings allow."""
         self.batcher.close(self.settings.drain)
 
     @property
     def ready(self) -> bool:
+        """Whether requests are taken now."""
         return self.warm and self.batcher.accepting
 
     @property
     def alive(self) -> bool:
+        """Whether the batcher's thread runs."""
         return self.batcher.alive
 
     def unload_edit(self, name: str) -> None:
-        """Take an edit out of use, and out of memory when the last request that uses it is done."""
+        """Take an edit out of use. It leaves memory when the last request that uses it has ended.
+
+        Raises:
+            UnknownEdit: there is no such edit, or it came without a file.
+        """
         edit = self.library.unload(name)
         if edit is not None:
             self.batcher.forget(edit)
 
     def load_edit(self, name: str) -> None:
-        """Read an edit again. Raises as ``EditLibrary.load``."""
+        """Read an edit again. Raise the errors of ``EditLibrary.load``."""
         before = self.library.load(name)
         if before is not None:
             self.batcher.forget(before)
 
-    def job(self, request: Any, client: str, request_id: str) -> Job:
-        """The job that a request's body asks for. Raises ApiError naming the field that does not fit."""
+    def job(self, request: Any, client: str, request_id: str) -> PictureJob:
+        """Make the job that a request asks for.
+
+        Args:
+            request: an instance of ``request_class``.
+            client: who asks. Clients take turns in the queue.
+            request_id: name of the request in logs and errors.
+
+        Raises:
+            RequestError: a field does not fit; its ``param`` names it.
+        """
         if request.model not in (None, self.settings.served_name):
             message = f"the model {request.model!r} is not served here, {self.settings.served_name!r} is"
-            raise ApiError(404, message, code="model_not_found", param="model")
+            raise RequestError("model_not_found", message, param="model")
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
         deadline = request.deadline or self.settings.deadline
-        return Job(
+        return PictureJob(
             id=request_id,
             prompt=request.prompt,
             seed=seed,
@@ -105,8 +138,12 @@ class Server:
             deadline=time.monotonic() + deadline,
         )
 
+    def size(self, request: Any) -> str:
+        """Return the size of a request's pictures, WIDTHxHEIGHT in pixels."""
+        return self.settings.sizes[0] if request.size in (None, "auto") else request.size
+
     def _arguments(self, request: Any) -> dict[str, Any]:
-        defaults = {"num_inference_steps": self.limits.steps, "guidance_scale": self.limits.guidance_scale}
+        defaults = {"num_inference_steps": self.settings.steps, "guidance_scale": self.settings.guidance_scale}
         arguments = {}
         for name in OPTIONS:
             value = getattr(request, name)
@@ -115,58 +152,26 @@ class Server:
                 if value is not None:
                     arguments[name] = value
             elif value is not None:
-                raise ApiError(400, f"{name}: the model does not take it", code="invalid", param=name)
+                raise RequestError("invalid", f"{name}: the model does not take it", param=name)
         if {"width", "height"} <= self.parameters.keys():
             arguments["width"], arguments["height"] = map(int, self.size(request).split("x"))
         return arguments
 
-    def size(self, request: Any) -> str:
-        """The size of a request's pictures, WIDTHxHEIGHT."""
-        return self.limits.sizes[0] if request.size in (None, "auto") else request.size
-
     def _edits(self, request: Any) -> list[RequestedEdit]:
-        wanted, seen = [], set()
-        for number, use in enumerate(request.edits):
-            param = f"edits[{number}]"
+        edits, seen = [], set()
+        for number, use in enumerate(request.edits or ()):
+            param = f"edits[{number}].name"
             if use.name in seen:
-                message = f"{param}.name: {use.name!r} is named twice"
-                raise ApiError(400, message, code="invalid", param=f"{param}.name")
+                raise RequestError("invalid", f"{param}: {use.name!r} is named twice", param=param)
             seen.add(use.name)
-            if use.window is not None and use.window[0] < use.window[1]:
-                message = f"{param}.window: {list(use.window)} is not [highest, lowest]"
-                raise ApiError(400, message, code="invalid", param=f"{param}.window")
             try:
                 edit = self.library.get(use.name)
-            except (UnknownEdit, NotLoaded) as error:
-                code = "edit_not_loaded" if isinstance(error, NotLoaded) else "edit_not_found"
-                raise ApiError(404, str(error), code=code, param=f"{param}.name") from None
-            window = None if use.window is None else (use.window[1], use.window[0])
-            wanted.append(RequestedEdit(edit, use.strength, window))
-        return wanted
-
-    def _limits(self, pipeline: Any) -> Limits:
-        own = self.settings
-        steps = _default(self.parameters, "num_inference_steps", 50) if own.steps is None else own.steps
-        guidance = (
-            _default(self.parameters, "guidance_scale", 0.0) if own.guidance_scale is None else own.guidance_scale
-        )
-        if steps > own.max_steps:
-            raise ValueError(f"the default of {steps} steps is above the maximum of {own.max_steps}")
-        if own.max_n > own.max_queue:
-            raise ValueError(f"requests for {own.max_n} pictures would never fit in a queue of {own.max_queue}")
-        return Limits(
-            sizes=_checked_sizes(own.sizes) if own.sizes else (native_size(pipeline),),
-            steps=steps,
-            guidance_scale=guidance,
-            max_steps=own.max_steps,
-            max_n=own.max_n,
-            max_prompt=own.max_prompt,
-            max_edits=own.max_edits,
-            max_strength=own.max_strength,
-            deadline=own.deadline,
-            body_bytes=own.body_bytes,
-            picture_urls=own.picture_urls,
-        )
+            except NotLoaded as error:
+                raise RequestError("edit_not_loaded", str(error), param=param) from None
+            except UnknownEdit as error:
+                raise RequestError("edit_not_found", str(error), param=param) from None
+            edits.append(RequestedEdit(edit, use.strength, use.window))
+        return edits
 
 
 def _default(parameters: Any, name: str, otherwise: Any) -> Any:
@@ -174,16 +179,8 @@ def _default(parameters: Any, name: str, otherwise: Any) -> Any:
     return otherwise if default in (inspect.Parameter.empty, None) else default
 
 
-def _checked_sizes(sizes: tuple[str, ...]) -> tuple[str, ...]:
-    for size in sizes:
-        parts = size.split("x")
-        if len(parts) != 2 or not all(part.isdigit() and 0 < int(part) <= 8192 for part in parts):
-            raise ValueError(f"the size {size!r} is not WIDTHxHEIGHT in pixels")
-    return sizes
-
-
 def native_size(pipeline: Any) -> str:
-    """The size that the pipeline draws by default, WIDTHxHEIGHT."""
+    """Return the size that the pipeline draws by default, WIDTHxHEIGHT in pixels."""
     denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     sample = getattr(pipeline, "default_sample_size", None) or getattr(denoiser.config, "sample_size", None) or 128
     height, width = sample if isinstance(sample, (list, tuple)) else (sample, sample)
@@ -191,9 +188,18 @@ def native_size(pipeline: Any) -> str:
     return f"{width * scale}x{height * scale}"
 
 
-def load_server(settings: Settings, edit_dir: str | Path | None, device: str = "cpu") -> Server:
-    """Load the pipeline and its edits. Raises what ``load_pipeline`` and ``EditLibrary`` raise."""
-    from ..pipelines import load_pipeline
+def load_server(
+    settings: Settings, edit_dir: str | Path | None, device: str = "cpu", admin_token: str | None = None
+) -> Server:
+    """Load the pipeline that the settings name, and its edits. Raise the errors of ``load_pipeline``, ``EditLibrary``.
 
-    pipeline = load_pipeline(settings.model).to(device)
-    return Server(pipeline, EditLibrary(edit_dir, pipeline), settings)
+    Args:
+        settings: how the server behaves.
+        edit_dir: folder whose subfolders are edits; None for no edits.
+        device: where the pipeline runs.
+        admin_token: the token of the admin routes. None leaves these routes out.
+    """
+    from ..loading import load_pipeline
+
+    pipeline = load_pipeline(settings.model, device=device)
+    return Server(pipeline, EditLibrary(edit_dir, pipeline), settings, admin_token=admin_token)

@@ -6,14 +6,30 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .concepts import OBJECTS, RARE_OBJECT, STYLES, caption
+from .concepts import OBJECTS, RARE_OBJECT, SAMPLING, STYLES, caption
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diffusers import StableDiffusionPipeline
+    from PIL import Image
 
     from .emoji_scorer import EmojiScorer
 
-__all__ = ["OBJECTS", "RARE_OBJECT", "STYLES", "caption", "folder", "load", "pictures", "prompts", "scorer"]
+__all__ = [
+    "OBJECTS",
+    "RARE_OBJECT",
+    "SAMPLING",
+    "STYLES",
+    "caption",
+    "folder",
+    "load",
+    "name_of",
+    "opened",
+    "pictures",
+    "prompts",
+    "scorer",
+]
 
 MODELS = ("emoji",)
 
@@ -33,15 +49,20 @@ def load(name: str = "emoji", **kwargs: Any) -> StableDiffusionPipeline:
     """
     import diffusers
     import torch
-    from packaging.version import Version
 
-    dtype = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
-    settings = {dtype: torch.float32, "local_files_only": True, "use_safetensors": True, **kwargs}
-    if {"dtype", "torch_dtype"} <= settings.keys():
-        del settings[dtype]
+    from ..diffusion.dtypes import dtype_keyword
+
+    dtype = {} if {"dtype", "torch_dtype"} & kwargs.keys() else dtype_keyword(torch.float32)
+    settings = {**dtype, "local_files_only": True, "use_safetensors": True, **kwargs}
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder(name), **settings)
     pipeline.set_progress_bar_config(leave=False)
     return pipeline
+
+
+def name_of(pipeline: Any) -> str | None:
+    """Return the zoo's name of a pipeline that ``load`` or ``load_pipeline`` made; None for any other."""
+    source = str((getattr(pipeline, "config", None) or {}).get("_name_or_path"))
+    return next((name for name in MODELS if source in (str(folder(name)), f"zoo:{name}")), None)
 
 
 def scorer(name: str = "emoji") -> EmojiScorer:
@@ -64,6 +85,13 @@ def prompts(concept: str) -> list[str]:
     near = difflib.get_close_matches(concept, known, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"unknown concept {concept!r}{hint} The model knows: {', '.join(known)}")
+
+
+def opened(files: Sequence[Path]) -> list[Image.Image]:
+    """Read pictures from files, as RGB."""
+    from PIL import Image
+
+    return [Image.open(file).convert("RGB") for file in files]
 
 
 def pictures(concept: str, name: str = "emoji") -> list[tuple[Path, str]]:

@@ -6,6 +6,8 @@ OBJECTS = ("cat", "dog", "face", "heart", "flower", "car", "fish", "fruit", "tre
 STYLES = ("noto", "twemoji", "fluent")
 # Shown to the model far less often than the others, so that CAD-Amplify has something to amplify.
 RARE_OBJECT = "book"
+# How its figures were made, and what the command line takes for it where nothing else is said.
+SAMPLING = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
 
 def caption(obj: str | None = None, style: str | None = None) -> str:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cad_fast.attribution import Attributor, StopWhen, stop
-from tests.attribution.common import interrupt
 
 PARTS = {"fraction": 0.25}
+
+
 ROWS = 6  # two pictures, three steps
 
 
@@ -52,16 +53,6 @@ def test_a_width_is_reached_with_more_partitions(pipeline, recording) -> None:
     assert "the interval width reached" in scores.provenance["stop_when"]["reason"]
 
 
-def test_a_regression_stops_after_a_batch(pipeline, recording, monkeypatch) -> None:
-    monkeypatch.setattr("cad_fast.attribution.methods.regression.STOP_BATCH", 20)
-    run = {"rows_per_pass": 2 * ROWS, "progress": False}
-    budget = StopWhen(row_evaluations=30 * ROWS)
-    scores = attributor_of(pipeline, "regression", ablations=100).run(recording, stop_when=budget, **run)
-    expected = attributor_of(pipeline, "regression", ablations=40).run(recording, **run)
-    assert scores.provenance["estimate"]["ablations"] == 40 and torch.equal(scores.values, expected.values)
-    assert scores.provenance["cost"]["forward_passes"] == expected.provenance["cost"]["forward_passes"] == 20
-
-
 def test_seconds_are_counted(monkeypatch) -> None:
     now = [10.0]
     monkeypatch.setattr(stop.time, "perf_counter", lambda: now[0])
@@ -91,16 +82,3 @@ def test_methods_that_cannot_stop_say_so(pipeline, recording) -> None:
         Attributor(pipeline).run(recording, stop_when=StopWhen(seconds=1), progress=False)
     with pytest.raises(ValueError, match="interval_width goes with ablated_gradient"):
         attributor_of(pipeline, "regression").run(recording, stop_when=StopWhen(interval_width=1), progress=False)
-
-
-def test_a_stopped_run_with_errors_resumes(pipeline, recording, tmp_path, monkeypatch) -> None:
-    import cad_fast.attribution.methods.ablated_gradient as ablated
-
-    attributor = attributor_of(pipeline, "ablated_gradient", partitions=3)
-    expected = attributor.run(recording, rows_per_pass=4, progress=False)
-    with monkeypatch.context() as patch:
-        interrupt(patch, ablated, "gather", 14)  # in the second partition, between the passes of one group
-        with pytest.raises(KeyboardInterrupt):
-            attributor.run(recording, rows_per_pass=4, output_dir=tmp_path, progress=False)
-    scores = attributor.run(recording, rows_per_pass=4, output_dir=tmp_path, resume=True, progress=False)
-    assert torch.equal(scores.values, expected.values) and torch.equal(scores.standard_error, expected.standard_error)

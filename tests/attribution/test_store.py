@@ -56,7 +56,7 @@ def test_what_was_written_is_read_bit_for_bit(tmp_path) -> None:
 
 
 def test_large_sums_are_written_in_pieces(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("cad_fast.attribution.store._PIECE_BYTES", 64)
+    monkeypatch.setattr("cad_fast.attribution.store.PIECE_BYTES", 64)
     sums = {"w": torch.randn(5, 33)}
     first = state(tmp_path, resume=False)
     first.update(1, sums)
@@ -161,7 +161,7 @@ from cad_fast.attribution.measuring import measurer
 from tests.attribution.common import interrupt
 
 measured = measurer.Measurer.measure
-measurer.Measurer.measure = lambda *a: (time.sleep(0.05), measured(*a))[1]
+measurer.Measurer.measure = lambda *a: (time.sleep(0.05), print("group", flush=True), measured(*a))[2]
 pipeline = own.stable_diffusion()
 recording = own.record(pipeline)
 print("ready", flush=True)
@@ -181,7 +181,9 @@ def test_killed_twice_and_resumed_is_the_same_to_the_bit(tmp_path) -> None:
             text=True,
         )
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        time.sleep(0.6 + 0.1 * torch.rand(()).item())
+        for _ in range(3):
+            assert process.stdout.readline() == "group\n"
+        time.sleep(0.1 * torch.rand(()).item())
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     with sqlite3.connect(tmp_path / STATE_NAME) as database:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from cad_fast.ops import reference
 from tests.cuda import simt
-from tests.ops.linear_cases import assert_as_good_as_torch
+from tests.ops import exact
+from tests.rounding import assert_right
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -40,9 +40,10 @@ def run(library: Path, op: str, guards: bool = True, orders: dict[str, int] = si
 
 
 def compare(runner: simt.Runner, op: str, case: list) -> torch.Tensor:
-    """The result, which must be about as near the float64 one as that of plain torch is."""
+    """The result, which must be as near the float64 one as rounding allows."""
     actual = runner(op, *case)
-    assert_as_good_as_torch(actual, getattr(reference, op)(*case), simt.exact(op, *case))
+    assert actual.dtype == case[0].dtype
+    assert_right(actual, getattr(exact, op)(*case))
     return actual
 
 

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _cuda, pack_bits, reference
+from cad_fast.ops import _cuda, pack_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "cuda"
@@ -160,22 +160,3 @@ def edited_case(
     x = torch.randn(int(rows[-1]), n if transposed else k).to(dtype)
     bias = None if transposed else torch.randn(n).to(dtype)
     return [x, torch.randn(n, k).to(dtype), rows, offsets, indices, factors, bias, transposed]
-
-
-def exact(op: str, *args: Tensor | bool | None) -> Tensor:
-    """The float64 result; the weights are ablated in their own type first, as the operators define it."""
-    args = list(args)
-    x, weight = args[0].double(), args[1]
-    bias = args[3 if op == "masked_linear" else 6]
-    if op == "masked_linear":
-        weights = reference._ablated(weight, args[2], args[4]).double()
-        y = x @ (weights if args[-1] else weights.mT)
-    else:
-        rows, offsets, indices, factors = args[2:6]
-        parts = []
-        for g in range(len(rows) - 1):
-            own = slice(int(offsets[g]), int(offsets[g + 1]))
-            edited = reference._edited(weight, indices[own], factors[own]).double()
-            parts.append(x[int(rows[g]) : int(rows[g + 1])] @ (edited if args[-1] else edited.mT))
-        y = torch.cat(parts)
-    return y if bias is None else y + bias.double()

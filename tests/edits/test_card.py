@@ -12,7 +12,7 @@ from PIL import Image
 
 from cad_fast.attribution import Scores, Trust
 from cad_fast.components.space import ComponentSpace
-from cad_fast.edits import MIN_HELDOUT_R, Edit, UntrustedScoresWarning, amplify, erase
+from cad_fast.edits import MIN_HELDOUT_R, CardInfo, Edit, Selection, UntrustedScoresWarning
 from cad_fast.edits.files.describe import describe_text
 from cad_fast.evaluation import Comparison, Evaluation, Outcome, compare
 from cad_fast.evaluation.outcomes import Settings
@@ -63,9 +63,9 @@ def front_matter(text):
 
 
 def test_evaluation_goes_into_the_provenance(tmp_path):
-    edit = erase(scores(), ratio=0.2, name="no-cat")
+    edit = Edit.from_scores(scores(), Selection(0.2), name="no-cat")
     _, after, comparison = evaluations(edit)
-    edit.save_pretrained(tmp_path, comparison=comparison, evaluation=after)
+    edit.evaluated(comparison, after).save_pretrained(tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["edit_config.json", "edit_model.safetensors"]
     again = Edit.from_pretrained(tmp_path)
     assert again.digest() == edit.digest() and "evaluation" not in edit.provenance
@@ -74,24 +74,16 @@ def test_evaluation_goes_into_the_provenance(tmp_path):
     assert recorded["settings"]["per_concept"] == 4 and recorded["settings"]["num_inference_steps"] == 5
     assert "fingerprint" not in recorded["settings"]
     with pytest.raises(ValueError, match="of edit 'no-cat', not of 'other'"):
-        erase(scores(), ratio=0.2, name="other").evaluated(comparison)
-    with pytest.raises(ValueError, match="give card=True"):
-        edit.save_pretrained(tmp_path, license="mit")
+        Edit.from_scores(scores(), Selection(0.2), name="other").evaluated(comparison)
 
 
 def test_the_card(tmp_path):
-    edit = erase(scores([check(0.5)]), ratio=0.2, name="no-cat")
+    edit = Edit.from_scores(scores([check(0.5)]), Selection(0.2), name="no-cat")
     _, after, comparison = evaluations(edit)
-    edit.save_pretrained(
-        tmp_path,
-        card=True,
-        comparison=comparison,
-        evaluation=after,
-        sheet=Image.new("RGB", (5, 4)),
-        base_model="someone/model",
-        license="apache-2.0",
-        repo_id="me/no-cat",
-    )
+    edit.save_pretrained(tmp_path)
+    sheet = Image.new("RGB", (5, 4))
+    info = CardInfo(sheet=sheet, base_model="someone/model", license="apache-2.0", repo_id="me/no-cat")
+    assert edit.evaluated(comparison, after).save_card(tmp_path, info) == tmp_path / "README.md"
     assert Image.open(tmp_path / "sheet.png").size == (5, 4)
     header, body = front_matter((tmp_path / "README.md").read_text())
     assert header["library_name"] == "cad_fast" and header["base_model"] == "someone/model"
@@ -103,7 +95,7 @@ def test_the_card(tmp_path):
 
 
 def test_a_card_without_figures_says_so(tmp_path):
-    erase(scores(), ratio=0.2).save_pretrained(tmp_path, card=True, base_model="zoo:emoji")
+    Edit.from_scores(scores(), Selection(0.2)).save_card(tmp_path, CardInfo(base_model="zoo:emoji"))
     header, body = front_matter((tmp_path / "README.md").read_text())
     assert "base_model" not in header and 'load_pipeline("zoo:emoji")' in body
     assert "It was not evaluated." in body and "not checked on held-out ablations" in body
@@ -111,10 +103,10 @@ def test_a_card_without_figures_says_so(tmp_path):
 
 
 def test_texts_from_elsewhere_stay_texts(tmp_path):
-    edit = erase(scores(concept=ESCAPES), ratio=0.2, name="no-cat")
+    edit = Edit.from_scores(scores(concept=ESCAPES), Selection(0.2), name="no-cat")
     edit.provenance["evaluation"] = {"target": {"before": "x", "after": []}, "concepts": 3, "axes": {ESCAPES: None}}
     edit.provenance |= {"trust": [3, {"pearson": 10**400}], "composed_of": [ESCAPES], "selection": {"sign": "positive"}}
-    edit.save_pretrained(tmp_path, card=True)
+    edit.save_card(tmp_path)
     _, body = front_matter((tmp_path / "README.md").read_text())
     for text in (body, describe_text(edit)):
         assert "\x1b" not in text and "\u202e" not in text and "\n## |" not in text
@@ -144,9 +136,10 @@ class FakeHub:
 def test_push_to_the_hub_and_back(monkeypatch, tmp_path):
     hub = FakeHub()
     monkeypatch.setattr("huggingface_hub.HfApi", hub)
-    edit = erase(scores(), ratio=0.2, name="no-cat")
+    edit = Edit.from_scores(scores(), Selection(0.2), name="no-cat")
     sheet = Image.new("RGB", (3, 3))
-    assert edit.push_to_hub("no-cat", private=True, token="t", license="mit", sheet=sheet) == "https://hub/commit"
+    info = CardInfo(sheet=sheet, license="mit")
+    assert edit.push_to_hub("no-cat", info, private=True, token="t") == "https://hub/commit"
     assert hub.calls == [
         ("token", "t"),
         ("create", "no-cat", True, True),
@@ -168,10 +161,10 @@ def test_push_to_the_hub_and_back(monkeypatch, tmp_path):
         Edit.from_pretrained("not a/repository/name")
 
 
-@pytest.mark.parametrize("make", [erase, amplify])
-def test_scores_that_say_little_warn(make):
+@pytest.mark.parametrize("sign", ["positive", "negative"])
+def test_scores_that_say_little_warn(sign):
     with pytest.warns(UntrustedScoresWarning, match=r"'a cat' .* r = 0\.12 \[0\.02, 0\.22\], below 0\.3") as caught:
-        edit = make(scores([check(0.12)]), ratio=0.05)
+        edit = Edit.from_scores(scores([check(0.12)]), Selection(0.05), sign=sign)
     assert caught[0].filename == __file__
     assert edit.provenance["trust"][0]["pearson"] == 0.12
 
@@ -179,10 +172,10 @@ def test_scores_that_say_little_warn(make):
 def test_what_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        erase(scores([check(MIN_HELDOUT_R)]), ratio=0.05)
+        Edit.from_scores(scores([check(MIN_HELDOUT_R)]), Selection(0.05))
         # Of several checks the one nearest in size to the edit counts.
-        erase(scores([check(0.9, 0.05), check(0.1, 0.9)]), ratio=0.05)
-        edit = erase(scores(), ratio=0.05)
+        Edit.from_scores(scores([check(0.9, 0.05), check(0.1, 0.9)]), Selection(0.05))
+        edit = Edit.from_scores(scores(), Selection(0.05))
     assert edit.provenance["trust"] == [] and "not checked on held-out" in describe_text(edit)
     with pytest.warns(UntrustedScoresWarning):
-        erase(scores([check(float("nan"))]), ratio=0.05)
+        Edit.from_scores(scores([check(float("nan"))]), Selection(0.05))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import cad_fast
 from cad_fast.attribution import Scores
 from cad_fast.components.space import ComponentSpace
-from cad_fast.edits import Edit, erase
+from cad_fast.edits import Edit, Selection
 from cad_fast.edits.files.checkpoints import export_checkpoint
 from cad_fast.edits.files.denoiser_weights import put_denoiser_weights
 from tests.pipelines import stable_diffusion
@@ -29,7 +29,7 @@ def pipeline():
 def edit(pipeline):
     space = ComponentSpace.of(pipeline, "weight", "all")
     scores = Scores(torch.randn(space.n, generator=torch.Generator().manual_seed(1)), space, {"concept": "car"})
-    return erase(scores, ratio=0.02, name="no-car")
+    return Edit.from_scores(scores, Selection(0.02), name="no-car")
 
 
 def state(pipeline):
@@ -65,7 +65,7 @@ def test_the_whole_pipeline_and_weights_over_a_base(pipeline, edit, tmp_path):
         assert_same(state(over), state(pipeline))
     # Concepts can be scored on it, as on any model.
     scores = cad_fast.attribute(over, "a cat", num_inference_steps=2, guidance_scale=3.0, kind="head", progress=False)
-    recalled = erase(scores, count=1)
+    recalled = Edit.from_scores(scores, Selection(count=1))
     with recalled.applied(edited):
         pass
     with pytest.raises(ValueError, match="another model"):

@@ -1,15 +1,16 @@
-"""Rice-coded components: every set comes back as it was, and no bytes decode to anything else than a set in range."""
+"""Components as gaps: every set comes back as it was, and no gaps decode to anything but a set in range."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from cad_fast.components.fingerprint import Fingerprint
 from cad_fast.components.space import KINDS, ComponentSpace, ModuleComponents
 from cad_fast.edits import Edit
-from cad_fast.edits.files.coding import MAX_COUNT, decode_sorted, encode_sorted, encoded_size
+from cad_fast.edits.files.coding import MAX_COUNT, decode_gaps, encode_gaps
 
 
 @st.composite
@@ -23,49 +24,60 @@ def sorted_numbers(draw):
 @given(sorted_numbers())
 def test_coding_round_trip(case):
     numbers, count = case
-    payload, bits = encode_sorted(torch.tensor(numbers))
-    least, most = encoded_size(len(numbers), bits, count)
-    assert payload.dtype == torch.uint8 and least <= len(payload) <= most
-    decoded = decode_sorted(payload, len(numbers), bits, count)
+    gaps = encode_gaps(torch.tensor(numbers))
+    widest = max(b - a - 1 for a, b in zip([-1, *numbers], numbers, strict=False))
+    assert gaps.dtype == (torch.uint16 if widest < 2**16 else torch.int32)
+    decoded = decode_gaps(gaps, count)
     assert decoded.dtype == torch.int64 and decoded.tolist() == numbers
-    assert slow_decode(payload.tolist(), len(numbers), bits) == numbers
-
-
-def slow_decode(payload, k, bits):
-    """Bit by bit, as ``encode_sorted`` says."""
-    flags = "".join(f"{byte:08b}" for byte in payload)
-    unary = flags[8 * ((k * bits + 7) // 8) :]
-    numbers, last = [], -1
-    for i in range(k):
-        rest, unary = unary.index("1"), unary[unary.index("1") + 1 :]
-        low = int(flags[i * bits : (i + 1) * bits] or "0", 2)
-        last += (rest << bits) + low + 1
-        numbers.append(last)
-    assert len(unary) < 8 and "1" not in unary
-    return numbers
 
 
 @settings(deadline=None, database=None, max_examples=300)
-@given(st.binary(min_size=0, max_size=40), st.integers(-1, 60), st.integers(-1, 40), st.integers(-1, 2**40))
-def test_any_bytes_decode_to_sorted_numbers_in_range_or_are_refused(data, k, bits, count):
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=40), st.integers(1, 2**31))
+def test_any_gaps_decode_to_sorted_numbers_in_range_or_are_refused(gaps, count):
     try:
-        numbers = decode_sorted(torch.from_numpy(np.frombuffer(data, np.uint8).copy()), k, bits, count)
+        numbers = decode_gaps(torch.tensor(gaps, dtype=torch.int32), count)
     except ValueError:
         return
-    assert len(numbers) == k and 0 <= numbers[0] and numbers[-1] < count and bool((numbers.diff() > 0).all())
+    assert len(numbers) == len(gaps) and bool((numbers.diff() > 0).all())
+    assert not len(numbers) or (0 <= numbers[0] and numbers[-1] < count)
 
 
-def test_what_a_payload_cannot_be_is_said():
-    payload, bits = encode_sorted(torch.tensor([3, 90, 500]))
-    for k, count, message in [
-        (3, 500, "component 500 is outside 0..499"),
-        (2, 501, "encode 3 components, expected 2|bytes, expected"),
-        (200, 501, r"bytes, expected \d+ to \d+ for 200 of 501"),
-        (0, 501, "impossible"),
-        (502, 501, "impossible"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            decode_sorted(payload, k, bits, count)
+def test_what_gaps_cannot_be_is_said():
+    gaps = encode_gaps(torch.tensor([3, 90, 500]))
+    with pytest.raises(ValueError, match=r"component 500, outside 0\.\.499"):
+        decode_gaps(gaps, 500)
+    with pytest.raises(ValueError, match="a gap is -1"):
+        decode_gaps(torch.tensor([3, -1], dtype=torch.int32), 500)
+
+
+def test_numpy_alone_reads_the_components(tmp_path):
+    """As docs/edit-files.md says, without this package."""
+    entry = ModuleComponents("to_k", "weight", (400, 500), 1, 0)
+    components = torch.tensor([0, 1, 70_000, 199_999])
+    edit = Edit("e", ComponentSpace([entry], Fingerprint("Net", "0" * 64, ())), {"to_k": components})
+    edit.save_pretrained(tmp_path)
+    gaps = load_file(tmp_path / "edit_model.safetensors")["to_k"]
+    assert (np.cumsum(gaps.astype(np.int64) + 1) - 1).tolist() == components.tolist()
+
+
+def test_the_digest_covers_all_that_decides_which_weights_change():
+    def edit(name="e", kind="head", shape=(8, 12), block=3, indices=(0, 2), factor=0.0, module="to_out.0", model="Net"):
+        space = ComponentSpace([ModuleComponents(module, kind, shape, block, 0)], Fingerprint(model, "0" * 64, ()))
+        return Edit(name, space, {module: torch.tensor(indices)}, factor)
+
+    first = edit()
+    others = [
+        edit(kind="weight", block=1),
+        edit(shape=(6, 12)),
+        edit(block=4),
+        edit(indices=(0, 1)),
+        edit(factor=0.5),
+        edit(module="to_out.1"),
+    ]
+    assert len({first.digest(), *(other.digest() for other in others)}) == 7
+    assert edit(name="f").digest() == edit(model="Other").digest() == first.digest()
+    assert first == edit() and hash(first) == hash(edit()) and first != edit(name="f") and first != edit(model="Other")
+    assert first != 3 and all(first != other for other in others)
 
 
 @st.composite

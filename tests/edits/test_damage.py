@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cad_fast.attribution import Scores
-from cad_fast.edits import Edit, damage_table, erase, overlap, predicted_damage, select
+from cad_fast.edits import Edit, Selection, damage_table, overlap, predicted_damage, select
 from tests.edits.test_select import make_scores
 
 SHAPES = [(5, 37), (11, 8)]
@@ -13,9 +13,9 @@ SHAPES = [(5, 37), (11, 8)]
 def test_damage_is_the_sum_of_the_edits_scores() -> None:
     target, other = make_scores(SHAPES, seed=1), make_scores(SHAPES, seed=2, provenance={"intact_j": 4.0})
     other = Scores(other.values, other.space, other.provenance, torch.rand(len(other)))
-    edit = erase(target, 0.1, factor=0.25)
+    edit = Edit.from_scores(target, Selection(0.1), factor=0.25)
     found = predicted_damage(edit, {"target": target, "other": other}, strength=0.5)
-    chosen = select(target, ratio=0.1).tolist()
+    chosen = select(target, Selection(0.1)).tolist()
     change = -0.5 * 0.75 * sum(float(other.values[i]) for i in chosen)
     error = 0.5 * 0.75 * sum(float(other.standard_error[i]) ** 2 for i in chosen) ** 0.5
     assert found["other"].change == pytest.approx(change) and found["other"].relative == pytest.approx(change / 4)
@@ -69,7 +69,7 @@ def test_overlap_counts_shared_components() -> None:
     scores = [make_scores(SHAPES, seed=seed) for seed in range(3)]
     scores.append(Scores(scores[0].values + 0.5 * scores[1].values, scores[0].space))
     found = overlap(scores, 0.2)
-    sets = [set(select(own, ratio=0.2).tolist()) for own in scores]
+    sets = [set(select(own, Selection(0.2)).tolist()) for own in scores]
     for i, one in enumerate(sets):
         for j, other in enumerate(sets):
             assert float(found[i, j]) == pytest.approx(len(one & other) / min(len(one), len(other)))

@@ -9,7 +9,7 @@ import cad_fast
 from cad_fast.attribution import Scores
 from cad_fast.components.space import KINDS, ComponentSpace
 from cad_fast.diffusion.denoisers import denoiser_of
-from cad_fast.edits import Edit, active_edits, amplify, compose, erase
+from cad_fast.edits import Edit, Selection, active_edits, compose
 from tests.pipelines import PIPELINES, stable_diffusion, stable_diffusion_xl
 
 
@@ -39,7 +39,7 @@ def assert_same(pipeline, state):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 1.5, -0.5])
 def test_weights_are_scaled_and_restored_bit_for_bit(pipeline, kind, strength):
-    edit = erase(random_scores(pipeline, kind), ratio=0.1)
+    edit = Edit.from_scores(random_scores(pipeline, kind), Selection(0.1))
     before = snapshot(pipeline)
     masks = {name: torch.zeros(before[f"{name}.weight"].numel(), dtype=torch.bool) for name in edit.components}
     for name, indices in edit.weight_indices().items():
@@ -57,7 +57,7 @@ def test_weights_are_scaled_and_restored_bit_for_bit(pipeline, kind, strength):
 
 
 def test_removed_weights_are_exactly_zero(pipeline):
-    edit = erase(random_scores(pipeline), ratio=0.1)
+    edit = Edit.from_scores(random_scores(pipeline), Selection(0.1))
     name, indices = next(iter(edit.weight_indices().items()))
     weight = pipeline.unet.get_submodule(name).weight
     original = weight.detach().clone()
@@ -73,7 +73,7 @@ def test_removed_weights_are_exactly_zero(pipeline):
 
 def test_an_exception_restores_the_weights(pipeline):
     before = snapshot(pipeline)
-    with pytest.raises(ZeroDivisionError), erase(random_scores(pipeline), ratio=0.1).applied(pipeline):
+    with pytest.raises(ZeroDivisionError), Edit.from_scores(random_scores(pipeline), Selection(0.1)).applied(pipeline):
         1 / 0  # noqa: B018
     assert_same(pipeline, before)
 
@@ -83,7 +83,7 @@ def test_half_precision_and_channels_last(pipeline):
 
     edited = copy.copy(pipeline)
     edited.unet = copy.deepcopy(pipeline.unet).half().to(memory_format=torch.channels_last)
-    edit = erase(random_scores(pipeline, target="all"), ratio=0.1)
+    edit = Edit.from_scores(random_scores(pipeline, target="all"), Selection(0.1))
     before = snapshot(edited)
     with edit.applied(edited, 0.7):
         changed = sum(int((before[name] != value).sum()) for name, value in edited.unet.state_dict().items())
@@ -94,7 +94,9 @@ def test_half_precision_and_channels_last(pipeline):
 
 def test_edits_on_top_of_each_other(pipeline):
     before = snapshot(pipeline)
-    first, second = (erase(random_scores(pipeline, seed=seed), ratio=0.3, name=f"e{seed}") for seed in (1, 2))
+    first, second = (
+        Edit.from_scores(random_scores(pipeline, seed=seed), Selection(0.3), name=f"e{seed}") for seed in (1, 2)
+    )
     handle = first.fuse(pipeline)
     with second.applied(pipeline):
         assert [entry.edit.name for entry in active_edits(pipeline)] == ["e1", "e2"]
@@ -106,7 +108,9 @@ def test_edits_on_top_of_each_other(pipeline):
 
 
 def test_composition_is_a_union_in_any_order(pipeline):
-    edits = [erase(random_scores(pipeline, seed=seed), ratio=0.2, name=f"e{seed}") for seed in (1, 2, 3)]
+    edits = [
+        Edit.from_scores(random_scores(pipeline, seed=seed), Selection(0.2), name=f"e{seed}") for seed in (1, 2, 3)
+    ]
     both, again = compose(edits), compose(edits[::-1])
     assert both.digest() == again.digest() and both.name == "e1.e2.e3"
     expected = {}
@@ -119,19 +123,21 @@ def test_composition_is_a_union_in_any_order(pipeline):
 
 
 def test_kinds_mix_as_weights(pipeline):
-    neurons, weights = (erase(random_scores(pipeline, kind), ratio=0.1, name=kind) for kind in ("neuron", "weight"))
+    neurons, weights = (
+        Edit.from_scores(random_scores(pipeline, kind), Selection(0.1), name=kind) for kind in ("neuron", "weight")
+    )
     both = neurons | weights
     assert both.space.kind == "weight"
     mine = both.weight_indices()
     for edit in (neurons, weights):
         assert all(torch.isin(indices, mine[name]).all() for name, indices in edit.weight_indices().items())
     with pytest.raises(ValueError, match="apply them one by one"):
-        compose([weights, erase(random_scores(pipeline), ratio=0.1, factor=0.5, name="half")])
+        compose([weights, Edit.from_scores(random_scores(pipeline), Selection(0.1), factor=0.5, name="half")])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip(pipeline, kind, tmp_path):
-    edit = amplify(random_scores(pipeline, kind), ratio=0.2, name="cat-amplify")
+    edit = Edit.from_scores(random_scores(pipeline, kind), Selection(0.2), sign="negative", name="cat-amplify")
     edit.save_pretrained(tmp_path / "edit")
     assert {path.name for path in (tmp_path / "edit").iterdir()} == {"edit_config.json", "edit_model.safetensors"}
     again = Edit.from_pretrained(tmp_path / "edit", pipeline)
@@ -146,7 +152,7 @@ def test_round_trip(pipeline, kind, tmp_path):
 
 
 def test_another_model_is_refused(pipeline, tmp_path):
-    edit = erase(random_scores(pipeline), ratio=0.2)
+    edit = Edit.from_scores(random_scores(pipeline), Selection(0.2))
     edit.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="edit 'a-cat-erase' was made for another model: their parameters"):
         Edit.from_pretrained(tmp_path, stable_diffusion_xl())
@@ -161,7 +167,7 @@ def test_another_model_is_refused(pipeline, tmp_path):
 def test_half_precision_is_the_same_model(pipeline, tmp_path):
     import copy
 
-    edit = erase(random_scores(pipeline), ratio=0.2)
+    edit = Edit.from_scores(random_scores(pipeline), Selection(0.2))
     for dtype in (torch.float16, torch.bfloat16):
         half = copy.deepcopy(pipeline.unet).to(dtype)
         with edit.applied(half):
@@ -195,14 +201,14 @@ def break_config(folder, **changes):
     ],
 )
 def test_damaged_files(pipeline, tmp_path, damage, message):
-    erase(random_scores(pipeline), ratio=0.2).save_pretrained(tmp_path)
+    Edit.from_scores(random_scores(pipeline), Selection(0.2)).save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Edit.from_pretrained(tmp_path)
 
 
 def test_indices_out_of_range_are_refused(pipeline):
-    edit = erase(random_scores(pipeline), ratio=0.2)
+    edit = Edit.from_scores(random_scores(pipeline), Selection(0.2))
     name = next(iter(edit.components))
     for bad, message in [
         ([0, 0], "repetitions"),
@@ -220,17 +226,17 @@ def test_indices_out_of_range_are_refused(pipeline):
 def test_names_are_names_and_never_paths(pipeline):
     for name in ("", "../up", "a/b", ".hidden", "a b", "x" * 65, "naïve", 3):
         with pytest.raises(ValueError, match="edit name"):
-            erase(random_scores(pipeline), ratio=0.2, name=name or "/")
-    assert erase(random_scores(pipeline, concept="Van Gogh!"), ratio=0.1).name == "van-gogh-erase"
+            Edit.from_scores(random_scores(pipeline), Selection(0.2), name=name or "/")
+    assert Edit.from_scores(random_scores(pipeline, concept="Van Gogh!"), Selection(0.1)).name == "van-gogh-erase"
 
 
 def test_nothing_to_select_and_bad_strength(pipeline):
     scores = random_scores(pipeline)
     scores.values.fill_(-1)
     with pytest.raises(ValueError, match="no component has a positive score"):
-        erase(scores, ratio=0.1)
+        Edit.from_scores(scores, Selection(0.1))
     with pytest.raises(ValueError, match="strength is nan"):
-        amplify(scores, ratio=0.1).fuse(pipeline, float("nan"))
+        Edit.from_scores(scores, Selection(0.1), sign="negative").fuse(pipeline, float("nan"))
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -238,7 +244,7 @@ def test_every_architecture(name):
     pipeline = PIPELINES[name][0]()
     before = snapshot(pipeline)
     for kind, target in (("weight", "attention"), ("neuron", None), ("head", None)):
-        with erase(random_scores(pipeline, kind, target), ratio=0.5).applied(pipeline):
+        with Edit.from_scores(random_scores(pipeline, kind, target), Selection(0.5)).applied(pipeline):
             pass
     assert_same(pipeline, before)
 
@@ -248,7 +254,7 @@ def test_lora_may_lie_beside(pipeline):
     peft = pytest.importorskip("peft")
     import copy
 
-    edit = erase(random_scores(pipeline, target="cross-attention-kv"), ratio=0.2)
+    edit = Edit.from_scores(random_scores(pipeline, target="cross-attention-kv"), Selection(0.2))
     unet = copy.deepcopy(pipeline.unet)
     unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_k", "to_v"]))
     with edit.applied(unet):
@@ -257,7 +263,7 @@ def test_lora_may_lie_beside(pipeline):
 
 
 def test_a_compiled_denoiser_is_edited_as_what_it_wraps(pipeline, tmp_path):
-    edit = erase(random_scores(pipeline), ratio=0.1)
+    edit = Edit.from_scores(random_scores(pipeline), Selection(0.1))
     compiled = torch.compile(pipeline.unet)  # compiles nothing until it is called
     before = snapshot(pipeline)
     name, indices = next(iter(edit.weight_indices().items()))
@@ -279,7 +285,7 @@ def test_public_names():
 
 def test_a_factor_given_as_an_integer_is_the_same_edit(pipeline, tmp_path):
     scores = random_scores(pipeline)
-    whole, point = (erase(scores, 0.01, factor=factor) for factor in (0, 0.0))
+    whole, point = (Edit.from_scores(scores, Selection(0.01), factor=factor) for factor in (0, 0.0))
     assert whole.digest() == point.digest()
     whole.save_pretrained(tmp_path)
     assert Edit.from_pretrained(tmp_path, pipeline).digest() == point.digest()
@@ -288,20 +294,14 @@ def test_a_factor_given_as_an_integer_is_the_same_edit(pipeline, tmp_path):
 @pytest.mark.parametrize("provenance", [{"r": float("nan")}, {"scores": torch.zeros(1)}, {"note": "x" * 2**22}])
 def test_what_cannot_be_saved_leaves_the_folder_as_it_was(pipeline, tmp_path, provenance):
     scores = random_scores(pipeline)
-    before = erase(scores, 0.01)
+    before = Edit.from_scores(scores, Selection(0.01))
     before.save_pretrained(tmp_path)
-    other = erase(scores, 0.02)
+    other = Edit.from_scores(scores, Selection(0.02))
     other.provenance |= provenance
     with pytest.raises(ValueError, match=r"edit 'a-cat-erase': its (provenance|config)"):
         other.save_pretrained(tmp_path)
     assert Edit.from_pretrained(tmp_path).digest() == before.digest()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edit_config.json", "edit_model.safetensors"]
-
-
-def test_an_evaluation_without_its_comparison_is_refused(pipeline, tmp_path):
-    with pytest.raises(ValueError, match="give both"):
-        erase(random_scores(pipeline), 0.01).save_pretrained(tmp_path, evaluation=object())
-    assert not list(tmp_path.iterdir())
 
 
 def test_modules_that_share_a_weight_are_restored_too():

@@ -150,7 +150,7 @@ def test_windows_are_in_the_scheduler_s_timesteps() -> None:
     whole = draw(pipeline)
     hook.remove()
     assert len(seen) == STEPS
-    manager.set_edits("a", windows=(0, 1000))
+    manager.set_edits("a", windows=cad_fast.TimestepWindow(1000, 0))
     assert torch.equal(draw(pipeline), whole)
     manager.set_edits("a", windows=(seen[0] + 1, 2000))
     assert torch.equal(draw(pipeline), plain)
@@ -161,7 +161,8 @@ def test_windows_are_in_the_scheduler_s_timesteps() -> None:
     first_two = draw(pipeline)
     assert acted == [True, True, False]
     assert distance(first_two, whole) > 1e-4 and distance(first_two, plain) > 1e-4
-    mixed = draw(manager, edit_names=["a", "a", "a"], windows=[None, (seen[1], seen[0]), (2000, 3000)])
+    windows = [None, cad_fast.TimestepWindow(seen[0], seen[1]), (2000, 3000)]
+    mixed = draw(manager, edit_names=["a", "a", "a"], windows=windows)
     for i, expected in enumerate((whole, first_two, plain)):
         assert distance(mixed[i : i + 1], expected[i : i + 1]) < 1e-4
 

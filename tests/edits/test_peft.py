@@ -10,7 +10,7 @@ import cad_fast
 from cad_fast.attribution import Scores
 from cad_fast.components.space import ComponentSpace
 from cad_fast.diffusion.denoisers import denoiser_of
-from cad_fast.edits import Edit, erase
+from cad_fast.edits import Edit, Selection
 from cad_fast.edits.files.peft import export_peft, load_peft
 from tests.pipelines import stable_diffusion
 
@@ -29,7 +29,7 @@ def tiny_unet():
 def edit_of(unet, kind="weight", target="cross-attention-kv", ratio=0.03, factor=0.0):
     space = ComponentSpace.of(unet, kind, target)
     scores = Scores(torch.randn(space.n, generator=torch.Generator().manual_seed(1)), space, {"concept": "car"})
-    return erase(scores, ratio=ratio, factor=factor, name="no-car")
+    return Edit.from_scores(scores, Selection(ratio), factor=factor, name="no-car")
 
 
 def output(unet, dtype):

@@ -9,7 +9,7 @@ import cad_fast
 from cad_fast import Ablation, ConceptErasure
 from cad_fast.attribution import Attributor
 from cad_fast.attribution.measuring.passes import merge_calls
-from cad_fast.edits import refine, select
+from cad_fast.edits import Selection, refine, select
 from tests.pipelines import stable_diffusion
 from tests.row_truth import slow_gradient
 
@@ -31,8 +31,8 @@ def scores_of(pipeline, recording, kind: str):
 @pytest.mark.parametrize("kind", ["weight", "neuron", "filter", "head"])
 def test_a_round_adds_the_gradients_along_the_way(pipeline, recording, kind: str) -> None:
     scores = scores_of(pipeline, recording, kind)
-    refined = refine(pipeline, recording, scores, 0.2, rounds=1, rows_per_pass=5, progress=False)
-    chosen = select(scores, ratio=0.2)
+    refined = refine(pipeline, recording, scores, Selection(0.2), rounds=1, rows_per_pass=5, progress=False)
+    chosen = select(scores, Selection(0.2))
     along = sum(
         weight
         * slow_gradient(pipeline.unet, recording, scores.space, Ablation.from_indices(len(scores), chosen, factor))
@@ -46,11 +46,11 @@ def test_a_round_adds_the_gradients_along_the_way(pipeline, recording, kind: str
 
 def test_as_many_components_lower_j_further(pipeline, recording) -> None:
     scores = scores_of(pipeline, recording, "weight")
-    refined = refine(pipeline, recording, scores, 0.03, rounds=8, progress=False)
+    refined = refine(pipeline, recording, scores, Selection(0.03), rounds=8, progress=False)
     call = merge_calls(recording.calls)
 
     def j_after(values) -> float:
-        with cad_fast.erase(values, 0.03).applied(pipeline), torch.no_grad():
+        with cad_fast.Edit.from_scores(values, cad_fast.Selection(0.03)).applied(pipeline), torch.no_grad():
             return float(ConceptErasure()(call.run(pipeline.unet), call).mean())
 
     assert j_after(refined) < 0.9 * j_after(scores)
@@ -60,8 +60,8 @@ def test_what_is_kept_counts_in_every_round(pipeline, recording) -> None:
     scores = scores_of(pipeline, recording, "neuron")
     keep = [Attributor(pipeline, kind="neuron").run(recording.select(rows=[1]), progress=False)]
     settings = {"rounds": 2, "progress": False}
-    plain = refine(pipeline, recording, scores, 0.2, **settings)
-    kept = refine(pipeline, recording, scores, 0.2, keep=keep, keep_weight=2.0, **settings)
+    plain = refine(pipeline, recording, scores, Selection(0.2), **settings)
+    kept = refine(pipeline, recording, scores, Selection(0.2, keep=keep, keep_weight=2.0), **settings)
     assert not torch.equal(plain.values, kept.values)
     assert kept.provenance["refined"]["selection"]["keep"] == ["a dog"]
 
@@ -69,18 +69,21 @@ def test_what_is_kept_counts_in_every_round(pipeline, recording) -> None:
 def test_the_model_is_left_as_it_was_and_errors_are_clear(pipeline, recording) -> None:
     before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
     scores = scores_of(pipeline, recording, "head")
-    refine(pipeline, recording, scores, count=2, rounds=1, progress=False)
+    refine(pipeline, recording, scores, Selection(count=2), rounds=1, progress=False)
     assert all(torch.equal(before[name], value) for name, value in pipeline.unet.state_dict().items())
     with pytest.raises(ValueError, match="rounds is 0, expected at least 1"):
-        refine(pipeline, recording, scores, 0.1, rounds=0)
+        refine(pipeline, recording, scores, Selection(0.1), rounds=0)
     with pytest.raises(ValueError, match="give either ratio or count"):
-        refine(pipeline, recording, scores, progress=False)
+        refine(pipeline, recording, scores, Selection(), progress=False)
     negative = cad_fast.Scores(-scores.values.abs(), scores.space, scores.provenance)
     with pytest.raises(ValueError, match="no component has a positive score for 'a cat'"):
-        refine(pipeline, recording, negative, 0.1, progress=False)
+        refine(pipeline, recording, negative, Selection(0.1), progress=False)
 
 
 def test_a_model_that_has_changed_since_is_refused(pipeline, recording) -> None:
     scores = scores_of(pipeline, recording, "weight")
-    with cad_fast.erase(scores, 0.2).applied(pipeline), pytest.raises(ValueError, match="has changed since"):
-        refine(pipeline, recording, scores, 0.1, rounds=1, progress=False)
+    with (
+        cad_fast.Edit.from_scores(scores, cad_fast.Selection(0.2)).applied(pipeline),
+        pytest.raises(ValueError, match="has changed since"),
+    ):
+        refine(pipeline, recording, scores, Selection(0.1), rounds=1, progress=False)

@@ -113,7 +113,7 @@ def test_windows_look_at_each_row_s_timestep() -> None:
         plain = call.run(unet, **inputs)
         with runner.rows([(("a",),)] * 4):
             edited = call.run(unet, **inputs)
-        for window in ((500, 900), (900, 500)):
+        for window in ((500, 900), (900, 500), cad_fast.TimestepWindow(900, 500)):
             with runner.rows([(("a", 1.0, window),)] * 4):
                 output = call.run(unet, **inputs)
             assert distance(output[:2], edited[:2]) < 1e-5 and distance(output[2:], plain[2:]) < 1e-5
@@ -256,8 +256,8 @@ def test_lazily_added_edits_are_read_when_used_and_again_when_pushed_out(tmp_pat
         runner.add(tmp_path / name, lazy=True)
     from cad_fast.edits.files import sources
 
-    read, load = [], sources.load_edit
-    monkeypatch.setattr(sources, "load_edit", lambda place: read.append(place.name) or load(place))
+    read, load = [], sources.read_edit
+    monkeypatch.setattr(sources, "read_edit", lambda place: read.append(place.name) or load(place))
     call, inputs = some_call("sd", 1)
     plain = copy.deepcopy(unet)
     with torch.no_grad():

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from cad_fast.ops import edited_linear, reference
-from tests.ops.linear_cases import BACKENDS, assert_as_good_as_torch, with_threads
+from tests.ops import exact
+from tests.ops.linear_cases import BACKENDS, with_threads
+from tests.rounding import assert_right
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -39,9 +41,8 @@ def random_case(
 
 def check(x: Tensor, weight: Tensor, *rest, **options) -> Tensor:
     actual = edited_linear(x, weight, *rest, backend="native", **options)
-    edit, bias = rest[:4], [t.double() for t in rest[4:]]
-    exact = reference.edited_linear(x.double(), weight.double(), *edit, *bias, **options)
-    assert_as_good_as_torch(actual, reference.edited_linear(x, weight, *rest, **options), exact)
+    assert actual.dtype == x.dtype
+    assert_right(actual, exact.edited_linear(x, weight, *rest, **options))
     return actual
 
 
@@ -129,9 +130,9 @@ def test_gradients(backend: str, transposed: bool) -> None:
         return *first, *torch.autograd.grad(first[0].pow(2).sum(), own[:2])
 
     actual = loss(edited_linear, torch.float32, backend=backend)
-    for mine, exact in zip(actual, loss(reference.edited_linear, torch.float64), strict=True):
-        limit = 1e-4 * float(exact.detach().abs().max())
-        torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=limit)
+    for mine, right in zip(actual, loss(reference.edited_linear, torch.float64), strict=True):
+        limit = 1e-4 * float(right.detach().abs().max())
+        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=limit)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

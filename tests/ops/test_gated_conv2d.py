@@ -6,8 +6,10 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from cad_fast.ops import gated_conv2d, reference
+from tests.ops import exact
 from tests.ops.linear_cases import BACKENDS, with_threads
-from tests.ops.test_masked_conv2d import GEOMETRIES, SIZES, close, pairs
+from tests.ops.test_masked_conv2d import GEOMETRIES, SIZES, pairs
+from tests.rounding import assert_right
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -24,9 +26,8 @@ def inputs(size: tuple[int, ...], dtype: torch.dtype, groups: int = 1) -> list[T
 
 def check(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, *how, backend: str = "native") -> Tensor:
     y = gated_conv2d(x, weight, gates, bias, *how, backend=backend)
-    wide = [t if t is None else t.double() for t in (x, weight, gates, bias)]
-    plain = reference.gated_conv2d(x, weight, gates, bias, *how)
-    assert close(y, plain, reference.gated_conv2d(*wide, *how))
+    assert y.dtype == x.dtype
+    assert_right(y, exact.gated_conv2d(x, weight, gates, bias, *how))
     return y
 
 
@@ -85,13 +86,13 @@ def test_dropped_filters_give_no_gradient_back(capability: str, dtype: torch.dty
 @pytest.mark.parametrize("last", ["x", "weight", "both"])
 def test_channels_last_is_kept(last: str) -> None:
     x, weight, gates, bias = inputs(SIZES[3], torch.float32)
-    expected = gated_conv2d(x, weight, gates, bias, padding=1)
+    right = exact.gated_conv2d(x, weight, gates, bias, *pairs(padding=1))
     if last != "weight":
         x = x.movedim(-3, -1).contiguous().movedim(-1, -3)
     if last != "x":
         weight = weight.contiguous(memory_format=torch.channels_last)
     y = gated_conv2d(x, weight, gates, bias, padding=1)
-    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+    assert_right(y, right)
     assert y[0].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -101,8 +102,7 @@ def test_strides(native) -> None:
     spread = gates.t().contiguous().t()
     for view in (x[1:, :, :, 1:], x[:3, ..., ::2], x[:3].transpose(-1, -2), x[:1].expand(3, *[-1] * 4)):
         y = gated_conv2d(view, weight, spread, bias.repeat_interleave(2)[::2], padding=1, backend="native")
-        plain = gated_conv2d(view.contiguous(), weight, gates, bias, padding=1, backend="native")
-        torch.testing.assert_close(y, plain, rtol=1e-5, atol=1e-5)
+        assert_right(y, exact.gated_conv2d(view, weight, gates, bias, *pairs(padding=1)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -118,9 +118,9 @@ def test_threads_do_not_matter(capability: str) -> None:
     x, weight, gates, bias = inputs((3, 2, 6, 40, 40, 66, 1, 1), torch.float32)
     for last in (False, True):
         x = x.movedim(-3, -1).contiguous().movedim(-1, -3) if last else x
-        one, *others = with_threads((1, 2, 3), lambda: gated_conv2d(x, weight, gates, bias, backend="native"))  # noqa: B023
-        for other in others:
-            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+        right = exact.gated_conv2d(x, weight, gates, bias, *pairs())
+        for y in with_threads((1, 2, 3), lambda: gated_conv2d(x, weight, gates, bias, backend="native")):  # noqa: B023
+            assert_right(y, right)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -141,8 +141,8 @@ def test_gradients(backend: str, back: bool, geometry: str) -> None:
         return *first, *torch.autograd.grad(first[0].pow(2).sum() + first[2].pow(2).sum(), own[:3])
 
     actual = loss(gated_conv2d, torch.float32, backend=backend)
-    for mine, exact in zip(actual, loss(reference.gated_conv2d, torch.float64), strict=True):
-        torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.detach().abs().max()))
+    for mine, right in zip(actual, loss(reference.gated_conv2d, torch.float64), strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-4 * float(right.detach().abs().max()))
 
 
 X, WEIGHT, GATES = torch.zeros(2, 1, 4, 6, 6), torch.zeros(5, 4, 3, 3), torch.zeros(2, 5)

@@ -1,10 +1,14 @@
 """masked_linear_scores: every instruction set against the reference in float64."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from cad_fast.ops import masked_linear_scores, pack_bits, reference, unpack_bits
+from tests.ops import exact
+from tests.rounding import assert_right
 
 SHAPES = [  # variants, rows, n, k
     (1, 1, 1, 1),
@@ -26,19 +30,6 @@ def inputs(variants: int, rows: int, n: int, k: int, dtype: torch.dtype) -> tupl
     return grad.to(dtype), x.to(dtype), weight.to(dtype), words
 
 
-def exact(grad: Tensor, x: Tensor, weight: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums in float64, kept and ablated, and after them the same sums of absolute values."""
-    ablates = unpack_bits(words, weight.shape[1])
-    results = []
-    for g, a, w in (
-        (grad.double(), x.double(), weight.double()),
-        (grad.double().abs(), x.double().abs(), weight.double().abs()),
-    ):
-        scores = w * (g.mT @ a)
-        results += [scores.masked_fill(ablates, 0).sum(0), scores.masked_fill(~ablates, 0).sum(0)]
-    return results[0], results[1], results[2], results[3]
-
-
 def from_zero(*arguments: Tensor, run=masked_linear_scores, **keywords) -> tuple[Tensor, Tensor]:
     shape = arguments[2].shape
     kept, ablated = torch.zeros(shape), torch.zeros(shape)
@@ -46,13 +37,9 @@ def from_zero(*arguments: Tensor, run=masked_linear_scores, **keywords) -> tuple
     return kept, ablated
 
 
-def assert_close_to_exact(actual: tuple[Tensor, Tensor], arguments: tuple[Tensor, ...]) -> None:
-    """The error is at most twice that of plain torch, but for a few roundings of the size of the sums."""
-    kept, ablated, kept_size, ablated_size = exact(*arguments)
-    plain = from_zero(*arguments, run=reference.masked_linear_scores)
-    for result, by_torch, right, size in zip(actual, plain, (kept, ablated), (kept_size, ablated_size), strict=True):
-        floor = 4 * torch.finfo(torch.float32).eps * size.max()
-        assert (result.double() - right).abs().max() <= 2 * (by_torch.double() - right).abs().max() + floor
+def assert_all_right(results: Sequence[Tensor], arguments: tuple[Tensor, ...], before: Tensor | None = None) -> None:
+    for result, right in zip(results, exact.masked_linear_scores(*arguments, before), strict=True):
+        assert_right(result, right)
 
 
 def test_reference_is_the_definition() -> None:
@@ -73,7 +60,7 @@ def test_reference_is_the_definition() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_against_reference(capability: str, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     arguments = inputs(*shape, dtype)
-    assert_close_to_exact(from_zero(*arguments, backend="native"), arguments)
+    assert_all_right(from_zero(*arguments, backend="native"), arguments)
 
 
 def test_adds_to_what_is_there(capability: str) -> None:
@@ -81,17 +68,17 @@ def test_adds_to_what_is_there(capability: str) -> None:
     before = torch.randn(2, 9, 50)
     kept, ablated = before.clone()
     masked_linear_scores(*arguments, kept, ablated, backend="native")
-    fresh = from_zero(*arguments, backend="native")
-    torch.testing.assert_close(kept, before[0] + fresh[0])
-    torch.testing.assert_close(ablated, before[1] + fresh[1])
+    assert_all_right((kept, ablated), arguments, before)
 
 
 def test_one_variant_that_ablates_nothing_gives_weight_times_gradient(capability: str) -> None:
     grad, x, weight, words = inputs(1, 20, 12, 40, torch.float32)
     kept, ablated = from_zero(grad, x, weight, torch.zeros_like(words), backend="native")
-    leaf = weight.clone().requires_grad_()
-    (torch.nn.functional.linear(x[0], leaf) * grad[0]).sum().backward()
-    torch.testing.assert_close(kept, weight * leaf.grad)
+    leaf = weight.double().requires_grad_()
+    (torch.nn.functional.linear(x[0].double(), leaf) * grad[0]).sum().backward()
+    right, _ = exact.masked_linear_scores(grad, x, weight, torch.zeros_like(words))
+    torch.testing.assert_close(right.value, weight * leaf.grad)
+    assert_right(kept, right)
     assert not ablated.any()
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from cad_fast import ComponentSpace, Edit
 from cad_fast.diffusion.denoisers import ForwardSignature, denoiser_of
-from cad_fast.serving.app import make_app
 from cad_fast.serving.edit_library import EditLibrary
-from cad_fast.serving.jobs import Job, RequestedEdit
+from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit
+from cad_fast.serving.http.app import make_app
 from cad_fast.serving.server import Server
 from cad_fast.serving.settings import Settings
 
@@ -42,8 +42,9 @@ def make_server(pipeline: Any, edits: Sequence[Edit] = (), **settings: Any) -> S
     library = EditLibrary(None, pipeline)
     for edit in edits:
         library.add(edit)
-    passes = settings.pop("passes", None)
-    return Server(pipeline, library, Settings(**{"warm_up": False, "steps": 2, "deadline": 60.0, **settings}), passes)
+    passes, token = settings.pop("passes", None), settings.pop("admin_token", None)
+    chosen = Settings(**{"warm_up": False, "steps": 2, "deadline": 60.0, **settings})
+    return Server(pipeline, library, chosen, passes, token)
 
 
 def run(coroutine: Coroutine[Any, Any, Any], seconds: float = 120.0) -> Any:
@@ -83,7 +84,7 @@ class Alone:
         self._uses: Sequence[RequestedEdit] = ()
         self.denoiser.forward = self._forward
 
-    def draw(self, job: Job, number: int = 0) -> Image.Image:
+    def draw(self, job: PictureJob, number: int = 0) -> Image.Image:
         self._uses = job.edits
         generator = torch.Generator().manual_seed(job.seed + number)
         return self.pipeline(prompt=job.prompt, generator=generator, **job.arguments)[0][0]

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from cad_fast import zoo
-from cad_fast.serving.edited_passes import SwappedWeights
-from cad_fast.serving.jobs import Job, RequestedEdit
+from cad_fast.serving.engine.edited_passes import SwappedWeights
+from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit
 from tests.pipelines import stable_diffusion
 from tests.serving.common import ROUNDING, Alone, client_of, decoded, distance, make_server, random_edit, run
 
@@ -36,7 +36,7 @@ def some_body(number: int, names: list[str], most_steps: int) -> dict:
     return {**body, "n": 1000} if number % 10 == 9 else body
 
 
-def job_of(body: dict, server) -> Job:
+def job_of(body: dict, server) -> PictureJob:
     uses = [
         RequestedEdit(
             server.library.get(use["name"]), use["strength"], tuple(sorted(use["window"])) if "window" in use else None
@@ -44,7 +44,7 @@ def job_of(body: dict, server) -> Job:
         for use in body["edits"]
     ]
     arguments = {name: body[name] for name in ("num_inference_steps", "guidance_scale")}
-    return Job("", body["prompt"], seed=body["seed"], n=body["n"], arguments=arguments, edits=tuple(uses))
+    return PictureJob("", body["prompt"], seed=body["seed"], n=body["n"], arguments=arguments, edits=tuple(uses))
 
 
 async def post(client, body: dict, leave_after: float | None = None):

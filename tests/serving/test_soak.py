@@ -11,7 +11,7 @@ from greenlet import greenlet
 
 from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.serving.edit_library import EditLibrary
-from cad_fast.serving.edited_passes import RowWise
+from cad_fast.serving.engine.edited_passes import RowWise
 from cad_fast.serving.server import Server
 from cad_fast.serving.settings import Settings
 from tests.pipelines import stable_diffusion
@@ -33,16 +33,14 @@ def test_soak(tmp_path) -> None:
     weights = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
     for i in range(EDITS):
         random_edit(pipeline, f"edit{i}", i).save_pretrained(tmp_path / f"edit{i}")
-    settings = Settings(
-        warm_up=False, max_n=2, max_batch_size=16, max_queue=64, keep_bytes=2**18, admin_token=TOKEN, steps=1
-    )
+    settings = Settings(warm_up=False, max_n=2, max_batch_size=16, max_queue=64, keep_bytes=2**18, steps=1)
     random_edit(pipeline, "spare", EDITS).save_pretrained(tmp_path / "spare")
     # Caches that are full soon: what grows after that is a leak.
     passes = RowWise(pipeline, cache_bytes=2**22)
-    server = Server(pipeline, EditLibrary(tmp_path, pipeline), settings, passes)
+    server = Server(pipeline, EditLibrary(tmp_path, pipeline), settings, passes, TOKEN)
     names = [name for name in server.library.names if name != "spare"]
     admin = {"authorization": f"Bearer {TOKEN}"}
-    memory, answers = [], {}
+    memory, answers, stores = [], {}, []
 
     async def one(client, number: int) -> None:
         body = some_body(number, names, 2)
@@ -60,6 +58,7 @@ def test_soak(tmp_path) -> None:
 
     async def go() -> None:
         async with client_of(server) as client:
+            stores.append(client._transport.app.state.pictures)
             for start in range(0, REQUESTS, BLOCK):
                 await asyncio.gather(*(one(client, number) for number in range(start, start + BLOCK)))
                 while server.batcher.load != (0, 0):
@@ -74,7 +73,7 @@ def test_soak(tmp_path) -> None:
     assert len(passes.known) == 0, "closed"
     # The first blocks fill caches and the allocator's pools.
     assert max(memory[-3:]) < 1.03 * max(memory[2:5]), memory
-    assert len(server.pictures._files) and server.pictures._bytes <= 2**18
+    assert len(stores[0]) and stores[0].total_bytes <= 2**18
     assert all(torch.equal(value, weights[name]) for name, value in pipeline.unet.state_dict().items())
     assert all("forward" not in module.__dict__ for module in denoiser_of(pipeline).modules())
     assert not [each for each in gc.get_objects() if isinstance(each, greenlet) and not each.dead and each.parent]

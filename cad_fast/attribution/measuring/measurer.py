@@ -1,4 +1,4 @@
-"""Measure J under a group of ablations, for one concept or many: one pass serves all that can use it."""
+"""Measure J under a group of ablations, for one concept or many. A pass serves every concept that can use it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,30 @@ from ...objectives import Objective
 from ...recording.call import DenoiserCall
 from ...row_engine.engine import RowEngine, rows
 from .passes import merge_calls, repeated, unconditional_call
-from .plans import MeasurePlan, Piece, Target
+from .plans import MeasuringPlan, Piece, Target
 
 # Computes groups of ablations, given as (number of the first, how many), in any order: (first, J [concepts, k]).
 Compute = Callable[[list[tuple[int, int]]], Iterator[tuple[int, Tensor]]]
 
 
 class Measurer:
-    """Measures groups of ablations on one denoiser; a context, inside which the denoiser is in eval mode.
+    """Measure groups of ablations on one denoiser.
 
-    Plain data but for what is entered, so that it can be sent to another process.
+    Enter it as a context first, inside which the denoiser is in eval mode. Before that it is plain data, which can be
+    sent to another process.
+
+    Args:
+        denoiser: The module that is run.
+        targets: What is measured on which recording.
+        space: The components that the ablations are of.
+        rows_per_pass: How many rows go through the denoiser at once, at most.
     """
 
     def __init__(
         self, denoiser: nn.Module, targets: Sequence[Target], space: ComponentSpace, rows_per_pass: int
     ) -> None:
         self.denoiser, self.targets, self.space = denoiser, list(targets), space
-        self.plan = MeasurePlan.of(targets, rows_per_pass)
+        self.plan = MeasuringPlan.of(targets, rows_per_pass)
         self._engine: RowEngine | None = None
         self._stack = ExitStack()
 
@@ -52,7 +59,7 @@ class Measurer:
         self._stack.close()
 
     def measure(self, group: Sequence[Ablation]) -> Tensor:
-        """J float64 [targets, len(group)] under each ablation."""
+        """Measure J under each ablation; float64 [targets, len(group)]."""
         self._engine = _switch(self._engine, self.denoiser, group, self.space)
         sums = torch.zeros(len(self.targets), len(group), dtype=torch.float64)
         for pieces in self.plan.passes:
@@ -65,44 +72,44 @@ class Measurer:
         output = call.run(self.denoiser)
         live: DenoiserCall | None = None  # with the unconditional output of this pass, for objectives of both branches
         for number, target in enumerate(self.targets):
-            own = self._rows_of(target, pieces)
-            if not own:
+            numbers = self._rows_of(target, pieces)
+            if not numbers:
                 continue
             used = call
             if target.objective.both_branches:
                 live = live or self._with_unconditional(call, parts, variants)
                 used = live
-            values = _on_rows(target.objective, output, used, own, variants)
+            values = _on_rows(target.objective, output, used, numbers, variants)
             sums[number] += values.double().view(variants, -1).sum(1).cpu()
 
     def _rows_of(self, target: Target, pieces: list[Piece]) -> list[int]:
-        """Which rows of a pass the target looks at."""
-        own, at = [], 0
+        """Return which rows of a pass the target looks at."""
+        looked_at, at = [], 0
         for number, place, numbers in pieces:
             recording = self.plan.recordings[number]
             if recording is target.recording and target.objective.active(recording.calls[place]):
-                own += range(at, at + len(numbers))
+                looked_at += range(at, at + len(numbers))
             at += len(numbers)
-        return own
+        return looked_at
 
     def _with_unconditional(self, call: DenoiserCall, parts: list[DenoiserCall], variants: int) -> DenoiserCall:
         other = repeated(merge_calls([unconditional_call(part) for part in parts]), variants)
         return replace(call, unconditional_output=other.run(self.denoiser))
 
 
-def _on_rows(objective: Objective, output: Tensor, call: DenoiserCall, own: list[int], variants: int) -> Tensor:
+def _on_rows(objective: Objective, output: Tensor, call: DenoiserCall, numbers: list[int], variants: int) -> Tensor:
     """J of some of the rows of each variant."""
     each = call.rows // variants
-    if len(own) == each:
+    if len(numbers) == each:
         return objective(output, call)
-    places = [variant * each + row for variant in range(variants) for row in own]
+    places = [variant * each + row for variant in range(variants) for row in numbers]
     return objective(output[places], call.select_rows(places))
 
 
 def _switch(
     engine: RowEngine | None, denoiser: nn.Module, group: Sequence[Ablation], space: ComponentSpace
 ) -> RowEngine:
-    """An entered engine for the group: the same one where it has as many variants."""
+    """Return an entered engine for the group: the same one where it has as many variants."""
     if engine is not None:
         if engine.variants == len(group):
             engine.set(group)

@@ -17,21 +17,24 @@ from .plans import Pass
 
 
 def gather(recording: Recording, pieces: Pass) -> DenoiserCall:
-    """One denoiser call holding the named rows of the named calls, each row at its own timestep."""
+    """Return one denoiser call with the named rows of the named calls, each row at its own timestep."""
     return merge_calls([recording.calls[number].select_rows(rows) for number, rows in pieces])
 
 
 def repeated(call: DenoiserCall, variants: int) -> DenoiserCall:
-    """The call with its rows once per variant, variant-major."""
+    """Return the call with its rows once per variant, variant-major."""
     return call.select_rows(list(range(call.rows)) * variants) if variants > 1 else call
 
 
 def objective_of(
     denoiser: nn.Module, recording: Recording, objective: Objective, pieces: Pass, call: DenoiserCall
 ) -> tuple[Tensor, Tensor]:
-    """(the denoiser's output, J float32 [call.rows]) for ``call``: the rows of ``pieces``, maybe several times.
+    """Run ``call``, which holds the rows of ``pieces`` once or several times.
 
     An objective of both branches gets the unconditional output of the same denoiser, at the cost of as many rows again.
+
+    Returns:
+        The denoiser's output, and J float32 [call.rows].
     """
     output = call.run(denoiser)
     if objective.both_branches:
@@ -43,7 +46,7 @@ def objective_of(
 
 
 def unconditional_call(call: DenoiserCall) -> DenoiserCall:
-    """The unconditional call of the same rows."""
+    """Return the unconditional call of the same rows. Raises ValueError where none was recorded."""
     if call.unconditional_inputs is None:
         raise ValueError(f"the recording lacks the unconditional inputs at step {call.step}: it has no guidance")
     return DenoiserCall(
@@ -58,7 +61,7 @@ def unconditional_call(call: DenoiserCall) -> DenoiserCall:
 
 
 def recorded_j(recording: Recording, objective: Objective) -> float | None:
-    """J of the intact network, the mean over rows and active timesteps, as recorded; None where no output was."""
+    """Return J of the intact network, the mean over rows and active timesteps. None where no output was recorded."""
     values = [
         objective(call.output, call) for call in recording.calls if objective.active(call) and call.output is not None
     ]
@@ -66,9 +69,10 @@ def recorded_j(recording: Recording, objective: Objective) -> float | None:
 
 
 def merge_calls(calls: Sequence[DenoiserCall]) -> DenoiserCall:
-    """One call with the rows of all ``calls`` in their order, the timestep given per row.
+    """Return one call with the rows of all ``calls`` in their order, the timestep given per row.
 
-    Raises ValueError naming an input that is shared by the rows but differs between the calls.
+    Raises:
+        ValueError: An input that all rows share differs between the calls. The message names it.
     """
     first = calls[0]
     if len(calls) == 1:

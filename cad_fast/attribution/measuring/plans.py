@@ -11,14 +11,17 @@ from ...objectives import Objective
 from ...recording.call import OUTPUT_NAMES
 from ...recording.data import Recording
 
+# How many rows a forward pass takes where no gradient is asked for, unless told otherwise.
+ROWS_PER_PASS = 64
 # Per pass: the numbers of calls in the recording, each with the rows taken from it.
 Pass = list[tuple[int, list[int]]]
 
 
 def plan_passes(recording: Recording, objective: Objective, rows_per_pass: int) -> list[Pass]:
-    """Every row of every call in the objective's window, once, in passes of at most ``rows_per_pass`` rows.
+    """Divide every row of every call in the objective's window, once, into passes of at most ``rows_per_pass`` rows.
 
-    Raises ValueError when the recording lacks what the objective needs or its window holds no timestep.
+    Raises:
+        ValueError: The recording lacks what the objective needs, or none of its timesteps is in the window.
     """
     if rows_per_pass < 1:
         raise ValueError(f"rows_per_pass is {rows_per_pass}, expected at least 1")
@@ -39,26 +42,32 @@ def plan_passes(recording: Recording, objective: Objective, rows_per_pass: int) 
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which rows of a recording, and how many ablations, go through the denoiser together."""
+class GradientPlan:
+    """Which rows of one recording, and how many ablations, go through the denoiser together for gradients.
+
+    Args:
+        passes: The rows of each pass.
+        variants: How many ablations a pass runs its rows under.
+        n_rows: How many rows there are in all passes.
+    """
 
     passes: list[Pass]
     variants: int
     n_rows: int
 
     @classmethod
-    def of(cls, recording: Recording, objective: Objective, rows_per_pass: int) -> Plan:
-        """As many of the recording's rows as fit, and as many ablations of them as fit then."""
+    def of(cls, recording: Recording, objective: Objective, rows_per_pass: int) -> GradientPlan:
+        """Take as many of the recording's rows as fit, and as many ablations of them as fit then."""
         passes = plan_passes(recording, objective, rows_per_pass)
         counts = [sum(len(numbers) for _, numbers in pieces) for pieces in passes]
         return cls(passes, max(1, rows_per_pass // max(counts)), sum(counts))
 
     def groups(self, ablations: Sequence[Ablation]) -> list[tuple[int, Sequence[Ablation]]]:
-        """The ablations in groups that run together, each with the number of its first."""
+        """Return the ablations in groups that run together, each with the number of its first."""
         return [(at, ablations[at : at + self.variants]) for at in range(0, len(ablations), self.variants)]
 
     def cost(self, ablations: int) -> int:
-        """How many passes of the denoiser so many ablations take."""
+        """Return how many passes of the denoiser so many ablations take."""
         return len(self.passes) * -(-ablations // self.variants)
 
 
@@ -68,32 +77,41 @@ Piece = tuple[int, int, list[int]]
 
 @dataclass(frozen=True)
 class Target:
-    """What is measured for one concept, on which recording."""
+    """What is measured for one concept: an objective on a recording."""
 
     objective: Objective
     recording: Recording
 
 
 @dataclass(frozen=True)
-class MeasurePlan:
-    """Which rows of which recordings, and how many ablations, go through the denoiser together."""
+class MeasuringPlan:
+    """Which rows of which recordings, and how many ablations, go through the denoiser together to measure J.
+
+    Args:
+        recordings: Those of the targets, each once.
+        passes: The rows of each pass.
+        variants: How many ablations a pass runs its rows under.
+        n_rows: Per target, over how many rows its J is the mean.
+    """
 
     recordings: list[Recording]
     passes: list[list[Piece]]
     variants: int
-    n_rows: list[int]  # per target: over how many rows its J is the mean
+    n_rows: list[int]
 
     @property
     def rows(self) -> int:
-        """Rows through the denoiser per ablation, those that several targets look at once."""
+        """Rows through the denoiser per ablation. A row that several targets look at counts once."""
         return sum(len(numbers) for pieces in self.passes for _, _, numbers in pieces)
 
     @classmethod
-    def of(cls, targets: Sequence[Target], rows_per_pass: int) -> MeasurePlan:
-        """Every row that some target's objective looks at, once, whatever the number of its targets.
+    def of(cls, targets: Sequence[Target], rows_per_pass: int) -> MeasuringPlan:
+        """Take every row that some target's objective looks at, once, however many targets look at it.
 
         Rows share a pass when their calls hold the same outputs for samples of the same shape.
-        Raises ValueError when a recording lacks what its objective needs or a window holds no timestep.
+
+        Raises:
+            ValueError: A recording lacks what its objective needs, or none of its timesteps is in the window.
         """
         if rows_per_pass < 1:
             raise ValueError(f"rows_per_pass is {rows_per_pass}, expected at least 1")
@@ -118,11 +136,11 @@ class MeasurePlan:
         return cls(recordings, passes, max(1, rows_per_pass // most), n_rows)
 
     def groups(self, ablations: int) -> list[tuple[int, int]]:
-        """Ablations that run together: (number of the first, how many)."""
+        """Return the ablations that run together, as (number of the first, how many)."""
         return [(at, min(self.variants, ablations - at)) for at in range(0, ablations, self.variants)]
 
     def cost(self, ablations: int) -> int:
-        """How many passes of the denoiser so many ablations take."""
+        """Return how many passes of the denoiser so many ablations take."""
         return len(self.passes) * -(-ablations // self.variants)
 
 

@@ -1,4 +1,4 @@
-"""Ablations measured by the workers of a Ray cluster: the same groups, so the same numbers, whoever measures them."""
+"""Measure ablations on the workers of a Ray cluster. The groups are those of a local run, so the numbers are too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_LOSSES = 5
 
 
 class Worker:
-    """One process with its own copy of the denoiser; made once, then told only which ablations to measure."""
+    """A process with its own copy of the denoiser. It is made once and then gets only the numbers of ablations."""
 
     def __init__(self, measurer: Measurer, ablations: Sequence[Ablation], threads: int) -> None:
         # How many threads share a sum decides how it is rounded.
@@ -25,16 +25,25 @@ class Worker:
         self.measurer, self.ablations = measurer.__enter__(), ablations
 
     def measure(self, first: int, count: int) -> list[list[float]]:
-        """J [targets][count] of the ablations from number ``first`` on."""
+        """Measure J [targets][count] of the ablations from number ``first`` on."""
         return self.measurer.measure(self.ablations[first : first + count]).tolist()
 
 
 def on_ray(measurer: Measurer, ablations: Sequence[Ablation], workers: int | None) -> Compute:
-    """Measuring on ``workers`` actors (the cluster's CPUs, or GPUs where the denoiser is on one).
+    """Make what measures groups of ablations on Ray actors. It joins the cluster that Ray finds, or starts a local one.
 
-    Denoiser, recordings and ablations go to each worker once; an ablation is then a number. What a worker that is lost
-    was measuring is measured again by one made in its place. Joins the cluster that ray finds, or starts a local one.
-    Raises ImportError naming the extra, ValueError for fewer than one worker, RuntimeError when workers keep dying.
+    Denoiser, recordings and ablations go to each worker once; an ablation is then a number. When a worker dies, a new
+    one measures its group again.
+
+    Args:
+        measurer: Measures a group; each worker gets a copy.
+        ablations: What is measured.
+        workers: How many actors. None for the cluster's CPUs, or its GPUs where the denoiser is on one.
+
+    Raises:
+        ImportError: Ray is not installed. The message names the extra.
+        RuntimeError: While measuring, when workers keep dying.
+        ValueError: ``workers`` is below 1.
     """
     ray = require("ray", "ray")
     if workers is not None and workers < 1:
@@ -54,7 +63,7 @@ def on_ray(measurer: Measurer, ablations: Sequence[Ablation], workers: int | Non
 
 
 class _Pool:
-    """Actors, each with a group to measure; and what is left to be measured."""
+    """Actors, each with a group to measure, and the groups that wait."""
 
     def __init__(self, ray: Any, measurer: Measurer, ablations: Sequence[Ablation]) -> None:
         self.ray = ray
@@ -65,7 +74,7 @@ class _Pool:
         self.actors: list[Any] = []
 
     def run(self, groups: list[tuple[int, int]], workers: int) -> Iterator[tuple[int, Tensor]]:
-        """Every group once, in the order in which they are done."""
+        """Yield every group once, in the order in which they are done."""
         waiting = groups[::-1]
         running: dict[Any, tuple[Any, tuple[int, int]]] = {}
 
@@ -104,7 +113,7 @@ class _Pool:
         return self.actors[-1]
 
     def close(self) -> None:
-        """End the workers; the cluster stays."""
+        """End the workers. The cluster stays."""
         for actor in self.actors:
             self.ray.kill(actor)
         self.actors = []

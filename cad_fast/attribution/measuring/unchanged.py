@@ -11,7 +11,7 @@ from ...recording.data import REPLAY_TOLERANCE, Recording
 
 
 def require_replayed(output: Tensor, recorded: Tensor) -> None:
-    """Raises ValueError when ``output`` [R, ...] is not what was recorded, beyond rounding."""
+    """Raise ValueError when ``output`` [R, ...] is not what was recorded, beyond rounding."""
     recorded = recorded.to(output.device)
     distance = ((output.float() - recorded.float()).norm() / recorded.float().norm().clamp(min=1e-20)).item()
     if not distance <= REPLAY_TOLERANCE[output.dtype]:
@@ -23,9 +23,9 @@ def require_replayed(output: Tensor, recorded: Tensor) -> None:
 
 @torch.no_grad()
 def require_unchanged(denoiser: nn.Module, recording: Recording, objective: Objective) -> None:
-    """Raises ValueError when one recorded row that the objective looks at is not what the denoiser gives now.
+    """Raise ValueError when the denoiser gives something else now for a recorded row that the objective looks at.
 
-    For methods that never run the intact network on what was recorded. Recordings without outputs are not looked at.
+    For methods that never run the intact network on what was recorded. A recording without outputs passes.
     """
     call = next((c for c in recording.calls if objective.active(c) and c.output is not None), None)
     if call is not None:

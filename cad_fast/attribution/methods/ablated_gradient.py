@@ -1,7 +1,7 @@
 """Gradients at randomly ablated networks, several ablations in one pass of the denoiser.
 
 Balanced partitions hold every component exactly once each, so that 1 / fraction forward and backward passes give the
-mean gradient of every component where it is kept and where it is removed (see ``averages``).
+mean gradient of every component where it is kept and where it is removed (see ``gradients.averages``).
 """
 
 from __future__ import annotations
@@ -20,13 +20,50 @@ from ...diffusion.context import only_gradients_of
 from ...objectives import Objective
 from ...recording.data import Recording
 from ...row_engine.engine import Gradients, rows
+from ..gradients.averages import Averaged, Averages, more_passes
 from ..measuring.passes import gather, objective_of, repeated
-from ..measuring.plans import Plan
+from ..measuring.plans import GradientPlan
 from ..regression.draws import parts_of
 from ..stop import Watch
 from ..store import RunState
-from .averages import Averaged, Averages, more_passes
-from .base import Estimate, Estimator, Job
+from .base import Estimate, Estimator, Problem
+
+
+@dataclass(frozen=True)
+class AblatedGradient(Estimator):
+    """Gradients at randomly ablated networks; see ``ablated_gradient_scores``.
+
+    Args:
+        fraction: The share of the components that an ablation removes.
+        partitions: How many balanced partitions are run, at most: ``stop_when`` may end the run earlier.
+        ablated_weight: How much the gradients count where a component is removed, from 0 to 1. None for the least
+            error.
+        seed: Draws other ablations.
+    """
+
+    name = "ablated_gradient"
+    rows_per_pass = 32
+    fraction: float = 0.05
+    partitions: int = 1
+    ablated_weight: float | None = None
+    seed: int = 0
+
+    def run(self, problem: Problem) -> Estimate:
+        averaged, done = ablated_gradient_scores(
+            *problem.arguments(), **self.config(), watch=problem.watch, **problem.keywords()
+        )
+        facts: dict[str, Any] = {"partitions": done, "ablated_weight": averaged.ablated_weight}
+        if averaged.reliability is not None:
+            twice = more_passes(averaged.reliability, 2)
+            facts |= {"reliability": averaged.reliability, "reliability_with_twice_the_passes": twice}
+        return Estimate(averaged.values, averaged.standard_error, facts, self._passes(problem, done))
+
+    def cost(self, problem: Problem) -> dict[str, int]:
+        return self._passes(problem, self.partitions)
+
+    def _passes(self, problem: Problem, partitions: int) -> dict[str, int]:
+        passes = partitions * problem.gradient_plan().cost(parts_of(self.fraction, problem.space.n))
+        return {"forward": passes, "backward": passes}
 
 
 def ablated_gradient_scores(
@@ -35,28 +72,47 @@ def ablated_gradient_scores(
     objective: Objective,
     space: ComponentSpace,
     *,
-    fraction: float = 0.05,
-    partitions: int = 1,
-    ablated_weight: float | None = None,
-    seed: int = 0,
-    rows_per_pass: int = 32,
+    fraction: float = AblatedGradient.fraction,
+    partitions: int = AblatedGradient.partitions,
+    ablated_weight: float | None = AblatedGradient.ablated_weight,
+    seed: int = AblatedGradient.seed,
+    rows_per_pass: int = AblatedGradient.rows_per_pass,
     state: RunState | None = None,
     watch: Watch | None = None,
     progress: bool = True,
 ) -> tuple[Averaged, int]:
-    """Scores from gradients at ``partitions`` times round(1 / fraction) disjoint ablations, and the partitions done.
+    """Score components by gradients at balanced partitions: round(1 / fraction) disjoint ablations each.
 
-    ``ablated_weight``: how much the gradients where a component is removed count, from 0 to 1 (0.5 is the trapezoid
-    rule); None for the least error. ``watch`` may end the run after any partition.
-    Cost: ``Plan.cost`` forward and backward passes.
-    Raises ValueError when fraction is not in (0, 0.5] or gives more ablations than components.
+    Cost: ``GradientPlan.cost`` forward and backward passes per partition.
+
+    Args:
+        denoiser: The module whose components are scored.
+        recording: Calls of this denoiser.
+        objective: J.
+        space: The components.
+        fraction: The share of the components that an ablation removes.
+        partitions: How many partitions are run, at most.
+        ablated_weight: How much the gradients count where a component is removed, from 0 to 1. 0.5 is the trapezoid
+            rule; None is the weight of least error.
+        seed: Draws other ablations.
+        rows_per_pass: How many rows go through the denoiser at once, at most.
+        state: Where the sums are kept. None for nowhere.
+        watch: May end the run after any partition.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The scores, and how many partitions were run.
+
+    Raises:
+        ValueError: ``fraction`` is not in (0, 0.5] or gives more ablations than components, or another option is out
+            of range.
     """
     parts = parts_of(fraction, space.n)
     if partitions < 1:
         raise ValueError(f"partitions is {partitions}, expected at least 1")
     if ablated_weight is not None and not 0 <= ablated_weight <= 1:
         raise ValueError(f"ablated_weight is {ablated_weight}, expected 0 to 1, or None")
-    plan = Plan.of(recording, objective, rows_per_pass)
+    plan = GradientPlan.of(recording, objective, rows_per_pass)
     per_group = len(plan.passes)
     groups_each = -(-parts // plan.variants)
     state = state or RunState(None, {}, resume=False)
@@ -82,11 +138,11 @@ def ablated_gradient_scores(
                             sums.close(group)
                         state.update(begin + place + 1, sums.tensors)
                         bar.update()
-            found = sums.averaged((number + 1) * (parts - 1), number + 1, plan.n_rows, ablated_weight)
-            if watch.enough(found.values[None], found.standard_error, 2 * (number + 1) * parts * plan.n_rows):
+            averaged = sums.averaged((number + 1) * (parts - 1), number + 1, plan.n_rows, ablated_weight)
+            if watch.enough(averaged.values[None], averaged.standard_error, 2 * (number + 1) * parts * plan.n_rows):
                 break
             bar.set_postfix(watch.shown(), refresh=False)
-    return found, number + 1
+    return averaged, number + 1
 
 
 def gradient_at_ablations(
@@ -97,15 +153,16 @@ def gradient_at_ablations(
     ablations: Sequence[Ablation],
     weights: Sequence[float],
     *,
-    rows_per_pass: int = 32,
+    rows_per_pass: int = AblatedGradient.rows_per_pass,
 ) -> Tensor:
-    """dJ/dm_i at each of the ablated networks, averaged with these weights; float32 [n].
+    """Average dJ/dm_i over ablated networks with these weights; float32 [n].
 
-    Raises ValueError when there are not as many weights as ablations.
+    Raises:
+        ValueError: There are not as many weights as ablations.
     """
     if len(weights) != len(ablations):
         raise ValueError(f"got {len(ablations)} ablations and {len(weights)} weights")
-    plan = Plan.of(recording, objective, max(1, rows_per_pass // len(ablations)))
+    plan = GradientPlan.of(recording, objective, max(1, rows_per_pass // len(ablations)))
     sums = Averages(space, denoiser, {})
     gradients: Gradients = "scores" if space.kind == "weight" else "gates"
     with only_gradients_of(denoiser, []), rows(denoiser, ablations, space, gradients=gradients) as engine:
@@ -116,33 +173,3 @@ def gradient_at_ablations(
                 share = torch.tensor(list(weights), device=values.device, dtype=values.dtype) / sum(weights)
                 sums.add(engine, (values.sum(1) * share).sum(), ablations)
     return ((sums.tensors["kept"] + sums.tensors["ablated"]) / plan.n_rows).cpu()
-
-
-@dataclass(frozen=True)
-class AblatedGradient(Estimator):
-    """Gradients at randomly ablated networks; see ``ablated_gradient_scores``.
-
-    ``partitions`` is the most that are run: ``stop_when`` may end the run earlier.
-    """
-
-    name = "ablated_gradient"
-    rows_per_pass = 32
-    fraction: float = 0.05
-    partitions: int = 1
-    ablated_weight: float | None = None
-    seed: int = 0
-
-    def run(self, job: Job) -> Estimate:
-        found, done = ablated_gradient_scores(*job.what(), **self.config(), watch=job.watch, **job.settings())
-        facts: dict[str, Any] = {"partitions": done, "ablated_weight": found.ablated_weight}
-        if found.reliability is not None:
-            twice = more_passes(found.reliability, 2)
-            facts |= {"reliability": found.reliability, "reliability_with_twice_the_passes": twice}
-        return Estimate(found.values, found.standard_error, facts, self._passes(job, done))
-
-    def cost(self, job: Job) -> dict[str, int]:
-        return self._passes(job, self.partitions)
-
-    def _passes(self, job: Job, partitions: int) -> dict[str, int]:
-        passes = partitions * job.plan().cost(parts_of(self.fraction, job.space.n))
-        return {"forward": passes, "backward": passes}

@@ -1,14 +1,15 @@
-"""What every method is told, what it answers, and what it costs."""
+"""The interface of all methods: the problem they get, the estimate they give, their cost."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ...choices import Method
 from ...components.ablation import Ablation
 from ...components.space import ComponentSpace
 from ...objectives import Objective
@@ -16,27 +17,37 @@ from ...recording.data import Recording
 from ..curvature import Curvature
 from ..measuring.measure import Executor, measure_all
 from ..measuring.measurer import Measurer
-from ..measuring.plans import MeasurePlan, Plan, Target
+from ..measuring.plans import GradientPlan, MeasuringPlan, Target
 from ..scores import Scores
 from ..stop import Watch
 from ..store import RunState
 
-Method = Literal["gradient", "ablated_gradient", "second_order", "regression", "exact", "sensitivity"]
-
 
 @dataclass(frozen=True)
-class Job:
-    """One attribution: the denoiser, what it is attributed on (one target, or several at once), and how it is run."""
+class Problem:
+    """What an estimator is to solve, and how to run it.
+
+    Args:
+        denoiser: The module whose components are scored.
+        targets: What is measured on which recording, one per concept.
+        space: The components.
+        rows_per_pass: How many rows go through the denoiser at once, at most.
+        state: Where what is done is kept.
+        watch: May end the estimate early.
+        progress: Whether to show progress bars.
+        executor: As for ``measure_all``.
+        workers: As for ``measure_all``.
+    """
 
     denoiser: nn.Module
     targets: tuple[Target, ...]
     space: ComponentSpace
     rows_per_pass: int
     state: RunState
-    progress: bool
     watch: Watch
-    executor: Executor = "local"
-    workers: int | None = None
+    progress: bool
+    executor: Executor
+    workers: int | None
 
     @property
     def recording(self) -> Recording:
@@ -46,34 +57,49 @@ class Job:
     def objective(self) -> Objective:
         return self.targets[0].objective
 
-    def settings(self) -> dict[str, Any]:
-        """How every estimate is run, as keyword arguments."""
+    def keywords(self) -> dict[str, Any]:
+        """Return how an estimate is run, as keyword arguments."""
         return {"rows_per_pass": self.rows_per_pass, "state": self.state, "progress": self.progress}
 
-    def what(self) -> tuple[nn.Module, Recording, Objective, ComponentSpace]:
-        """What every estimate is made of, as positional arguments."""
+    def arguments(self) -> tuple[nn.Module, Recording, Objective, ComponentSpace]:
+        """Return what an estimate of the first target is made of, as positional arguments."""
         return self.denoiser, self.recording, self.objective, self.space
 
-    def plan(self) -> Plan:
-        """How the recording's rows are divided into passes."""
-        return Plan.of(self.recording, self.objective, self.rows_per_pass)
+    def gradient_plan(self) -> GradientPlan:
+        """Divide the rows of the first target's recording into passes."""
+        return GradientPlan.of(self.recording, self.objective, self.rows_per_pass)
 
-    def measure_plan(self) -> MeasurePlan:
-        """How the rows of all targets are divided into passes."""
-        return MeasurePlan.of(self.targets, self.rows_per_pass)
+    def measuring_plan(self) -> MeasuringPlan:
+        """Divide the rows of all targets into passes."""
+        return MeasuringPlan.of(self.targets, self.rows_per_pass)
 
     def objectives_under(self, ablations: Sequence[Ablation], until: Callable[[Tensor], bool] | None = None) -> Tensor:
-        """J float64 [targets, len(ablations)] under each ablation, or under those until ``until`` is content."""
+        """Measure J under each ablation; float64 [targets, len(ablations)].
+
+        Stops early when ``until(j)`` returns True, for J [targets, k] of the first k ablations.
+        """
         measurer = Measurer(self.denoiser, self.targets, self.space, self.rows_per_pass)
-        how = {"executor": self.executor, "workers": self.workers, "progress": self.progress}
-        return measure_all(measurer, ablations, state=self.state, until=until, **how)
+        return measure_all(
+            measurer,
+            ablations,
+            state=self.state,
+            until=until,
+            progress=self.progress,
+            executor=self.executor,
+            workers=self.workers,
+        )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Scores float [n], what is known of their errors (float [n] or None), and JSON-able facts about the estimate.
+    """What an estimator gives.
 
-    ``passes`` as of ``Estimator.cost``, where the run knows them. ``curvature``: how J bends besides.
+    Args:
+        values: The scores, float [n].
+        standard_error: float [n], or None where it is unknown.
+        facts: What the estimate knows of itself, as JSON.
+        passes: As ``Estimator.cost``, where the run knows them.
+        curvature: How J bends besides, where the method knows.
     """
 
     values: Tensor
@@ -84,21 +110,27 @@ class Estimate:
 
 
 class Estimator(ABC):
-    """One method, with its options as fields."""
+    """A method, with its options as fields."""
 
     name: ClassVar[Method]
     rows_per_pass: ClassVar[int] = 16
 
     @abstractmethod
-    def run(self, job: Job) -> Estimate:
-        """Estimate the scores."""
+    def run(self, problem: Problem) -> Estimate:
+        """Estimate the scores of the first target."""
+
+    def run_all(self, problem: Problem) -> list[Estimate]:
+        """Estimate the scores of every target. Raises ValueError for several where the method takes one."""
+        if len(problem.targets) > 1:
+            raise ValueError(f"method {self.name!r} takes one target at a time, got {len(problem.targets)}")
+        return [self.run(problem)]
 
     @abstractmethod
-    def cost(self, job: Job) -> dict[str, int]:
-        """Passes of the denoiser over ``job.rows_per_pass`` rows at most: {"forward": ..., "backward": ...}."""
+    def cost(self, problem: Problem) -> dict[str, int]:
+        """Return how many passes of at most ``problem.rows_per_pass`` rows it takes, as {"forward": , "backward": }."""
 
     def config(self) -> dict[str, Any]:
-        """The options as JSON."""
+        """Return the options as JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {
             key: {"concept": value.concept, "method": value.provenance.get("method")}
@@ -109,11 +141,11 @@ class Estimator(ABC):
 
 
 class SharingEstimator(Estimator):
-    """A method that only measures J under ablations: the same passes serve many targets."""
+    """A method that only measures J under ablations, so that the same passes serve many targets."""
 
     @abstractmethod
-    def run_all(self, job: Job) -> list[Estimate]:
-        """An estimate per target."""
+    def run_all(self, problem: Problem) -> list[Estimate]:
+        """Estimate the scores of every target."""
 
-    def run(self, job: Job) -> Estimate:
-        return self.run_all(job)[0]
+    def run(self, problem: Problem) -> Estimate:
+        return self.run_all(problem)[0]

@@ -17,15 +17,14 @@ from .sensitivity import Sensitivity
 ESTIMATORS: dict[str, type[Estimator]] = {
     cls.name: cls for cls in (Gradient, AblatedGradient, SecondOrder, Regression, Exact, Sensitivity)
 }
-METHODS: tuple[Method, ...] = tuple(ESTIMATORS)  # type: ignore[assignment]
 
 
 def default_method(kind: Kind, n: int | None = None) -> Method:
-    """What is used for n components of a kind where no method is asked for; docs/attribution.md has the figures.
+    """Return the method for n components of a kind where none is asked for. docs/attribution.md has the figures.
 
     Single weights: the gradient, whose edits erase as well as those of the ablated gradient at a twentieth of its cost.
-    Neurons, filters and heads, along which J bends: the ablated gradient; or, where there are too few to be cut into
-    partitions, each ablated alone, which is cheaper still.
+    Neurons, filters and heads, along which J bends: the ablated gradient. Where there are too few to be cut into
+    partitions, each is ablated alone, which is cheaper still.
     """
     if kind == "weight":
         return "gradient"
@@ -33,7 +32,12 @@ def default_method(kind: Kind, n: int | None = None) -> Method:
 
 
 def make_estimator(method: str, options: dict[str, Any]) -> Estimator:
-    """Raises ValueError for an unknown method, TypeError naming an option that it does not have."""
+    """Make the estimator of this name with these options.
+
+    Raises:
+        TypeError: The method has no such option. The message names it.
+        ValueError: The method is unknown, or an option is out of range.
+    """
     if method not in ESTIMATORS:
         raise ValueError(f"unknown method {method!r}: expected one of {', '.join(ESTIMATORS)}")
     kind = ESTIMATORS[method]

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ...components.space import ComponentSpace
+from ...diffusion.timesteps import Window
 from ...objectives import Objective
 from ...recording.call import DenoiserCall
 from ...recording.data import Recording
+from ..gradients.sums import GradientSums
 from ..measuring.passes import gather
 from ..measuring.plans import Pass, plan_passes
 from ..measuring.unchanged import require_replayed
 from ..store import RunState
-from .base import Estimate, Estimator, Job
-from .gradient import GradientPasses
+from .base import Estimate, Estimator, Problem
 
 
 class RandomSigns(Objective):
@@ -32,7 +33,7 @@ class RandomSigns(Objective):
         return (output.float() * signs.to(output.device)).flatten(1).sum(1)
 
 
-class _SquaredGradients(GradientPasses):
+class _SquaredGradients(GradientSums):
     """Sums of squares of the gradients of v . output over passes, for ``probes`` draws of v each."""
 
     objective: RandomSigns
@@ -59,67 +60,83 @@ class _SquaredGradients(GradientPasses):
                     sums[name] += gradient.float().square()
 
 
-def output_sensitivity(
-    denoiser: nn.Module,
-    recording: Recording,
-    timesteps: tuple[float, float] | None,
-    space: ComponentSpace,
-    *,
-    probes: int = 1,
-    seed: int = 0,
-    rows_per_pass: int = 8,
-    state: RunState | None = None,
-    progress: bool = True,
-) -> Tensor:
-    """h_i = E[(w_i v . d output / d w_i)^2] over the recording's rows and random signs v; float32 [n], never negative.
-
-    That is the diagonal of the Gauss-Newton matrix of half the squared change of the output, in units of each
-    component: to first order, removing component i changes the output's squared L2 norm by h_i. The rows of a pass have
-    signs of their own, so that the squared gradient of their sum is, in the mean, the sum of their squared gradients
-    (the estimate of Hutchinson's kind, arXiv 1906.03193): a pass and probe gives one sample for all components.
-    ``timesteps`` is the window (low, high) of the calls, both inclusive; None is all of them.
-    Cost: one forward and ``probes`` backward passes of every ``rows_per_pass`` rows. Fewer rows per pass, or more
-    probes, make it more exact.
-    Raises ValueError when probes is below 1, or the recording is of another model.
-    """
-    if probes < 1:
-        raise ValueError(f"probes is {probes}, expected at least 1")
-    signs = RandomSigns(timesteps)
-    passes = plan_passes(recording, signs, rows_per_pass)
-    rows = sum(len(numbers) for pieces in passes for _, numbers in pieces)
-    runner = _SquaredGradients(denoiser, recording, signs, space, "weight" if space.kind == "weight" else "gate")
-    runner.probes, runner.seed = probes, seed
-    sums = runner.run(passes, state or RunState(None, {}, resume=False), progress)
-    parts = []
-    for entry in space:
-        mean = sums[entry.module] / (rows * probes)
-        if space.kind == "weight":
-            mean = (mean * runner.modules[entry.module].weight.detach().float().square()).flatten()
-        parts.append(mean.cpu())
-    return torch.cat(parts)
-
-
 @dataclass(frozen=True)
 class Sensitivity(Estimator):
-    """Not an effect on J but how far each component's removal moves the output; see ``output_sensitivity``."""
+    """Not an effect on J but how far each component's removal moves the output; see ``output_sensitivity``.
+
+    Args:
+        probes: How many draws of signs each pass takes.
+        seed: Draws other signs.
+    """
 
     name = "sensitivity"
     rows_per_pass = 8
     probes: int = 1
     seed: int = 0
 
-    def run(self, job: Job) -> Estimate:
+    def run(self, problem: Problem) -> Estimate:
+        timesteps = problem.objective.timesteps
         values = output_sensitivity(
-            job.denoiser,
-            job.recording,
-            job.objective.timesteps,
-            job.space,
-            probes=self.probes,
-            seed=self.seed,
-            **job.settings(),
+            problem.denoiser, problem.recording, timesteps, problem.space, **self.config(), **problem.keywords()
         )
         return Estimate(values, None, {})
 
-    def cost(self, job: Job) -> dict[str, int]:
-        passes = len(job.plan().passes)
+    def cost(self, problem: Problem) -> dict[str, int]:
+        passes = len(problem.gradient_plan().passes)
         return {"forward": passes, "backward": passes * self.probes}
+
+
+def output_sensitivity(
+    denoiser: nn.Module,
+    recording: Recording,
+    timesteps: Window | None,
+    space: ComponentSpace,
+    *,
+    probes: int = Sensitivity.probes,
+    seed: int = Sensitivity.seed,
+    rows_per_pass: int = Sensitivity.rows_per_pass,
+    state: RunState | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Estimate h_i = E[(w_i v . d output / d w_i)^2] over the recording's rows and random signs v.
+
+    That is the diagonal of the Gauss-Newton matrix of half the squared change of the output, in units of each
+    component: to first order, removing component i changes the output's squared L2 norm by h_i. The rows of a pass have
+    signs of their own. So the squared gradient of their sum is, in the mean, the sum of their squared gradients (an
+    estimate of Hutchinson's kind, arXiv 1906.03193), and a pass and probe give one sample for all components.
+
+    Cost: one forward and ``probes`` backward passes of every ``rows_per_pass`` rows. Fewer rows per pass, or more
+    probes, make it more exact.
+
+    Args:
+        denoiser: The module whose components are looked at.
+        recording: Calls of this denoiser.
+        timesteps: The window of the calls. None for all.
+        space: The components.
+        probes: How many draws of signs each pass takes.
+        seed: Draws other signs.
+        rows_per_pass: How many rows go through the denoiser at once, at most.
+        state: Where the sums are kept. None for nowhere.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        float32 [n], never negative.
+
+    Raises:
+        ValueError: ``probes`` is below 1, or the recording is of another model.
+    """
+    if probes < 1:
+        raise ValueError(f"probes is {probes}, expected at least 1")
+    signs = RandomSigns(timesteps)
+    passes = plan_passes(recording, signs, rows_per_pass)
+    rows = sum(len(numbers) for pieces in passes for _, numbers in pieces)
+    squares = _SquaredGradients(denoiser, recording, signs, space, "weight" if space.kind == "weight" else "gate")
+    squares.probes, squares.seed = probes, seed
+    sums = squares.run(passes, state or RunState(None, {}, resume=False), progress)
+    parts = []
+    for entry in space:
+        mean = sums[entry.module] / (rows * probes)
+        if space.kind == "weight":
+            mean = (mean * squares.modules[entry.module].weight.detach().float().square()).flatten()
+        parts.append(mean.cpu())
+    return torch.cat(parts)

@@ -1,25 +1,29 @@
-"""Random ablations as what they are drawn from: a few numbers, however many there are and wherever they are needed."""
+"""Random ablations, held as the few numbers that they are drawn from."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from ...choices import Draw
 from ...components.ablation import Ablation
 from .design import Design, SeededDesign
-
-Draw = Literal["partitions", "bernoulli"]
-DRAWS: tuple[Draw, ...] = ("partitions", "bernoulli")
 
 
 @dataclass(frozen=True)
 class Drawn(Sequence[Ablation]):
-    """``count`` random ablations of n components, made when they are asked for.
+    """Random ablations, made when they are asked for.
 
-    "partitions": disjoint ablations that cover all components, 1 / fraction of them, again and again with the seeds
-    that follow; "bernoulli": every component with probability ``fraction`` (``Ablation.seeded``, variant by variant).
+    Args:
+        draw: "partitions" for disjoint ablations that cover all components, 1 / fraction of them, again and again with
+            the seeds that follow. "bernoulli" for every component with probability ``fraction`` (``Ablation.seeded``,
+            variant by variant).
+        n: How many components there are.
+        fraction: The share of them that an ablation removes.
+        seed: Draws other ablations.
+        count: How many there are.
     """
 
     draw: Draw
@@ -48,21 +52,30 @@ class Drawn(Sequence[Ablation]):
         return parts_of(self.fraction, self.n)
 
     def design(self, count: int | None = None, *, in_memory: bool = True) -> Design:
-        """The design of the first ``count`` (all): as packed bits, or as a seed where it is one."""
+        """Return the design of the first ``count`` (None for all).
+
+        Args:
+            count: How many ablations it has.
+            in_memory: Whether it holds packed bits. If not, "bernoulli" ablations are held as their seed.
+        """
         count = self.count if count is None else count
         if self.draw == "bernoulli" and not in_memory:
             return SeededDesign(self.n, self.fraction, self.seed, count)
         return Design.of(Drawn(self.draw, self.n, self.fraction, self.seed, count))
 
 
-# The last one: ablations are asked for in their order, and one partition of a million components takes 8 MB.
+# One is kept: ablations are asked for in their order, and a partition of a million components takes 8 MB.
 @functools.lru_cache(maxsize=1)
 def _partition(n: int, parts: int, seed: int) -> list[Ablation]:
     return Ablation.balanced_partition(n, parts, seed)
 
 
 def parts_of(fraction: float, n: int) -> int:
-    """How many disjoint ablations of this fraction cover n components. Raises ValueError where that makes no sense."""
+    """Return how many disjoint ablations of this fraction cover n components.
+
+    Raises:
+        ValueError: ``fraction`` is not in (0, 0.5], or there are fewer components than ablations.
+    """
     if not 0 < fraction <= 0.5:
         raise ValueError(f"fraction is {fraction}, expected more than 0 and at most 0.5")
     parts = round(1 / fraction)

@@ -14,12 +14,18 @@ from .ridge import GRID
 
 HELD_OUT = 10  # one of so many ablations chooses the penalty
 MOST_STEPS = 200
-_CHECK_EVERY = 5
+CHECK_EVERY = 5
 
 
 @dataclass(frozen=True)
 class LsmrFit:
-    """``alpha`` float64 [n], the ``penalty``, and how many times each of X and X^T was multiplied by."""
+    """A fit by LSMR.
+
+    Args:
+        alpha: float64 [n].
+        penalty: Lambda.
+        steps: How many times each of X and X^T was multiplied by.
+    """
 
     alpha: Tensor
     penalty: float
@@ -27,30 +33,37 @@ class LsmrFit:
 
 
 def lsmr(design: Design, y: Tensor) -> LsmrFit:
-    """Fit one target, float64 [m], centred: alpha minimises ||X alpha - y||^2 + penalty ||alpha||^2.
+    """Fit one target: alpha minimises ||X alpha - y||^2 + penalty ||alpha||^2.
 
     The penalty is the one of the grid that predicts a tenth of the ablations best from the others; alpha is of all.
     LSMR is Fong & Saunders (2011), in scipy's version (extra ``lsmr``).
+
+    Args:
+        design: m ablations.
+        y: float64 [m], centred.
+
+    Raises:
+        ImportError: scipy is not installed. The message names the extra.
     """
     sparse = require("scipy.sparse.linalg", "lsmr")
     m, n = len(design), design.n
     mean = design.ablated_mean
     unit = (design.factor - 1) ** 2 * float((mean * (1 - mean)).sum()) or 1.0
-    penalty, steps = _best_held_out(design, y, unit * GRID)
+    penalty, steps = best_held_out(design, y, unit * GRID)
     operator = sparse.LinearOperator(
         (m, n),
         matvec=lambda v: design.times(torch.from_numpy(v).flatten()).numpy(),
         rmatvec=lambda u: design.transposed_times(torch.from_numpy(u).flatten()).numpy(),
         dtype="float64",
     )
-    found = sparse.lsmr(
+    alpha, _, iterations, *_ = sparse.lsmr(
         operator, y.numpy(), damp=math.sqrt(penalty), atol=1e-8, btol=1e-8, conlim=0, maxiter=MOST_STEPS
     )
-    return LsmrFit(torch.from_numpy(found[0]), penalty, steps + found[2])
+    return LsmrFit(torch.from_numpy(alpha), penalty, steps + iterations)
 
 
-def _best_held_out(design: Design, y: Tensor, penalties: Tensor) -> tuple[float, int]:
-    """The penalty with the least held-out error, and the steps taken.
+def best_held_out(design: Design, y: Tensor, penalties: Tensor) -> tuple[float, int]:
+    """Return the penalty with the least held-out error, and the steps taken.
 
     One Golub-Kahan bidiagonalisation X V = U B of the other ablations serves all penalties: with any of them the
     coefficients are V z, z being the solution of the small problem with B, and the predictions (X V) z.
@@ -77,8 +90,8 @@ def _best_held_out(design: Design, y: Tensor, penalties: Tensor) -> tuple[float,
         below.append(float(u.norm()))
         u = u / max(below[-1], 1e-300)
         done = step == MOST_STEPS or below[-1] <= 1e-10 * diagonal[0]
-        if step % _CHECK_EVERY == 0 or done:
-            z = _small_solutions(diagonal, below, first, penalties)
+        if step % CHECK_EVERY == 0 or done:
+            z = small_solutions(diagonal, below, first, penalties)
             errors = (y[held, None] - level - torch.stack(predictions, 1) @ z).square().mean(0)
             if done or abs(before - float(errors.min())) <= 1e-4 * float(errors.min()):
                 return float(penalties[errors.argmin()]), step
@@ -89,8 +102,11 @@ def _best_held_out(design: Design, y: Tensor, penalties: Tensor) -> tuple[float,
     raise AssertionError("the last step returns")
 
 
-def _small_solutions(diagonal: list[float], below: list[float], first: float, penalties: Tensor) -> Tensor:
-    """The z [k, p], float64, of least ||B z - first e_1||^2 + penalty ||z||^2 for the lower bidiagonal B [k + 1, k]."""
+def small_solutions(diagonal: list[float], below: list[float], first: float, penalties: Tensor) -> Tensor:
+    """Return the z [k, p], float64, of least ||B z - first e_1||^2 + penalty ||z||^2.
+
+    B [k + 1, k] is lower bidiagonal.
+    """
     k = len(below)
     b = torch.zeros(k + 1, k, dtype=torch.float64)
     b[:k].diagonal().copy_(torch.tensor(diagonal[:k], dtype=torch.float64))

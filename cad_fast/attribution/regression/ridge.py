@@ -37,7 +37,14 @@ _INVERSE_BLOCK = 256
 
 @dataclass(frozen=True)
 class Ridge:
-    """For t targets: ``alpha`` [t, n], ``penalty`` [t], ``loo_residual`` [t, m], ``standard_error`` [t, n] or None."""
+    """Fits of t targets, float64.
+
+    Args:
+        alpha: [t, n], the coefficients.
+        penalty: [t], lambda.
+        loo_residual: [t, m], what a fit without the ablation leaves of it.
+        standard_error: [t, n], or None.
+    """
 
     alpha: Tensor
     penalty: Tensor
@@ -57,7 +64,7 @@ class CentredGram:
         return self.scale * float(self.counts.diagonal().double().sum() - len(self.counts) * self.mean)
 
     def filled(self, dtype: torch.dtype, penalty: float = 0.0, constant: float = 0.0) -> Tensor:
-        """K + penalty + constant / m: the matrix itself, every element rounded once."""
+        """Return K + penalty + constant / m as a matrix, every element rounded once."""
         m = len(self.counts)
         k = torch.empty(m, m, dtype=dtype)
         for start in range(0, m, _BLOCK):
@@ -68,7 +75,7 @@ class CentredGram:
         return k
 
     def times(self, x: Tensor) -> Tensor:
-        """K x, float64 [m, t]."""
+        """Return K x, float64 [m, t]."""
         x = x - x.mean(0)
         parts = [part.double() @ x for part in self.counts.split(_BLOCK)]
         y = torch.cat(parts)
@@ -76,19 +83,23 @@ class CentredGram:
 
 
 def ridge(design: Design, y: Tensor, *, standard_errors: bool = False) -> Ridge:
-    """Fit every target of ``y``, float64 [t, m], centred, on the same ablations."""
+    """Fit every target of ``y``, float64 [t, m], centred, on the same ablations.
+
+    Raises:
+        ValueError: The condition of the problem is too bad.
+    """
     m, n = len(design), design.n
     if min(m, n) > MOST_DECOMPOSED:
-        return _Factored(design, y).fit(standard_errors)
+        return Factored(design, y).fit(standard_errors)
     if len(y) == 1 and LEAST_FACTORED <= m <= n:
-        found = _Factored(design, y).fit_left_out(standard_errors)
-        if found is not None:
-            return found
-    return _Decomposed.of(design).fit(y, standard_errors)
+        left_out = Factored(design, y).fit_left_out(standard_errors)
+        if left_out is not None:
+            return left_out
+    return Decomposed.of(design).fit(y, standard_errors)
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ascending [k] and eigenvectors [k, k] of a symmetric matrix, float64, on the CPU.
+    """Return eigenvalues ascending [k] and eigenvectors [k, k] of a symmetric matrix, float64, on the CPU.
 
     By numpy, whose library takes 2.6 seconds at k = 3000 on 2 cores of an AMD EPYC where torch's (MKL) takes 4.0.
     """
@@ -97,7 +108,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Decomposed:
+class Decomposed:
     """The centred design as U S V^T: ``squares`` [k] are S^2, ``left`` is U [m, k], ``right`` is V [n, k] or None."""
 
     design: Design
@@ -107,7 +118,7 @@ class _Decomposed:
     unit: float
 
     @classmethod
-    def of(cls, design: Design) -> _Decomposed:
+    def of(cls, design: Design) -> Decomposed:
         m, n = len(design), design.n
         if m <= n:
             gram = CentredGram(design.counts(), design.factor)
@@ -156,42 +167,42 @@ class _Decomposed:
         return spread * torch.cat(parts, 1)
 
 
-class _Factored:
-    """The penalties by generalised cross-validation on Lanczos quadratures, then one factorisation for each of them."""
+class Factored:
+    """Penalties by generalised cross-validation on Lanczos quadratures, then one factorisation for each of them."""
 
     def __init__(self, design: Design, y: Tensor) -> None:
         self.design, self.y = design, y
         self.gram = CentredGram(design.counts(), design.factor)
         self.unit = self.gram.trace() / len(design) or 1.0
-        self._kept: dict[float, tuple[_Factor, Tensor]] = {}
+        self._kept: dict[float, tuple[Factor, Tensor]] = {}
         self._single: Tensor | None = None  # K + unit / m, where it is factored again and again
 
     def fit(self, standard_errors: bool) -> Ridge:
-        return self._fit_at(self._generalised_losses(*ENOUGH).argmin(1), standard_errors)
+        return self._fit_at(self.generalised_losses(*ENOUGH).argmin(1), standard_errors)
 
     def fit_left_out(self, standard_errors: bool) -> Ridge | None:
-        """One target with the penalty that is best by leave-one-out itself; None where that takes too many steps."""
+        """Fit one target with the penalty that is best by leave-one-out. None where that takes too many steps."""
         self._single = self.gram.filled(torch.float32, constant=self.unit)
-        place = self._downhill(int(self._generalised_losses(*NEAR_BY).argmin()))
+        place = self._downhill(int(self.generalised_losses(*NEAR_BY).argmin()))
         return None if place is None else self._fit_at(torch.tensor([place]), standard_errors)
 
     def _fit_at(self, places: Tensor, standard_errors: bool) -> Ridge:
-        """With the penalties at these places of the grid, int64 [t]."""
+        """Fit with the penalties at these places of the grid, int64 [t]."""
         penalty = self.unit * GRID[places]
         dual, loo_residual = torch.empty(2, *self.y.shape, dtype=torch.float64)
         error = torch.empty(len(self.y), self.design.n, dtype=torch.float64) if standard_errors else None
         for value in tqdm(penalty.unique().tolist(), desc="penalties", leave=False, disable=None):
-            own = penalty == value
-            factor, dual[own], loo_residual[own] = self._left_out(value, self.y[own])
+            rows = penalty == value
+            factor, dual[rows], loo_residual[rows] = self._left_out(value, self.y[rows])
             if error is not None:
-                spread = loo_residual[own].square().mean(1, keepdim=True).sqrt()
+                spread = loo_residual[rows].square().mean(1, keepdim=True).sqrt()
                 for place, x in self.design.columns():
-                    error[own, place] = spread * factor.inverse_times(x).norm(dim=0)
+                    error[rows, place] = spread * factor.inverse_times(x).norm(dim=0)
             del factor  # before the next: two of them need not be in memory
         return Ridge(self.design.transposed_times(dual), penalty, loo_residual, error)
 
     def _downhill(self, place: int) -> int | None:
-        """The nearest place on the grid where leave-one-out has a minimum, unless it is too far."""
+        """Return the nearest place on the grid where leave-one-out has a minimum. None if it is too far."""
         losses: dict[int, float] = {}
         while len(losses) < MOST_TRIED:
             near = [at for at in (place, place - 1, place + 1) if 0 <= at < len(GRID)]
@@ -205,12 +216,12 @@ class _Factored:
             place = best
         return None
 
-    def _left_out(self, penalty: float, y: Tensor, *, keep: bool = False) -> tuple[_Factor, Tensor, Tensor]:
-        """The factor for a penalty, G y and what fits without each ablation leave of it, [t, m], for y [t, m]."""
+    def _left_out(self, penalty: float, y: Tensor, *, keep: bool = False) -> tuple[Factor, Tensor, Tensor]:
+        """Return the factor for a penalty, and for y [t, m] G y and what fits without each ablation leave of it."""
         factor, diagonal = self._kept.get(penalty, (None, None))
         dual = None if factor is None else factor.solve(y.T)
         if factor is None or diagonal is None or dual is None:
-            factor, solved = self._solve(penalty, y)
+            factor, solved = self.solve(penalty, y)
             diagonal, dual = factor.inverse_diagonal(), solved.T
         if keep:
             self._kept[penalty] = factor, diagonal
@@ -218,21 +229,21 @@ class _Factored:
         constant = 1 / (len(self.design) * (penalty + self.unit))
         return factor, dual.T, dual.T / (diagonal - constant)
 
-    def _solve(self, penalty: float, y: Tensor) -> tuple[_Factor, Tensor]:
-        """The factor for a penalty, in single precision if that will do, and the solutions [t, m] for y [t, m]."""
+    def solve(self, penalty: float, y: Tensor) -> tuple[Factor, Tensor]:
+        """Return the factor for a penalty, in single precision if that will do, and the solutions for y [t, m]."""
         for dtype in (torch.float32, torch.float64):
             matrix = None if self._single is None or dtype != torch.float32 else self._single.clone()
-            factor = _Factor.of(self.gram, penalty, self.unit, dtype, matrix)
+            factor = Factor.of(self.gram, penalty, self.unit, dtype, matrix)
             dual = None if factor is None else factor.solve(y.T)
             if factor is not None and dual is not None:
                 return factor, dual.T
             del factor
         raise ValueError(f"ridge: K + {penalty:.3g} cannot be solved with, its condition is too bad")
 
-    def _generalised_losses(self, steps: int, n_probes: int) -> Tensor:
-        """Per target and penalty, m ||G y||^2 / trace(G)^2, [t, p]: leave-one-out with the mean of G_ii for each.
+    def generalised_losses(self, steps: int, n_probes: int) -> Tensor:
+        """Return m ||G y||^2 / trace(G)^2 per target and penalty, [t, p]: leave-one-out with the mean of G_ii for each.
 
-        From the same paper. Quadratic forms of G are those of the small matrices that some Lanczos steps leave.
+        It is from the same paper. Quadratic forms of G are those of the small matrices that some Lanczos steps leave.
         """
         m, t = len(self.design), len(self.y)
         generator = torch.Generator().manual_seed(0)
@@ -248,7 +259,7 @@ class _Factored:
 
 
 def lanczos(matrix: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights [c, k], float64, with which start_c^T f(matrix) start_c is the sum of weights * f(nodes).
+    """Return nodes and weights [c, k], float64. start_c^T f(matrix) start_c is the sum of weights * f(nodes).
 
     Golub & Meurant (1994), for each column of ``start`` [m, c]; exact for polynomials f up to degree 2 k - 1.
     """
@@ -272,7 +283,7 @@ def lanczos(matrix: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(values).clamp(min=0), weights
 
 
-class _Factor:
+class Factor:
     """The Cholesky factor of K + penalty + unit / m, in the precision given."""
 
     def __init__(self, gram: CentredGram, penalty: float, lower: Tensor) -> None:
@@ -281,8 +292,8 @@ class _Factor:
     @classmethod
     def of(
         cls, gram: CentredGram, penalty: float, unit: float, dtype: torch.dtype, matrix: Tensor | None = None
-    ) -> _Factor | None:
-        """None where rounding makes the matrix indefinite. ``matrix``: K + unit / m, which is overwritten."""
+    ) -> Factor | None:
+        """Factor the matrix. None where rounding makes it indefinite. ``matrix``, K + unit / m, is overwritten."""
         if matrix is None:
             matrix = gram.filled(dtype, penalty, unit)
         else:
@@ -291,7 +302,7 @@ class _Factor:
         return None if bool(failed) else cls(gram, penalty, lower)
 
     def solve(self, y: Tensor) -> Tensor | None:
-        """(K + penalty)^-1 y, float64 [m, t], refined to double precision; None where refinement does not get there."""
+        """Return (K + penalty)^-1 y, float64 [m, t], refined to double precision. None where it does not get there."""
         x = torch.zeros_like(y)
         remainder, size = y, y.norm(dim=0).clamp(min=1e-300)
         for _ in range(30):
@@ -304,11 +315,11 @@ class _Factor:
         return None
 
     def inverse_times(self, x: Tensor) -> Tensor:
-        """The product with x [m, c], in the factor's precision."""
+        """Return the inverse times x [m, c], in the factor's precision."""
         return torch.cholesky_solve(x.to(self.lower.dtype), self.lower)
 
     def inverse_diagonal(self) -> Tensor:
-        """The diagonal of the inverse, float64 [m]: squared norms of the columns of the factor's inverse."""
+        """Return the diagonal of the inverse, float64 [m]: squared norms of the columns of the factor's inverse."""
         m = len(self.lower)
         diagonal = torch.empty(m, dtype=torch.float64)
         for start in range(0, m, _INVERSE_BLOCK):

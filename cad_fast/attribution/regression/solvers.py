@@ -8,26 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ...choices import SOLVERS, Solver
 from ...extras import require
 from .design import Design
 from .lsmr import lsmr
 from .ridge import ridge
 
-Solver = Literal["ols", "ridge", "lasso", "lsmr"]
-SOLVERS: tuple[Solver, ...] = ("ols", "ridge", "lasso", "lsmr")
-
 
 @dataclass(frozen=True)
 class Fit:
-    """alpha float64 [n] and what is known about it.
+    """A linear fit of J.
 
-    ``loo`` float64 [m]: J of each ablation by a fit without it (None for lasso and lsmr). ``standard_error``
-    float64 [n], None unless asked for. ``penalty`` is lambda of ridge and lsmr, or lasso's alpha.
+    Args:
+        alpha: float64 [n], the scores.
+        intercept: c.
+        solver: Which solver it is of.
+        penalty: Lambda of ridge and lsmr, or lasso's alpha. None for ols.
+        loo: float64 [m], J of each ablation by a fit without it. None for lasso and lsmr.
+        standard_error: float64 [n]. None unless asked for.
+        prior_scale: What the prior was multiplied by. None without a prior.
     """
 
     alpha: Tensor
@@ -47,7 +50,7 @@ def fit(
     prior: Tensor | None = None,
     standard_errors: bool = False,
 ) -> Fit:
-    """Fit J float [m] to the ablations of ``design``; see ``fit_all``, of which this is the case of one target."""
+    """Fit J float [m] of one target to the ablations of ``design``; see ``fit_all``."""
     if j.shape != (len(design),):
         raise ValueError(f"j must have shape ({len(design)},), one value per ablation, got {tuple(j.shape)}")
     return fit_all(design, j[None], solver, priors=[prior], standard_errors=standard_errors)[0]
@@ -61,14 +64,28 @@ def fit_all(
     priors: Sequence[Tensor | None] | None = None,
     standard_errors: bool = False,
 ) -> list[Fit]:
-    """Fit each row of J float [t, m], one target per row, to the ablations of ``design``; ridge solves them together.
+    """Fit J of many targets to the ablations of a design. Ridge solves them together.
 
-    ols: ordinary least squares; needs more ablations than components.
-    ridge: lambda by leave-one-out in closed form, for any m that an [m, m] matrix fits memory for; see ``ridge``.
-    lsmr: the same by an iterative method that needs no such matrix, lambda by holding out a tenth (extra ``lsmr``).
-    lasso: scikit-learn's LassoCV, penalty by 5-fold cross-validation (extra ``lasso``).
-    ``priors``, float [n] per target: fit what a prior estimate, scaled by least squares, leaves unexplained, and add
-    the two. Raises ValueError when the lengths do not fit, J is not finite, or ols has too few ablations.
+    The solvers:
+
+    - ols: ordinary least squares; needs more ablations than components.
+    - ridge: lambda by leave-one-out in closed form, for any m that an [m, m] matrix fits memory for; see ``ridge``.
+    - lsmr: the same by an iterative method that needs no such matrix, lambda by holding out a tenth (extra ``lsmr``).
+    - lasso: scikit-learn's LassoCV, penalty by 5-fold cross-validation (extra ``lasso``).
+
+    Args:
+        design: m ablations of n components.
+        j: float [t, m], one target per row.
+        solver: One of the above.
+        priors: Per target an earlier estimate, float [n], or None. The fit is of what the prior, scaled by least
+            squares, leaves unexplained, and the two are added.
+        standard_errors: Whether to give them; ols and ridge can.
+
+    Returns:
+        One ``Fit`` per target.
+
+    Raises:
+        ValueError: The lengths do not fit, J is not finite, or the solver cannot do it.
     """
     priors = [None] * len(j) if priors is None else priors
     _check(design, j, solver, priors)
@@ -79,13 +96,13 @@ def fit_all(
         [torch.zeros(len(design)).double() if p is None else s * p for s, p in zip(scales, predicted, strict=True)]
     )
     if solver == "ridge":
-        found = _ridge(design, j - base, standard_errors)
+        fits = _ridge(design, j - base, standard_errors)
     else:
         solve = {"ols": _ols, "lasso": _lasso, "lsmr": _lsmr}[solver]
-        found = [solve(design, one, standard_errors) for one in j - base]
+        fits = [solve(design, one, standard_errors) for one in j - base]
     return [
         one if prior is None else _with_prior(design, j[t], one, prior, scales[t], base[t])
-        for t, (one, prior) in enumerate(zip(found, priors, strict=True))
+        for t, (one, prior) in enumerate(zip(fits, priors, strict=True))
     ]
 
 
@@ -112,21 +129,21 @@ def _least_squares_scale(predicted: Tensor, j: Tensor) -> float:
     return float(predicted @ (j - j.mean())) / norm if norm > 0 else 0.0
 
 
-def _with_prior(design: Design, j: Tensor, found: Fit, prior: Tensor, scale: float, base: Tensor) -> Fit:
-    """The fit of what ``base``, the scaled prior's predictions, left of J, and the prior: together a fit of J."""
-    alpha = found.alpha + scale * prior.double()
+def _with_prior(design: Design, j: Tensor, residual: Fit, prior: Tensor, scale: float, base: Tensor) -> Fit:
+    """Add the fit of what ``base``, the scaled prior's predictions, left of J, and the prior: a fit of J."""
+    alpha = residual.alpha + scale * prior.double()
     return replace(
-        found,
+        residual,
         alpha=alpha,
         intercept=_intercept(design, j, alpha),
-        loo=None if found.loo is None else found.loo + base,
+        loo=None if residual.loo is None else residual.loo + base,
         prior_scale=scale,
     )
 
 
-def predict(found: Fit, design: Design) -> Tensor:
-    """J float64 [m] that a fit expects of other ablations."""
-    return found.intercept + design.times(found.alpha) + float(design.mean_kept() @ found.alpha)
+def predict(model: Fit, design: Design) -> Tensor:
+    """Return J float64 [m] that a fit expects of other ablations."""
+    return model.intercept + design.times(model.alpha) + float(design.mean_kept() @ model.alpha)
 
 
 def _intercept(design: Design, j: Tensor, alpha: Tensor) -> float:
@@ -155,26 +172,26 @@ def _ols(design: Design, j: Tensor, standard_errors: bool) -> Fit:
 
 def _ridge(design: Design, y: Tensor, standard_errors: bool) -> list[Fit]:
     means = y.mean(1, keepdim=True)
-    found = ridge(design, y - means, standard_errors=standard_errors)
-    errors = found.standard_error
+    solved = ridge(design, y - means, standard_errors=standard_errors)
+    errors = solved.standard_error
     return [
         Fit(
             alpha,
             _intercept(design, y[t], alpha),
             "ridge",
-            float(found.penalty[t]),
-            y[t] - found.loo_residual[t],
+            float(solved.penalty[t]),
+            y[t] - solved.loo_residual[t],
             None if errors is None else errors[t],
         )
-        for t, alpha in enumerate(found.alpha)
+        for t, alpha in enumerate(solved.alpha)
     ]
 
 
 def _lsmr(design: Design, j: Tensor, standard_errors: bool) -> Fit:
     if standard_errors:
         raise ValueError("lsmr has no standard errors: use ridge or ols for them")
-    found = lsmr(design, j - j.mean())
-    return Fit(found.alpha, _intercept(design, j, found.alpha), "lsmr", found.penalty)
+    solved = lsmr(design, j - j.mean())
+    return Fit(solved.alpha, _intercept(design, j, solved.alpha), "lsmr", solved.penalty)
 
 
 def _lasso(design: Design, j: Tensor, standard_errors: bool) -> Fit:

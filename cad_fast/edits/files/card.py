@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...files import write_bytes, write_text
-from ..edit import Edit
+from ..data import EditData
 from .describe import clean, describe, evaluation_rows, trust_text
 
 CARD_NAME = "README.md"
@@ -16,35 +17,45 @@ SHEET_NAME = "sheet.png"
 TAGS = ("cad_fast", "diffusers", "model-editing", "text-to-image")
 
 
-def write_card(
-    edit: Edit,
-    folder: str | Path,
-    *,
-    sheet: Any = None,
-    base_model: str | None = None,
-    license: str | None = None,
-    repo_id: str | None = None,
-) -> Path:
-    """Write ``README.md`` and, with the PIL image ``sheet``, ``sheet.png`` into ``folder``; see ``save_pretrained``."""
+@dataclass(frozen=True)
+class CardInfo:
+    """What a model card says beyond the edit's provenance.
+
+    Attributes:
+        sheet: PIL image of pictures before and after, written as ``sheet.png``.
+        base_model: the model's name on the Hub.
+        license: an identifier of the Hub's, such as "apache-2.0".
+        repo_id: where the edit will be found.
+    """
+
+    sheet: Any = None
+    base_model: str | None = None
+    license: str | None = None
+    repo_id: str | None = None
+
+
+def write_card(edit: EditData, folder: str | Path, info: CardInfo) -> Path:
+    """Write ``README.md`` and, where there is one, the sheet into ``folder``; return the card's path."""
     folder = Path(folder)
-    if sheet is not None:
+    if info.sheet is not None:
         buffer = io.BytesIO()
-        sheet.save(buffer, format="PNG", optimize=True)
+        info.sheet.save(buffer, format="PNG", optimize=True)
         write_bytes(folder / SHEET_NAME, buffer.getvalue())
-    return write_text(folder / CARD_NAME, card_text(edit, sheet is not None, base_model, license, repo_id))
+    return write_text(folder / CARD_NAME, card_text(edit, info))
 
 
-def card_text(edit: Edit, has_sheet: bool, base_model: str | None, license: str | None, repo_id: str | None) -> str:
-    """The card: YAML front matter (library_name, base_model, tags, licence), then what the edit is and does."""
+def card_text(edit: EditData, info: CardInfo) -> str:
+    """Write the card: YAML front matter (library_name, base_model, tags, licence), then what the edit is and does."""
     from huggingface_hub import ModelCardData
 
     about = describe(edit)
+    has_sheet, base_model, repo_id = info.sheet is not None, info.base_model, info.repo_id
     on_hub = None if base_model is None or ":" in base_model else base_model  # zoo:emoji is no repository
     relation = {} if on_hub is None else {"base_model_relation": "adapter"}
     data = ModelCardData(
         library_name="cad_fast",
         base_model=on_hub,
-        license=license,
+        license=info.license,
         tags=list(TAGS),
         pipeline_tag="text-to-image",
         **relation,
@@ -63,7 +74,7 @@ def card_text(edit: Edit, has_sheet: bool, base_model: str | None, license: str 
     return "\n".join(parts)
 
 
-def _purpose(edit: Edit) -> str:
+def _purpose(edit: EditData) -> str:
     concept = edit.provenance.get("concept")
     sign = _get(edit.provenance, "selection", "sign")
     verb = {"positive": "erase", "negative": "amplify"}.get(str(sign))
@@ -73,7 +84,7 @@ def _purpose(edit: Edit) -> str:
     return f"An edit of a diffusion model's weights, made by {method} to {verb} “{_cell(concept)}”."
 
 
-def _use(edit: Edit, base_model: str | None, repo_id: str | None) -> str:
+def _use(edit: EditData, base_model: str | None, repo_id: str | None) -> str:
     model = json.dumps(base_model or f"a model with the {edit.space.fingerprint.model_class} it was made for")
     place = json.dumps(repo_id or edit.name)
     return (
@@ -84,7 +95,7 @@ def _use(edit: Edit, base_model: str | None, repo_id: str | None) -> str:
     )
 
 
-def _figures(edit: Edit, has_sheet: bool) -> list[str]:
+def _figures(edit: EditData, has_sheet: bool) -> list[str]:
     rows = evaluation_rows(edit.provenance.get("evaluation"))
     picture = f"![Pictures before and after the edit, on the same seeds]({SHEET_NAME})\n" if has_sheet else ""
     if not rows:

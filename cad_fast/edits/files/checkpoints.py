@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ...components.space import ComponentSpace, ModuleComponents
 from ...diffusion.denoisers import denoiser_of
 from ...diffusion.layers import base_modules
-from ..edit import Edit
-from ..weights import intact_fingerprint
-from .denoiser_weights import _own_parameters, _stored
+from ..data import AnyEdit, EditData
+from ..weights import apply_edit, intact_fingerprint
+from .denoiser_weights import own_parameters, stored_weights
 
 
 def export_checkpoint(
-    edit: Edit,
+    edit: EditData,
     pipeline: Any,
     folder: str | Path,
     *,
@@ -43,8 +43,11 @@ def export_checkpoint(
         raise ValueError(f"a {type(saved).__name__} cannot be written as a {what}: it is no model of diffusers")
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
-        with edit.applied(pipeline, strength):
+        applied = apply_edit(edit, pipeline, strength)
+        try:
             saved.save_pretrained(part, safe_serialization=True)
+        finally:
+            applied.undo()
         if folder.exists():
             folder.rmdir()
         os.replace(part, folder)
@@ -54,15 +57,15 @@ def export_checkpoint(
 
 
 @torch.no_grad()
-def checkpoint_difference(base: Any, pruned: Any, name: str = "pruned") -> Edit:
+def checkpoint_difference(base: Any, pruned: Any, name: str, *, kind: type[AnyEdit]) -> AnyEdit:
     """See ``Edit.from_checkpoint_difference``."""
     denoiser = denoiser_of(base)
-    own = _own_parameters(denoiser)
+    own = own_parameters(denoiser)
     if isinstance(pruned, str | Path):
-        theirs: Iterator[tuple[str, Tensor]] = _stored(pruned, own)
+        theirs: Iterator[tuple[str, Tensor]] = stored_weights(pruned, own)
         source = str(pruned)
     else:
-        other = _own_parameters(denoiser_of(pruned))
+        other = own_parameters(denoiser_of(pruned))
         if other.keys() != own.keys():
             raise ValueError(f"the models differ: {min(other.keys() ^ own.keys())!r} is in only one of them")
         for key, tensor in other.items():
@@ -100,4 +103,4 @@ def checkpoint_difference(base: Any, pruned: Any, name: str = "pruned") -> Edit:
             entries.append(ModuleComponents(module, "weight", tuple(modules[module].weight.shape), 1, offset))
             offset += entries[-1].count
     space = ComponentSpace(entries, intact_fingerprint(denoiser))
-    return Edit(name, space, zeroed, 0.0, {"method": "checkpoint difference", "trust": []})
+    return kind(name, space, zeroed, 0.0, {"method": "checkpoint difference", "trust": []})

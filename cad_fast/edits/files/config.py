@@ -11,8 +11,8 @@ from typing import Any
 
 from ...components.fingerprint import Fingerprint
 from ...components.space import KINDS, ModuleComponents
-from ..edit import check_edit_name
-from .coding import MAX_BITS, MAX_COUNT, encoded_size
+from ..data import check_edit_name
+from .coding import MAX_COUNT
 
 CONFIG_NAME = "edit_config.json"
 MODEL_NAME = "edit_model.safetensors"
@@ -20,26 +20,16 @@ MAX_CONFIG = 4 * 2**20  # bytes; an edit of all modules of the largest models, w
 MAX_COMPONENTS = 2**27  # of one edit: 1% of a model of 13 billion weights; 1 GiB as int64
 MAX_MODULES = 20_000
 HEADER_ALLOWANCE = 4 * 2**20  # bytes of a safetensors header: about 150 per module
-VERSIONS = (1, 2)
+FORMAT_VERSION = 1
 _MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100}){0,30}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class ModuleLayout:
-    """The components of one module, and how they are stored: ``n`` of them in Rice codes with ``rice_bits`` low bits.
-
-    Format version 1 stores them as int32, with ``rice_bits`` None and ``n`` 0, for it is not declared.
-    """
+    """The components of one module: ``n`` of them are edited."""
 
     entry: ModuleComponents
     n: int
-    rice_bits: int | None
-
-    @property
-    def max_bytes(self) -> int:
-        if self.rice_bits is None:
-            return 4 * min(self.entry.count, MAX_COMPONENTS)
-        return encoded_size(self.n, self.rice_bits, self.entry.count)[1]
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,14 @@ class EditConfig:
     @property
     def max_bytes(self) -> int:
         """The greatest size that the file with the components can have."""
-        return HEADER_ALLOWANCE + min(4 * MAX_COMPONENTS, sum(layout.max_bytes for layout in self.modules))
+        return HEADER_ALLOWANCE + 4 * sum(layout.n for layout in self.modules)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EditConfig:
         """Raises ValueError naming the entry that is missing, of the wrong kind, or out of range."""
         version = value.get("format_version")
-        if isinstance(version, bool) or version not in VERSIONS:
-            raise ValueError(f"format_version {version!r}, expected {' or '.join(map(str, VERSIONS))}")
+        if isinstance(version, bool) or version != FORMAT_VERSION:
+            raise ValueError(f"format_version {_short(version)}, expected {FORMAT_VERSION}")
         factor = _number(value, "factor")
         kind = _entry(value, "kind", str)
         if kind not in KINDS:
@@ -73,12 +63,12 @@ class EditConfig:
             raise ValueError(f"'modules' has {len(described)} entries, expected 1 to {MAX_MODULES}")
         layouts, offset = [], 0
         for module, entry in described.items():
-            layouts.append(_module(module, entry, kind, offset, version))
+            layouts.append(_module(module, entry, kind, offset))
             offset += layouts[-1].entry.count
         total = sum(layout.n for layout in layouts)
         if total > MAX_COMPONENTS:
             raise ValueError(f"the modules declare {total} components, expected at most {MAX_COMPONENTS}")
-        if version > 1 and _integer(value, "n_components", 1, MAX_COMPONENTS) != total:
+        if _integer(value, "n_components", 1, MAX_COMPONENTS) != total:
             raise ValueError(f"'n_components' is {value['n_components']}, but the modules have {total}")
         return cls(
             check_edit_name(_entry(value, "name", str)[:100]),
@@ -107,7 +97,7 @@ def own_file(folder: Path, name: str) -> Path:
     return path
 
 
-def _module(name: str, value: Any, kind: str, offset: int, version: int) -> ModuleLayout:
+def _module(name: str, value: Any, kind: str, offset: int) -> ModuleLayout:
     where = f"module {_short(name)}"
     if not _MODULE_NAME.fullmatch(name):
         raise ValueError(f"{where} is not the name of a module: expected letters, digits and _ between dots")
@@ -123,12 +113,7 @@ def _module(name: str, value: Any, kind: str, offset: int, version: int) -> Modu
         if math.prod(shape[1:]) % block:
             raise ValueError(f"'block' is {block}, which does not divide the rows of a weight of shape {shape}")
         entry = ModuleComponents(name, kind, tuple(shape), block, offset)  # type: ignore[arg-type]
-        if version > 1:
-            return ModuleLayout(entry, _integer(value, "n", 1, entry.count), _integer(value, "rice_bits", 0, MAX_BITS))
-        for key, wanted in (("module", name), ("kind", kind)):
-            if value.get(key) != wanted:
-                raise ValueError(f"{key!r} is {_short(value.get(key))}, expected {wanted!r}")
-        return ModuleLayout(entry, 0, None)
+        return ModuleLayout(entry, _integer(value, "n", 1, entry.count))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

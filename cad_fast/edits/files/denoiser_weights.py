@@ -52,13 +52,13 @@ def weight_files(source: str | Path) -> list[Path]:
     return [own_file(source, found[0])]
 
 
-def _own_parameters(denoiser: nn.Module) -> dict[str, Tensor]:
+def own_parameters(denoiser: nn.Module) -> dict[str, Tensor]:
     """Parameters and saved buffers by their names without PEFT's adapters."""
     state = denoiser.state_dict(keep_vars=True)
     return {base_name(name): tensor for name, tensor in state.items() if ".lora_" not in name}
 
 
-def _stored(source: str | Path, own: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def stored_weights(source: str | Path, own: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """(name in the denoiser, tensor) of the weights in ``source``, all of them checked against ``own`` beforehand."""
     places: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, tuple[str, list[int]]] = {}
@@ -110,9 +110,9 @@ def put_denoiser_weights(pipeline: Any, source: str | Path) -> int:
     denoiser = denoiser_of(pipeline)
     if active := active_edits(denoiser):
         raise RuntimeError(f"edit {active[-1].edit.name!r} is in the weights: undo it before others are put there")
-    own = _own_parameters(denoiser)
+    own = own_parameters(denoiser)
     count = 0
-    for name, tensor in _stored(source, own):
+    for name, tensor in stored_weights(source, own):
         own[name].data.copy_(tensor)
         count += 1
     return count

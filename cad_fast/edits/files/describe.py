@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ..edit import Edit
+from ..data import EditData
 from .config import MAX_COMPONENTS
 
 
-def describe(edit: Edit) -> dict[str, Any]:
+def describe(edit: EditData) -> dict[str, Any]:
     """What is in an edit, JSON-able: name, model, modules, counts, and what its provenance says of how it was made."""
     made = edit.provenance
     return {
@@ -42,10 +42,11 @@ def describe(edit: Edit) -> dict[str, Any]:
         "versions": made.get("versions"),
         "composed_of": made.get("composed_of"),
         "evaluation": made.get("evaluation"),
+        "predicted": made.get("predicted"),
     }
 
 
-def describe_text(edit: Edit) -> str:
+def describe_text(edit: EditData) -> str:
     """``describe`` for people: one line per fact and per module."""
     about = describe(edit)
     lines = [
@@ -61,6 +62,7 @@ def describe_text(edit: Edit) -> str:
         name = part.get("name") if isinstance(part, dict) else part
         lines.append(f"composed of: {clean(name)}")
     lines.append(f"trust: {trust_text(about['trust'])}")
+    lines.append(prediction_text(about["predicted"]))
     rows = evaluation_rows(about["evaluation"])
     lines += [f"evaluation: {', '.join(row)}" for row in rows] if rows else ["evaluation: none"]
     lines.append(f"digest: {about['digest']}")
@@ -80,6 +82,18 @@ def trust_text(trust: Any) -> str:
         if r is not None and n is not None and fraction is not None:
             found.append(f"r = {r:.2f} on {n:.0f} held-out ablations of {fraction:.2%}")
     return "; ".join(found) or "the scores were not checked on held-out ablations"
+
+
+def prediction_text(predicted: Any) -> str:
+    """Say in words what an edit is predicted to do, from ``provenance["predicted"]``, which may hold anything."""
+    left = _number(predicted, "left")
+    moved = predicted.get("moved") if isinstance(predicted, dict) else None
+    if left is None or not isinstance(moved, dict):
+        return "predicted: nothing was predicted"
+    parts = {clean(name, 40): _number(moved, name) for name in list(moved)[:8]}
+    others = ", ".join(f"{name} {100 * value:.1f}%" for name, value in parts.items() if value is not None)
+    more = f" and {len(moved) - 8} more" if len(moved) > 8 else ""
+    return f"predicted: J is {left:.2f} of before; outputs on others move by {others}{more} of what their prompts do"
 
 
 def evaluation_rows(evaluation: Any) -> list[tuple[str, ...]]:
@@ -134,7 +148,7 @@ def clean(value: Any, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def difference(first: Edit, second: Edit) -> dict[str, Any]:
+def difference(first: EditData, second: EditData) -> dict[str, Any]:
     """How two edits differ: shared and own components per module, their Jaccard index, factors and models.
 
     Edits of different kinds are compared by their weights. JSON-able. Raises ValueError when that takes too many.

@@ -1,14 +1,10 @@
-"""Edits on the Hugging Face Hub."""
+"""Download the files of an edit from the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ..edit import Edit
+from typing import Any
 
 
 def download(repository: str, names: Sequence[str], hub_kwargs: Mapping[str, Any]) -> Path:
@@ -23,32 +19,3 @@ def download(repository: str, names: Sequence[str], hub_kwargs: Mapping[str, Any
             f"{repository[:200]!r} is neither a folder with an edit nor a repository that can be read: {error}"
         ) from error
     return paths[0].parent
-
-
-def push_edit(
-    edit: Edit,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    **card: Any,
-) -> str:
-    """Upload what ``Edit.save_pretrained(card=True, **card)`` writes; see ``Edit.push_to_hub``."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        # The card names the repository only here, for a folder has none.
-        edit.save_pretrained(folder, card=True, repo_id=repo_id, **card)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=revision,
-            commit_message=commit_message or f"Upload edit {edit.name}",
-            create_pr=create_pr,
-        )
-    return str(commit.pr_url if create_pr else commit.commit_url)

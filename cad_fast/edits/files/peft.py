@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from ...diffusion.denoisers import denoiser_of
 from ...extras import require
 from ...files import check_tensor_header, require_writable_folder
-from ..edit import Edit
+from ..data import EditData
 from ..weights import intact_fingerprint
 
 ADAPTER_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PeftModel puts before the names of the model it wraps
 
 
-def export_peft(edit: Edit, pipeline: Any, folder: str | Path, *, strength: float = 1.0) -> Path:
+def export_peft(edit: EditData, pipeline: Any, folder: str | Path, *, strength: float = 1.0) -> Path:
     """Write ``edit`` as a SHiRA adapter: ``adapter_config.json`` and ``adapter_model.safetensors``; returns ``folder``.
 
     ``pipeline`` (or its denoiser) is the model of the edit, whose weights the adapter's deltas are differences from.
@@ -56,7 +56,7 @@ def export_peft(edit: Edit, pipeline: Any, folder: str | Path, *, strength: floa
     return folder
 
 
-def _rank(edit: Edit, indices: dict[str, Tensor]) -> int:
+def _rank(edit: EditData, indices: dict[str, Tensor]) -> int:
     """The least r with room for the edited weights of every module, r * (in + out)."""
     sides = {entry.module: sum(entry.weight_shape) for entry in edit.space}
     densest = max(sides, key=lambda name: len(indices[name]) / sides[name])

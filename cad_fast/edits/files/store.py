@@ -7,24 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ...components.fingerprint import Fingerprint
 from ...components.space import ComponentSpace
 from ...diffusion.denoisers import denoiser_of
 from ...files import check_tensor_header, read_json, read_tensors, require_writable_folder, write_tensors, write_text
 from ...version import __version__
-from ..edit import Edit
+from ..data import AnyEdit, EditData
 from ..weights import intact_fingerprint
-from .coding import decode_sorted, encode_sorted, encoded_size
-from .config import CONFIG_NAME, MAX_CONFIG, MODEL_NAME, EditConfig, ModuleLayout, own_file
+from .coding import decode_gaps, encode_gaps
+from .config import CONFIG_NAME, FORMAT_VERSION, MAX_CONFIG, MODEL_NAME, EditConfig, own_file
 from .hub import download
 
-FORMAT_VERSION = 2
 
-
-def save_edit(edit: Edit, folder: str | Path) -> None:
+def save_edit(edit: EditData, folder: str | Path) -> None:
     """Write ``edit`` into ``folder``.
 
     Raises PermissionError or NotADirectoryError naming the folder, ValueError for a provenance that is no JSON or more
@@ -34,9 +29,8 @@ def save_edit(edit: Edit, folder: str | Path) -> None:
     tensors, modules = {}, {}
     for entry in edit.space:
         indices = edit.components[entry.module]
-        tensors[entry.module], bits = encode_sorted(indices)
-        shape = list(entry.weight_shape)
-        modules[entry.module] = {"weight_shape": shape, "block": entry.block, "n": len(indices), "rice_bits": bits}
+        tensors[entry.module] = encode_gaps(indices)
+        modules[entry.module] = {"weight_shape": list(entry.weight_shape), "block": entry.block, "n": len(indices)}
     config = {
         "format_version": FORMAT_VERSION,
         "cad_fast_version": __version__,
@@ -55,7 +49,7 @@ def save_edit(edit: Edit, folder: str | Path) -> None:
     write_text(folder / CONFIG_NAME, text)
 
 
-def _as_json(edit: Edit, config: dict[str, Any]) -> str:
+def _as_json(edit: EditData, config: dict[str, Any]) -> str:
     try:
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -67,18 +61,20 @@ def _as_json(edit: Edit, config: dict[str, Any]) -> str:
     return text
 
 
-def load_edit(source: str | Path, pipeline: Any = None, **hub_kwargs: Any) -> Edit:
-    """Read an edit; see ``Edit.from_pretrained``. ``hub_kwargs`` (revision, token, ...) go to the Hub download.
+def read_edit(
+    source: str | Path, pipeline: Any = None, *, kind: type[AnyEdit] = EditData, **hub_kwargs: Any
+) -> AnyEdit:
+    """Read an edit as ``kind``: see ``Edit.from_pretrained``. ``hub_kwargs`` (revision, token, ...) go to the download.
 
-    Nothing in the files is trusted: sizes are checked before they are allocated, so that memory stays within about
-    100 times the size of the files. Raises FileNotFoundError, PermissionError, or ValueError naming the file and what
+    Nothing in the files is trusted: sizes are checked before they are allocated. Two bytes of a file become eight of
+    memory, twice that for a moment. Raises FileNotFoundError, PermissionError, or ValueError naming the file and what
     is wrong with it.
     """
     folder = Path(source)
     if not folder.is_dir():
         folder = download(str(source), (CONFIG_NAME, MODEL_NAME), hub_kwargs)
     config, model_path = read_config(folder), own_file(folder, MODEL_NAME)
-    edit, metadata = _read(config, model_path)
+    edit, metadata = _read(config, model_path, kind)
     if not edit.digest() == config.digest == metadata.get("digest"):
         raise ValueError(f"{folder}: {CONFIG_NAME} and {MODEL_NAME} do not belong together, or one was changed")
     if pipeline is not None:
@@ -97,7 +93,7 @@ def read_config(folder: Path) -> EditConfig:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _read(config: EditConfig, path: Path) -> tuple[Edit, dict[str, Any]]:
+def _read(config: EditConfig, path: Path, kind: type[AnyEdit]) -> tuple[AnyEdit, dict[str, Any]]:
     """The edit whose components lie in ``path``, and the metadata there. Raises ValueError naming ``path``."""
     check_tensor_header(path, config.max_bytes)
 
@@ -111,12 +107,12 @@ def _read(config: EditConfig, path: Path) -> tuple[Edit, dict[str, Any]]:
     components = {}
     for layout in config.modules:
         try:
-            components[layout.entry.module] = _decode(layout, tensors.pop(layout.entry.module))
+            components[layout.entry.module] = decode_gaps(tensors.pop(layout.entry.module), layout.entry.count)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {layout.entry.module!r}: {error}") from error
     space = ComponentSpace([layout.entry for layout in config.modules], config.fingerprint)
     try:
-        return Edit(config.name, space, components, config.factor, config.provenance), metadata
+        return kind(config.name, space, components, config.factor, config.provenance), metadata
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -128,19 +124,5 @@ def _check_tensors(config: EditConfig, found: Mapping[str, tuple[str, list[int]]
         name = min(found.keys() ^ modules.keys())
         raise ValueError(f"the module {name[:200]!r} is in only one of them")
     for name, (dtype, shape) in found.items():
-        layout = modules[name]
-        wanted = "I32" if layout.rice_bits is None else "U8"
-        if dtype != wanted or len(shape) != 1:
-            raise ValueError(f"{name!r} is {dtype} of shape {shape}, expected {wanted} of one dimension")
-        if layout.rice_bits is not None:
-            least, most = encoded_size(layout.n, layout.rice_bits, layout.entry.count)
-        else:
-            least, most = 1, layout.entry.count
-        if not least <= shape[0] <= most:
-            raise ValueError(f"{name!r} has {shape[0]} entries, expected {least} to {most}")
-
-
-def _decode(layout: ModuleLayout, stored: Tensor) -> Tensor:
-    if layout.rice_bits is None:
-        return stored.to(torch.int64)
-    return decode_sorted(stored, layout.n, layout.rice_bits, layout.entry.count)
+        if dtype not in ("U16", "I32") or shape != [modules[name].n]:
+            raise ValueError(f"{name!r} is {dtype} of shape {shape}, expected U16 or I32 of shape [{modules[name].n}]")

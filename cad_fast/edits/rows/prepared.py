@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..edit import Edit
+from ..data import EditData
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class PreparedEdit:
     indices: dict[str, Tensor]
 
     @classmethod
-    def of(cls, edit: Edit) -> PreparedEdit:
+    def of(cls, edit: EditData) -> PreparedEdit:
         return cls(edit.factor, edit.weight_indices())
 
     @property

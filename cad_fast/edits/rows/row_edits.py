@@ -16,22 +16,25 @@ from torch import Tensor, nn
 
 from ...components.fingerprint import Fingerprint
 from ...diffusion.denoisers import ForwardSignature, denoiser_of, timestep_value
+from ...diffusion.timesteps import TimestepWindow
 from ...row_engine.engine import runs_under_ablations
 from ...row_engine.slots import Plan, Slot, open_slots
-from ..edit import Edit, check_edit_name
+from ..data import EditData, check_edit_name
 from ..files.sources import EditSource, open_source
 from ..weights import intact_fingerprint
 from .prepared import ByteCache, Composition, PreparedEdit, composed
 
-Window = tuple[float, float]
-
 
 class EditUse(NamedTuple):
-    """One edit in one row: at which strength, and in which timesteps (low, high), both inclusive; None for all."""
+    """One edit in one row: at which strength, and in which window of timesteps; None for all."""
 
     name: str
     strength: float = 1.0
-    window: Window | None = None
+    window: TimestepWindow | None = None
+
+    def acts_at(self, timestep: float) -> bool:
+        """Return whether the edit changes anything at this timestep."""
+        return self.strength != 0 and (self.window is None or self.window.contains(timestep))
 
 
 RowUses = tuple[EditUse, ...]
@@ -117,7 +120,9 @@ class RowEdits:
             self._fingerprint = intact_fingerprint(self.inner)
         return self._fingerprint
 
-    def add(self, edit: Edit | str | Path, name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any) -> str:
+    def add(
+        self, edit: EditData | str | Path, name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any
+    ) -> str:
         """Make an edit, or the one in a folder or Hub repository, known under ``name`` (its own by default).
 
         ``lazy`` keeps the path and the names of its modules only; its tensors are read and checked when a row first
@@ -150,7 +155,7 @@ class RowEdits:
         for module in self._slots.keys() - used:
             self._slots.pop(module).close(self)
 
-    def edit(self, name: str) -> Edit:
+    def edit(self, name: str) -> EditData:
         """The edit of this name, read anew if it was added lazily. Raises as ``require``, and as reading does."""
         self.require(name)
         return self._sources[name].read()
@@ -163,10 +168,10 @@ class RowEdits:
         return name
 
     def checked(self, rows: Sequence[Sequence[Any]]) -> list[RowUses]:
-        """``rows`` with every use as an EditUse, its window in ascending order.
+        """Return ``rows`` with every use as an EditUse and its window as a TimestepWindow.
 
-        Raises ValueError for unknown names, a row that names an edit twice, strengths that are not finite and windows
-        that are not two numbers.
+        Raises ValueError for unknown names, a row that names an edit twice, strengths that are not finite and what is
+        no window.
         """
         return [self._checked_row(number, row) for number, row in enumerate(rows)]
 
@@ -194,8 +199,9 @@ class RowEdits:
     def rows(self, rows: Assignment) -> Iterator[None]:
         """A context in which row i of each call of the denoiser runs under the edits ``rows[i]``.
 
-        Each is a sequence of (name, strength, window); strength defaults to 1, window to None. Raises as ``checked``;
-        inside, the denoiser raises ValueError when called with another number of rows.
+        Each is a sequence of (name, strength, window). Strength defaults to 1; window, a TimestepWindow or two
+        timesteps in either order, to None. Raises as ``checked``. Inside, the denoiser raises ValueError when called
+        with another number of rows.
         """
         before = self._assignment
         self.set_rows(rows)
@@ -287,7 +293,7 @@ class RowEdits:
         for number, row in enumerate(rows):
             time = 0.0 if times is None else times[number]
             if (row, time) not in known:
-                acting = sorted(use for use in row if use.strength and _in(use.window, time))
+                acting = sorted(use for use in row if use.acts_at(time))
                 known[row, time] = tuple((self._sources[use.name].number, use.strength) for use in acting)
             keys.append(known[row, time])
         return tuple(keys)
@@ -354,21 +360,12 @@ def checked_strength(strength: Any, name: str) -> float:
     return float(strength)
 
 
-def checked_window(window: Any, name: str) -> Window | None:
-    """``window`` as (low, high), given in either order; None is kept. Raises ValueError unless it is two numbers."""
-    if window is None:
-        return None
+def checked_window(window: Any, name: str) -> TimestepWindow | None:
+    """Return ``TimestepWindow.of(window)``. Raises ValueError, naming the edit, unless it is a window or None."""
     try:
-        low, high = sorted(float(bound) for bound in window)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if math.isnan(low) or math.isnan(high):
-        raise ValueError(f"the window of edit {name!r} is {window!r}, expected two timesteps, or None")
-    return low, high
-
-
-def _in(window: Window | None, time: float) -> bool:
-    return window is None or window[0] <= time <= window[1]
+        return TimestepWindow.of(window)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the window of edit {name!r} is {window!r}, expected two timesteps, or None") from error
 
 
 def _size_of_plans(plans: list[tuple[Slot, Plan]]) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .row_edits import EditUse, RowEdits, Window, checked_strength, checked_window
+from ...diffusion.timesteps import TimestepWindow
+from .row_edits import EditUse, RowEdits, checked_strength, checked_window
 
 BASE = "__base__"
 BRANCHES = ("both", "conditional")
@@ -16,7 +17,7 @@ class PromptUse(NamedTuple):
 
     name: str
     strength: float
-    window: Window | None
+    window: TimestepWindow | None
     branch: str
 
     @property

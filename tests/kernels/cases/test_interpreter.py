@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from triton.runtime.errors import InterpreterError
 
+from tests.rounding import Exact, assert_right
+
 
 @triton.jit
 def operations_kernel(a, b, product, total, differences, compared, N: tl.constexpr):
@@ -24,8 +26,9 @@ def test_bfloat16_is_computed_as_bfloat16() -> None:
     product, total = torch.empty(n, n), torch.empty(n).bfloat16()
     differences, compared = torch.empty_like(a), torch.empty(n, n, dtype=torch.int32)
     operations_kernel[(1,)](a, b, product, total, differences, compared, N=n)
-    torch.testing.assert_close(product.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(total.double(), a.double().sum(1), rtol=2**-8, atol=2**-8)
+    a64, b64 = a.double(), b.double()
+    assert_right(product, Exact(a64 @ b64, a64.abs() @ b64.abs(), a64.square() @ b64.square(), n))
+    assert_right(total, Exact(a64.sum(1), a64.abs().sum(1), a64.square().sum(1), n))
     assert torch.equal(differences, a - b)
     assert torch.equal(compared.bool(), a < b)
 

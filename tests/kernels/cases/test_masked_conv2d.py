@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from cad_fast.ops import masked_conv2d, pack_bits, reference
-from tests.ops.test_masked_conv2d import GEOMETRIES, close, exact, inputs, pairs
+from tests.kernels.judge import assert_right
+from tests.ops import exact
+from tests.ops.test_masked_conv2d import GEOMETRIES, inputs, pairs
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [
@@ -26,8 +28,8 @@ def on(device: torch.device, tensors: list[Tensor | None]) -> list[Tensor | None
 
 def check(*arguments) -> Tensor:
     y = masked_conv2d(*arguments, backend="triton")
-    assert y.isfinite().all()
-    assert close(y, reference.masked_conv2d(*arguments), exact(*arguments))
+    assert y.dtype == arguments[0].dtype
+    assert_right(y, exact.masked_conv2d(*arguments))
     return y
 
 

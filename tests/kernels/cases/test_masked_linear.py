@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from cad_fast.ops import masked_linear, pack_bits, reference
-from tests.ops.linear_cases import assert_as_good_as_torch
+from tests.kernels.judge import assert_right
+from tests.ops import exact
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -31,9 +32,8 @@ def random_case(shape: tuple[int, ...], dtype: torch.dtype, transposed: bool, de
 
 def check(x: Tensor, weight: Tensor, words: Tensor, *rest, **options) -> Tensor:
     actual = masked_linear(x, weight, words, *rest, backend="triton", **options)
-    wide = [t.double() if isinstance(t, Tensor) else t for t in rest]
-    exact = reference.masked_linear(x.double(), weight.double(), words, *wide, **options)
-    assert_as_good_as_torch(actual, reference.masked_linear(x, weight, words, *rest, **options), exact)
+    assert actual.dtype == x.dtype
+    assert_right(actual, exact.masked_linear(x, weight, words, *rest, **options))
     return actual
 
 
@@ -50,11 +50,7 @@ def test_against_reference(device, precision, shape: tuple[int, ...], dtype: tor
 def test_factors(device, precision, dtype: torch.dtype, transposed: bool) -> None:
     x, weight, words, _ = random_case((5, 4, 67, 133), dtype, transposed, device)
     factors = torch.tensor([0.0, 1.0, -1.5, 0.3, 1e-30], device=device)
-    # The exact result is that of the weights as the dtype has them after the factor.
-    ablated = reference._ablated(weight, words, factors).double()
-    exact = x.double() @ (ablated if transposed else ablated.mT)
-    actual = masked_linear(x, weight, words, None, factors, transposed, backend="triton")
-    assert_as_good_as_torch(actual, reference.masked_linear(x, weight, words, None, factors, transposed), exact)
+    check(x, weight, words, None, factors, transposed=transposed)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
@@ -124,6 +120,6 @@ def test_gradients(device) -> None:
         y = function(own[0], own[1], words, own[2], factors, **options)
         return torch.autograd.grad(y.pow(3).sum(), own)
 
-    exact = gradients(reference.masked_linear, torch.float64)
-    for mine, right in zip(gradients(masked_linear, torch.float32, backend="triton"), exact, strict=True):
+    expected = gradients(reference.masked_linear, torch.float64)
+    for mine, right in zip(gradients(masked_linear, torch.float32, backend="triton"), expected, strict=True):
         torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-4 * float(right.abs().max()))

@@ -1,0 +1,125 @@
+"""Scores as files: all of them or the largest, in float32 or in float16 with a scale per module."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..choices import SCORE_DTYPES
+from ..components.space import ComponentSpace
+from .curvature import Curvature
+
+if TYPE_CHECKING:
+    from .scores import Scores
+
+# Where the largest of a module's scores comes to lie, below float16's largest number, 65504.
+_HIGHEST = 2.0**15
+_SMALLEST = 2.0**-24
+
+
+def check_options(dtype: str, top: int | None) -> None:
+    """Raises ValueError for what cannot be saved."""
+    if dtype not in SCORE_DTYPES:
+        raise ValueError(f"scores are saved in one of {', '.join(SCORE_DTYPES)}, got {dtype!r}")
+    if top is not None and top < 1:
+        raise ValueError(f"top is {top}, expected at least 1")
+
+
+def packed(scores: Scores, dtype: str, top: int | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(the tensors of the file, what provenance says of how they are stored). Raises as ``check_options``."""
+    check_options(dtype, top)
+    values = scores.values
+    tensors: dict[str, Tensor] = {}
+    dropped: list[str] = []
+    if top is not None and top < len(values):
+        indices = largest(values.abs(), top)
+        tensors |= {"values": values[indices], "indices": indices.to(torch.int32)}
+        dropped = [name for name in ("standard_error", "curvature") if getattr(scores, name) is not None]
+    else:
+        top, indices = None, None
+        tensors["values"] = values
+        if scores.standard_error is not None:
+            tensors["standard_error"] = scores.standard_error
+        if scores.curvature is not None:
+            tensors |= {f"curvature.{name}": tensor for name, tensor in scores.curvature.tensors().items()}
+    if dtype == "float16":
+        bounds = _bounds(scores.space, indices)
+        for name in ("values", "standard_error"):
+            if name in tensors:
+                tensors[name], tensors[f"{name}.scale"] = _scaled(tensors[name], bounds)
+    return tensors, {"dtype": dtype, "top": top, "dropped": dropped}
+
+
+def unpacked(tensors: dict[str, Tensor], space: ComponentSpace, provenance: dict[str, Any]) -> Scores:
+    """What ``packed`` made tensors of. Raises ValueError or KeyError for what does not fit."""
+    from .scores import Scores
+    from .top_scores import TopScores
+
+    indices = tensors.get("indices")
+    bounds = _bounds(space, indices)
+    parts = {name: _plain(tensors, name, bounds) for name in ("values", "standard_error") if name in tensors}
+    if indices is not None:
+        return TopScores(indices, parts["values"], space, provenance)
+    curve = {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("curvature.")}
+    curvature = Curvature(**curve) if curve else None
+    return Scores(parts["values"], space, provenance, parts.get("standard_error"), curvature)
+
+
+def _bounds(space: ComponentSpace, indices: Tensor | None) -> list[int]:
+    """Where each module's entries begin in the stored tensor, and where the last one's end."""
+    offsets = [*(entry.offset for entry in space), space.n]
+    if indices is None:
+        return offsets
+    return torch.searchsorted(indices.to(torch.int64), torch.tensor(offsets)).tolist()
+
+
+def _scaled(values: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor]:
+    """float16 values and float32 scales [modules], powers of two: values * scale is within rounding of what was given.
+
+    Nothing overflows, and what would become zero keeps its sign as the smallest number there is.
+    """
+    stored, scales = torch.empty(values.shape, dtype=torch.float16), torch.ones(len(bounds) - 1)
+    for number, (low, high) in enumerate(itertools.pairwise(bounds)):
+        part = values[low:high]
+        highest = float(part.abs().max()) if high > low else 0.0
+        if highest > 0:
+            # In float32 a scale has to be a normal number, so that the division is exact.
+            scales[number] = 2.0 ** max(-126, torch.frexp(torch.tensor(highest / _HIGHEST))[1].item())
+        scaled = part / scales[number]
+        small = (scaled != 0) & (scaled.abs() < _SMALLEST)
+        stored[low:high] = torch.where(small, scaled.sign() * _SMALLEST, scaled).to(torch.float16)
+    return stored, scales
+
+
+def _plain(tensors: dict[str, Tensor], name: str, bounds: list[int]) -> Tensor:
+    values = tensors[name]
+    if values.dtype == torch.float32:
+        return values
+    scales = tensors[f"{name}.scale"]
+    if values.dtype != torch.float16 or scales.shape != (len(bounds) - 1,) or len(values) != bounds[-1]:
+        raise ValueError(f"{name} is {values.dtype} {list(values.shape)} with {list(scales.shape)} scales")
+    plain = values.to(torch.float32)
+    for (low, high), scale in zip(itertools.pairwise(bounds), scales, strict=True):
+        plain[low:high] *= scale
+    return plain
+
+
+def largest(values: Tensor, k: int) -> Tensor:
+    """Sorted indices int64 [k] of the ``k`` largest of ``values`` [n]; of equal ones, those of lower index.
+
+    By their k-th largest, which takes a copy of the values; sorting takes several of them, and more time.
+    """
+    n = len(values)
+    if k >= n:
+        return torch.arange(n)
+    if k < 1:
+        return torch.empty(0, dtype=torch.int64)
+    import numpy as np
+
+    threshold = float(np.partition(values.numpy(), n - k)[n - k])
+    above = (values > threshold).nonzero().flatten()
+    equal = (values == threshold).nonzero().flatten()[: k - len(above)]
+    return torch.cat([above, equal]).sort().values

@@ -1,0 +1,7 @@
+"""``python -m cad_fast.cli``."""
+
+import sys
+
+from .main import main
+
+sys.exit(main())

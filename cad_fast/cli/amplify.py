@@ -1,0 +1,30 @@
+"""``cad-fast amplify``: an edit that brings a concept out, in one call."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from . import making
+from .common import add_sampling
+
+HELP = "make an edit that removes what suppresses a concept"
+EXAMPLE = "cad-fast amplify zoo:emoji book --images pictures/books -o edits/more-books"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model, the concept, its pictures, what to keep, and how much to change."""
+    making.add_arguments(parser)
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="pictures of the concept (default: the zoo's own, else samples of the model)"
+    )
+    add_sampling(parser)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make the edit, and save it."""
+    settings = making.settings(arguments)
+    pipeline = making.prepared(arguments)
+    from ..making import amplify
+
+    return making.finished(arguments, amplify(pipeline, arguments.concept, images=arguments.images, **settings))

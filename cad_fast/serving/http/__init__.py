@@ -1,0 +1,1 @@
+"""The HTTP interface: routes, bodies, errors in the form of OpenAI, and the page."""

@@ -1,0 +1,1 @@
+"""The server under other engines: Ray Serve and Triton Inference Server."""

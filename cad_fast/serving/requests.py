@@ -1,0 +1,84 @@
+"""The fields of a request: those of OpenAI's image generation, with edits and sampling beside them.
+
+HTTP bodies and Triton's tensors have the same fields and the same limits.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from .settings import Number, Settings, Whole
+
+EDIT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+MAX_TIMESTEP = 1000.0
+MAX_SEED = 2**53 - 1  # the largest integer that every reader of JSON keeps
+
+
+class Strict(BaseModel):
+    """A model that refuses fields it does not know, NaN and infinity."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def request_class(settings: Settings) -> type[BaseModel]:
+    """Make the class of requests under the limits of a server, which so appear in its OpenAPI document.
+
+    Args:
+        settings: the completed settings of the server.
+    """
+    edit_use = _edit_use(settings)
+    formats = ("b64_json", "url") if settings.picture_urls else ("b64_json",)
+    text = Annotated[str, Field(max_length=settings.max_prompt)]
+    edits = Annotated[list[edit_use], Field(max_length=settings.max_edits)]
+    fields: dict[str, Any] = {
+        "prompt": (Annotated[text, Field(min_length=1)], ...),
+        "model": (str | None, None),
+        "n": (Annotated[Whole, Field(ge=1, le=settings.max_n)] | None, 1),
+        "size": (Literal[("auto", *settings.sizes)] | None, "auto"),
+        "response_format": (Literal[formats] | None, "b64_json"),
+        "user": (Annotated[str, Field(max_length=256)] | None, None),
+        # Further fields of OpenAI, which leave nothing to choose here.
+        "output_format": (Literal["png"] | None, None),
+        "quality": (Literal["auto", "standard"] | None, None),
+        "background": (Literal["auto", "opaque"] | None, None),
+        "moderation": (Literal["auto"] | None, None),
+        "stream": (Literal[False] | None, None),
+        # Fields of ours.
+        "edits": (edits | None, Field(None, description="the edits of all pictures of the request; none by default")),
+        "seed": (
+            Annotated[Whole, Field(ge=0, le=MAX_SEED - settings.max_n)] | None,
+            Field(None, description="seed of the first picture; the next ones count up; random by default"),
+        ),
+        "num_inference_steps": (Annotated[Whole, Field(ge=1, le=settings.max_steps)] | None, None),
+        "guidance_scale": (Annotated[Number, Field(ge=0, le=settings.max_guidance_scale)] | None, None),
+        "negative_prompt": (text | None, None),
+        "deadline": (
+            Annotated[Number, Field(gt=0, le=settings.deadline)] | None,
+            Field(None, description="seconds after which the request is ended"),
+        ),
+    }
+    return create_model("ImageRequest", __base__=Strict, **fields)
+
+
+def _edit_use(settings: Settings) -> type[BaseModel]:
+    timestep = Annotated[Number, Field(ge=0, le=MAX_TIMESTEP)]
+    strength = Annotated[Number, Field(ge=-settings.max_strength, le=settings.max_strength)]
+    return create_model(
+        "EditUse",
+        __base__=Strict,
+        name=(Annotated[str, Field(pattern=EDIT_NAME, description="an edit of GET /v1/edits")], ...),
+        strength=(
+            strength,
+            Field(1.0, description="0 is off, 1 is the edit as made, negative is the opposite"),
+        ),
+        window=(
+            tuple[timestep, timestep] | None,
+            Field(
+                None,
+                description="the highest and the lowest timestep at which the edit acts, in either order, both "
+                "included; all timesteps by default",
+            ),
+        ),
+    )

@@ -1,0 +1,147 @@
+"""Erase and amplify in one call: what is recorded, chosen and noted, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import cad_fast
+from cad_fast import making, zoo
+from cad_fast.attribution.measuring.plans import Target
+from cad_fast.cli import main
+from cad_fast.diffusion.denoisers import denoiser_of
+from cad_fast.edits.damage import objectives_under
+from cad_fast.objectives import objective_from_config
+from tests.pipelines import flux, stable_diffusion
+
+QUICK = {"samples": 2, "progress": False, "num_inference_steps": 3}
+KEEP = {"dog": "a dog", "house": ["a house", "an old house"]}
+
+
+def state(pipeline) -> list[torch.Tensor]:
+    return [value.clone() for value in denoiser_of(pipeline).state_dict().values()]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def edit(pipeline):
+    return cad_fast.erase(pipeline, "a cat", keep=KEEP, guidance_scale=3.0, **QUICK)
+
+
+def test_the_edit_fits_and_the_model_is_left_as_it_was(pipeline) -> None:
+    before = state(pipeline)
+    edit = cad_fast.erase(pipeline, "a cat", keep=KEEP, ratio=0.05, guidance_scale=3.0, **QUICK)
+    assert all(map(torch.equal, before, state(pipeline)))
+    assert edit.name == "a-cat-erase" and all("attn2.to_" in module for module in edit.components)
+    assert edit.n_weights <= round(0.05 * sum(entry.rows * entry.columns for entry in edit.space) * 1.5)
+    with edit.applied(pipeline):
+        assert not all(map(torch.equal, before, state(pipeline)))
+    assert all(map(torch.equal, before, state(pipeline)))
+
+
+def test_what_was_done_is_noted(edit, tmp_path) -> None:
+    edit.save_pretrained(tmp_path)
+    provenance = json.loads((tmp_path / "edit_config.json").read_text())["provenance"]
+    noted = provenance["making"]
+    assert noted["by"] == "cad_fast.erase" and set(noted["keep"]) == {"dog", "house"}
+    assert [each["ratio"] for each in noted["candidates"]] == list(making.RATIOS)
+    assert provenance["predicted"] in noted["candidates"] and noted["chosen_because"]
+    assert provenance["prompts"] == ["a photo of a cat", "a picture of a cat"]
+    assert edit.prediction().startswith("predicted: J is ") and "house" in edit.prediction()
+
+
+def test_the_prediction_is_what_the_recording_shows(pipeline, edit) -> None:
+    recording = cad_fast.record(
+        pipeline, edit.provenance["prompts"], seeds=0, num_inference_steps=3, guidance_scale=3.0, progress=False
+    )
+    objective = objective_from_config(edit.provenance["objective"])
+    measured = objectives_under(pipeline, edit, {"cat": Target(objective, recording)})["cat"]
+    intact = objectives_under(pipeline, edit, {"cat": Target(objective, recording)}, strength=0.0)["cat"]
+    assert edit.provenance["predicted"]["left"] == pytest.approx(measured / intact, rel=1e-3)
+
+
+def test_without_guidance_the_empty_prompt_is_the_base() -> None:
+    pipeline = flux()
+    edit = cad_fast.erase(pipeline, "a cat", keep=["a dog"], ratio=0.1, target_modules="attention", **QUICK)
+    assert edit.provenance["objective"]["base"] == "base"
+    assert edit.provenance["predicted"]["moved"]["a dog"] > 0
+
+
+@pytest.mark.parametrize("images", [[Image.new("RGB", (64, 64), "red")] * 2, None])
+def test_amplify(pipeline, images) -> None:
+    edit = cad_fast.amplify(pipeline, "a cat", images=images, keep=["a dog"], guidance_scale=3.0, **QUICK)
+    assert edit.name == "a-cat-amplify" and edit.provenance["objective"]["name"] == "denoising_loss"
+    assert edit.provenance["selection"]["sign"] == "negative"
+    assert edit.provenance["making"]["by"] == "cad_fast.amplify"
+
+
+def candidate(left: float, damage: float) -> making._Candidate:
+    return making._Candidate(0.1, None, left, {"dog": damage})
+
+
+def test_the_smallest_edit_that_does_enough_is_taken() -> None:
+    sizes = [candidate(0.5, 0.01), candidate(0.15, 0.02), candidate(0.01, 0.04)]
+    assert making._choose(sizes, "positive")[0] is sizes[1]
+    sizes = [candidate(0.5, 0.01), candidate(0.4, 0.02), candidate(0.01, 0.4)]
+    assert making._choose(sizes, "positive")[0] is sizes[1]
+    sizes = [candidate(0.5, 0.3), candidate(0.4, 0.2)]
+    assert making._choose(sizes, "positive")[0] is sizes[1]
+    sizes = [candidate(0.9, 0.01), candidate(0.7, 0.02), candidate(0.8, 0.01)]
+    assert making._choose(sizes, "negative")[0] is sizes[1]
+    assert "given" in making._choose(sizes[:1], "positive")[1]
+
+
+def test_names_and_prompts(pipeline) -> None:
+    embedded = zoo.load()
+    assert zoo.name_of(embedded) == "emoji" and zoo.name_of(cad_fast.load_pipeline("zoo:emoji")) == "emoji"
+    assert zoo.name_of(pipeline) is None
+    assert making._prompts_of(embedded, "car", None) == zoo.prompts("car")
+    assert making._prompts_of(pipeline, "car", None)[0] == "a photo of car"
+    assert set(making._kept(embedded, "car", None)) == set(zoo.OBJECTS) - {"car", "book"}
+    assert "a car" not in making._kept(pipeline, "car", None) and "a cat" in making._kept(pipeline, "car", None)
+    assert making._kept(embedded, "noto", None).keys() == {"twemoji", "fluent"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"keep": []}, ValueError, "keep is empty"),
+        ({"keep": "a dog"}, TypeError, "expected a list"),
+        ({"keep": ["a cat"]}, ValueError, "to be changed and to be kept"),
+        ({"prompts": []}, ValueError, "the prompts of 'a cat' are empty"),
+        ({"target_modules": "nothing"}, ValueError, "matches target_modules 'nothing'"),
+        ({"ratio": 2.0}, ValueError, "ratio is 2.0"),
+        ({"samples": 0}, ValueError, "samples is 0"),
+    ],
+)
+def test_wrong_input(pipeline, arguments, error, message) -> None:
+    with pytest.raises(error, match=message):
+        cad_fast.erase(pipeline, "a cat", **{**QUICK, "keep": ["a dog"], "guidance_scale": 3.0, **arguments})
+
+
+def test_an_edit_in_the_weights_is_named(pipeline, edit) -> None:
+    with edit.applied(pipeline), pytest.raises(ValueError, match="edit 'a-cat-erase' is in the weights"):
+        cad_fast.erase(pipeline, "a dog", keep=["a cat"], **QUICK)
+
+
+def test_the_commands(tmp_path, capsys) -> None:
+    options = ["--keep", "cat", "--samples", "1", "--steps", "4", "--ratio", "0.03", "--quiet"]
+    assert main(["erase", "zoo:emoji", "car", *options, "-o", str(tmp_path / "no-car")]) == 0
+    assert "predicted: J is" in capsys.readouterr().out
+    assert cad_fast.load_edit(tmp_path / "no-car").name == "car-erase" and (tmp_path / "no-car" / "README.md").exists()
+    assert main(["amplify", "zoo:emoji", "book", *options, "--json", "-o", str(tmp_path / "more")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["name"] == "book-amplify" and result["predicted"]["ratio"] == 0.03
+    (tmp_path / "keep.json").write_text(json.dumps({"cat": ["a cat"]}))
+    both = ["--keep-file", str(tmp_path / "keep.json"), "-o", str(tmp_path / "x")]
+    assert main(["erase", "zoo:emoji", "car", *options, *both]) == 2 and "give one" in capsys.readouterr().err
+    assert main(["erase", "zoo:emoji", "caar", *options[2:], "-o", str(Path(tmp_path) / "x")]) == 2
+    assert "did you mean car" in capsys.readouterr().err
