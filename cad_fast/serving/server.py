@@ -73,7 +73,7 @@ class Server:
             arguments = {"num_inference_steps": 2} if "num_inference_steps" in self.parameters else {}
             if {"width", "height"} <= self.parameters.keys():
                 # The model's own size may be one that is not served, and take far longer.
-                arguments["width"], arguments["height"] = map(int, self.limits.sizes[0].split("x"))
+                arguments["width"], arguments["height"] = map(int, self.settings.sizes[0].split("x"))
             try:
                 self.batcher.submit(PictureJob("warm-up", "warm-up", arguments=arguments)).future.result()
             except BaseException:
