@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMPS := .venv/.stamps
 NATIVE := setup.py pyproject.toml CMakeLists.txt cad_fast/version.py $(shell find csrc -type f)
 
-.PHONY: help venv demo test test-orders bench gpu-check sanitize lint wheel-check clean
+.PHONY: help venv demo test test-orders bench gpu-check sanitize lint wheel-check docs notebooks clean
 
 help:
 	@echo "make venv         pinned dependencies and the package, editable, in .venv"
@@ -16,6 +16,8 @@ help:
 	@echo "make sanitize     the tests of the kernels with address and undefined-behaviour sanitizers"
 	@echo "make lint         ruff check and ruff format --check"
 	@echo "make wheel-check  build sdist and wheel, install the wheel elsewhere and use it"
+	@echo "make notebooks    execute the tutorials; results in build/notebooks/"
+	@echo "make docs         the documentation, links checked, in build/site/; open build/site/index.html"
 	@echo "make clean        remove all that was built"
 
 venv: $(STAMPS)/package
@@ -56,6 +58,17 @@ lint: venv
 
 wheel-check: venv
 	$(BIN)/python tests/wheel_check.py
+
+$(STAMPS)/docs: $(STAMPS)/package requirements-docs.lock
+	$(BIN)/python -m pip install --quiet --requirement requirements-docs.lock
+	@touch $@
+
+# One thread of torch: two that spin for one another take many times as long when something else runs beside them.
+notebooks: $(STAMPS)/docs
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python docs/tools/notebooks.py --output build/notebooks
+
+docs: notebooks
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 clean:
 	rm -rf .venv build dist demo-output bench-output *.egg-info .pytest_cache .ruff_cache cad_fast/_C.* cad_fast/libcad_fast_cuda.so
