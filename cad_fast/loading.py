@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import torch
 
 from .choices import DTYPES, OFFLOADS, DtypeName, Offload
-from .diffusion.denoisers import denoiser_of
 from .diffusion.dtypes import as_dtype, choose_dtype, dtype_keyword, dtype_name
-from .diffusion.loaded import _LOADINGS, Loading
+from .diffusion.loaded import Loading, note_loading
 from .diffusion.stored_models import StoredModel
 
 # What diffusers' `DiffusionPipeline.download` takes of the arguments of `from_pretrained`.
@@ -76,8 +74,7 @@ def load_pipeline(
         put_denoiser_weights(pipeline, denoiser_weights)
         loading = replace(loading, denoiser_weights=str(denoiser_weights))
     loading = _put(pipeline, loading, place, offload)
-    with contextlib.suppress(TypeError):  # without a denoiser there is nobody to ask for it
-        _LOADINGS[denoiser_of(pipeline)] = loading
+    note_loading(pipeline, loading)
     return pipeline
 
 

@@ -38,8 +38,9 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
     if path != ROOT / "__init__.py"
 }
-# Where arguments are parsed and results printed. The recipes of training are programs.
-PROGRAMS = ("cli", "zoo.training")
+# Where arguments are parsed and results printed. The recipes of training are programs, and so are what writes a model
+# repository for Triton and what makes the tables of the docs.
+PROGRAMS = ("cli", "zoo.training", "serving.integrations.triton_backend", "serving.settings_table")
 
 
 def imports_of(name: str, path: Path) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -49,6 +50,12 @@ class Loading:
 
 # Kept by the denoiser, which attributions, recordings and evaluations all know.
 _LOADINGS: weakref.WeakKeyDictionary[nn.Module, Loading] = weakref.WeakKeyDictionary()
+
+
+def note_loading(pipeline: Any, loading: Loading) -> None:
+    """Keep how a pipeline was loaded; of one without a denoiser, which nobody asks about, nothing."""
+    with contextlib.suppress(TypeError):
+        _LOADINGS[denoiser_of(pipeline)] = loading
 
 
 def loading_of(pipeline: Any) -> Loading | None:

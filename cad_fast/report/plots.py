@@ -5,18 +5,20 @@ They need matplotlib, which comes with the extra "report".
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.comparison import Comparison
-from ..extras import require
+from .drawing import GREY, as_png, error_bars, new_figure, style_axes
 
 # Okabe and Ito's palette, told apart with any colour vision; the yellow, too light on white, is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+
 MARKERS = "osD^vPX"
-GREY, GRID = "#59636e", "#e4e7eb"
+
+
 KINDS = {
     "feed-forward": "#0072B2",
     "self-attention": "#E69F00",
@@ -25,38 +27,9 @@ KINDS = {
     "convolution": "#009E73",
     "other": "#8c959f",
 }
+
+
 _BLOCK = re.compile(r"mid_block|\w*blocks\.\d+")
-
-
-def _figure(width: float, height: float) -> Any:
-    require("matplotlib", "report")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    return figure
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    # The software's version is left out, so that the same plot is the same file.
-    figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _style(axes: Any, grid: str) -> None:
-    axes.set_axisbelow(True)
-    axes.grid(True, axis=grid, color=GRID, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=GREY, labelcolor="black", labelsize=10)
-
-
-def _errors(values: Sequence[float], intervals: Sequence[tuple[float, float] | None]) -> list[list[float]]:
-    """Distances [2, n] of the limits from the values; 0 where there is no interval."""
-    limits = [(value, value) if limit is None else limit for value, limit in zip(values, intervals, strict=True)]
-    below = [max(value - low, 0.0) for value, (low, _) in zip(values, limits, strict=True)]
-    return [below, [max(high - value, 0.0) for value, (_, high) in zip(values, limits, strict=True)]]
 
 
 def _curve(axes: Any, points: Sequence[Mapping[str, Any]], key: str, shift: float, **style: Any) -> None:
@@ -64,7 +37,7 @@ def _curve(axes: Any, points: Sequence[Mapping[str, Any]], key: str, shift: floa
     known = [point for point in points if point.get(key) is not None]
     if known:
         values = [float(point[key]) for point in known]
-        errors = _errors(values, [point.get("intervals", {}).get(key) for point in known])
+        errors = error_bars(values, [point.get("intervals", {}).get(key) for point in known])
         ratios = [100 * shift * point["ratio"] for point in known]
         axes.errorbar(ratios, values, yerr=errors, capsize=3, elinewidth=1, markersize=6, linewidth=1.8, **style)
 
@@ -92,7 +65,7 @@ def tradeoff_plot(
     curves = {name: sorted(points, key=lambda point: point["ratio"]) for name, points in curves.items() if points}
     if not curves:
         raise ValueError("there are no points to plot")
-    figure = _figure(10.5, 4.6)
+    figure = new_figure(10.5, 4.6)
     left, right = figure.subplots(1, 2)
     for i, (name, points) in enumerate(curves.items()):
         look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
@@ -105,7 +78,7 @@ def tradeoff_plot(
         left.axhline(before, color=GREY, linestyle=":", linewidth=1.4, label="before the edit")
     right.axhline(100, color=GREY, linestyle=":", linewidth=1.4)
     for axes, text in ((left, "recognised (%)"), (right, "kept of what was recognised (%)")):
-        _style(axes, "both")
+        style_axes(axes, "both")
         _ratio_axis(axes, curves)
         axes.set_ylabel(text, fontsize=11)
         axes.set_ylim(bottom=-3)  # room for a marker at zero
@@ -123,13 +96,13 @@ def tradeoff_plot(
         figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=13)
-    return _png(figure)
+    return as_png(figure)
 
 
 def bars_before_after(comparison: Comparison, *, title: str | None = None) -> bytes:
     """Accuracy of each concept before and after with 95% intervals, targets on top, as PNG."""
     names = [*comparison.targets, *comparison.other_concepts]
-    figure = _figure(8.5, 1.9 + 0.46 * len(names))
+    figure = new_figure(8.5, 1.9 + 0.46 * len(names))
     axes = figure.subplots()
     sides = {
         "before": ("#9fb8cc", [comparison.concepts[name].before for name in names], -0.2),
@@ -138,11 +111,11 @@ def bars_before_after(comparison: Comparison, *, title: str | None = None) -> by
     for side, (colour, shares, offset) in sides.items():
         values = [100 * share for share in shares]
         limits = [getattr(comparison.concepts[name], f"{side}_interval") for name in names]
-        errors = _errors(values, [(100 * low, 100 * high) for low, high in limits])
+        errors = error_bars(values, [(100 * low, 100 * high) for low, high in limits])
         places = [row + offset for row in range(len(names))]
         whiskers = {"ecolor": "#3d444d", "elinewidth": 1, "capsize": 2.5}
         axes.barh(places, values, height=0.38, color=colour, label=side, xerr=errors, error_kw=whiskers)
-    _style(axes, "x")
+    style_axes(axes, "x")
     axes.set_yticks(range(len(names)), [f"{name} (target)" if name in comparison.targets else name for name in names])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_fontweight("bold" if name in comparison.targets else "normal")
@@ -152,7 +125,7 @@ def bars_before_after(comparison: Comparison, *, title: str | None = None) -> by
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=13)
-    return _png(figure)
+    return as_png(figure)
 
 
 def block_and_kind(module: str) -> tuple[str, str]:
@@ -195,7 +168,7 @@ def module_share_plot(shares: Mapping[str, float], *, title: str | None = None) 
         block, kind = block_and_kind(module)
         kinds = blocks.setdefault(block, {})
         kinds[kind] = kinds.get(kind, 0.0) + 100 * share / total
-    figure = _figure(8.5, 1.4 + 0.4 * len(blocks))
+    figure = new_figure(8.5, 1.4 + 0.4 * len(blocks))
     axes = figure.subplots()
     starts = [0.0] * len(blocks)
     for kind, colour in KINDS.items():
@@ -205,7 +178,7 @@ def module_share_plot(shares: Mapping[str, float], *, title: str | None = None) 
             starts = [start + value for start, value in zip(starts, values, strict=True)]
     for row, end in enumerate(starts):
         axes.annotate(f"{end:.1f}%", (end, row), (5, 0), textcoords="offset points", va="center", fontsize=10)
-    _style(axes, "x")
+    style_axes(axes, "x")
     axes.set_yticks(range(len(blocks)), list(blocks))
     axes.set_ylim(len(blocks) - 0.4, -0.6)
     axes.set_xlim(0, max(starts) * 1.12)
@@ -213,4 +186,4 @@ def module_share_plot(shares: Mapping[str, float], *, title: str | None = None) 
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=13)
-    return _png(figure)
+    return as_png(figure)

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..edits.damage import Damage
-from .plots import COLOURS, GREY, MARKERS, _errors, _figure, _png, _style
+from .drawing import as_png, error_bars, new_figure, style_axes
+from .plots import COLOURS, GREY, MARKERS
 
 
 def cost_plot(points: Sequence[Mapping[str, Any]], *, title: str | None = None) -> bytes:
@@ -19,7 +20,7 @@ def cost_plot(points: Sequence[Mapping[str, Any]], *, title: str | None = None) 
 
     A point has "method", "row_evaluations", "seconds", "r" and may have "interval" (low, high).
     """
-    figure = _figure(11, 4.8)
+    figure = new_figure(11, 4.8)
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     panels = figure.subplots(1, 2, sharey=True)
@@ -33,9 +34,9 @@ def cost_plot(points: Sequence[Mapping[str, Any]], *, title: str | None = None) 
             own = sorted((point for point in points if point["method"] == method), key=lambda point: point[key])
             values = [point["r"] for point in own]
             look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-            errors = _errors(values, [point.get("interval") for point in own])
+            errors = error_bars(values, [point.get("interval") for point in own])
             axes.errorbar([point[key] for point in own], values, yerr=errors, capsize=3, label=method, **look)
-        _style(axes, "both")
+        style_axes(axes, "both")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # legible where less than a decade is shown, too
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
@@ -46,23 +47,23 @@ def cost_plot(points: Sequence[Mapping[str, Any]], *, title: str | None = None) 
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=13)
-    return _png(figure)
+    return as_png(figure)
 
 
 def fractions_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str | None = None) -> bytes:
     """Correlation and slope of ``Trust.to_dict`` entries against the ablated fraction, a curve per name."""
-    figure = _figure(11, 4.6)
+    figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2)
     for number, (name, checks) in enumerate(curves.items()):
         checks = sorted(checks, key=lambda check: check["fraction"])
         look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "capsize": 3}
         for axes, key in ((left, "pearson"), (right, "slope")):
             values = [check[key] for check in checks]
-            errors = _errors(values, [check[f"{key}_interval"] for check in checks])
+            errors = error_bars(values, [check[f"{key}_interval"] for check in checks])
             axes.errorbar([100 * check["fraction"] for check in checks], values, yerr=errors, label=name, **look)
     right.axhline(1, color=GREY, linestyle=":", linewidth=1.4)
     for axes, text in ((left, "r"), (right, "slope (1: calibrated)")):
-        _style(axes, "both")
+        style_axes(axes, "both")
         axes.set_xscale("log")
         axes.set_xticks([1, 5, 10, 20, 50], ["1", "5", "10", "20", "50"])
         axes.minorticks_off()
@@ -72,14 +73,14 @@ def fractions_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], *, title: 
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=13)
-    return _png(figure)
+    return as_png(figure)
 
 
 def overlap_plot(shares: Tensor, names: Sequence[str], *, title: str | None = None) -> bytes:
     """A heat map of ``edits.damage.overlap``, float [c, c], in percent."""
     if tuple(shares.shape) != (len(names), len(names)):
         raise ValueError(f"shares has shape {list(shares.shape)}, expected [{len(names)}, {len(names)}]")
-    figure = _figure(1.9 + 0.62 * len(names), 1.6 + 0.56 * len(names))
+    figure = new_figure(1.9 + 0.62 * len(names), 1.6 + 0.56 * len(names))
     axes = figure.subplots()
     values = (100 * shares).tolist()
     others = [values[i][j] for i in range(len(names)) for j in range(len(names)) if i != j]
@@ -95,7 +96,7 @@ def overlap_plot(shares: Tensor, names: Sequence[str], *, title: str | None = No
     figure.colorbar(image, ax=axes, label="top components in common (%)", shrink=0.8)
     if title:
         figure.suptitle(title, fontsize=13)
-    return _png(figure)
+    return as_png(figure)
 
 
 def damage_plot(
@@ -109,7 +110,7 @@ def damage_plot(
     if unknown:
         raise ValueError(f"the scores of {unknown[0]!r} do not know J of the intact network")
     names = list(damages)
-    figure = _figure(9.5 if measured else 6.5, 1.6 + 0.36 * len(names))
+    figure = new_figure(9.5 if measured else 6.5, 1.6 + 0.36 * len(names))
     panels = figure.subplots(1, 2 if measured else 1, sharey=True, squeeze=False)[0]
     panels[0].barh(range(len(names)), [100 * float(damages[name].relative or 0) for name in names], color=COLOURS[0])
     panels[0].set_xlabel("predicted change of J (%)", fontsize=11)
@@ -117,10 +118,10 @@ def damage_plot(
         panels[1].barh(range(len(names)), [100 * measured.get(name, float("nan")) for name in names], color=COLOURS[1])
         panels[1].set_xlabel("measured change of recognition (points)", fontsize=11)
     for axes in panels:
-        _style(axes, "x")
+        style_axes(axes, "x")
         axes.axvline(0, color=GREY, linewidth=1)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     if title:
         figure.suptitle(title, fontsize=13)
-    return _png(figure)
+    return as_png(figure)
