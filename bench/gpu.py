@@ -201,7 +201,7 @@ def _images(layer: Layer, dtype: torch.dtype, device: torch.device) -> tuple[Ten
 def _backends(op: str, *arguments: Any) -> list[str]:
     """The backends that can run an operator on arguments, the reference excepted."""
     known = [backend for backend in BACKENDS if backend in ops.dispatch.BACKENDS]
-    return [backend for backend in known if ops.dispatch.can_run(op, backend, *arguments)]
+    return [backend for backend in known if ops.can_run(op, backend, *arguments)]
 
 
 def _ours(op: str, *arguments: Any) -> dict[str, Any]:

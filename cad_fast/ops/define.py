@@ -21,7 +21,12 @@ class Operator:
     """
 
     def __init__(
-        self, name: str, check: Callable[..., Arguments | None], empty: Callable[..., Any], direct: bool, mutates: Any
+        self,
+        name: str,
+        check: Callable[..., Arguments | None],
+        empty: Callable[..., Any],
+        direct: bool,
+        mutates: Sequence[str],
     ) -> None:
         self.name, self.check, self.direct = name, check, direct
         parameters = list(inspect.signature(check).parameters.values())
@@ -54,11 +59,16 @@ class Operator:
         changed = self.check(*arguments)
         return arguments if changed is None else changed
 
-    def implement(self, **implementations: Callable[..., Any]) -> None:
-        """Put the operator into the table of all, with its implementations by backend."""
+    def implement(self, kernels: Sequence[str] | None = None, **implementations: Callable[..., Any]) -> None:
+        """Put the operator into the table of all, with its implementations by backend.
+
+        `kernels` are those that the native one calls, by their names in csrc; None means one of the operator's name.
+        """
         if self.name in OPS:
             raise ValueError(f"operator {self.name} is registered twice")
-        OPS[self.name] = Op(self.name, self.custom_op, implementations)
+        if kernels is None:
+            kernels = (self.name,) if "native" in implementations else ()
+        OPS[self.name] = Op(self.name, self.custom_op, implementations, tuple(kernels))
 
 
 def define(

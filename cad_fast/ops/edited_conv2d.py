@@ -168,7 +168,7 @@ def _native_edited_conv2d(
     out = checks.conv.empty_result(x, weight, how)
     edited = None
     weight, indices, factors = weight.contiguous(), indices.contiguous(), factors.contiguous()
-    edit = backends.native.load().edited_conv2d
+    edit = backends.native.load().edit_weight
     bfloat16 = weight.dtype == torch.bfloat16
     for own_rows, own in parts:
         if own.start == own.stop:
@@ -204,6 +204,7 @@ def _with_values_checked(implementation: Callable[..., Tensor]) -> Callable[...,
 
 
 _op.implement(
+    kernels=("edit_weight",),
     triton=_with_values_checked(_triton_edited_conv2d),
     native=_with_values_checked(_native_edited_conv2d),
     reference=_with_values_checked(_reference),

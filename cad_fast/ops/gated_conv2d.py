@@ -131,7 +131,7 @@ def _is_dense(images: Tensor) -> bool:
 
 
 def _pass(source: Tensor, target: Tensor, gates: Tensor, bias: Tensor | None, images: int) -> None:
-    backends.native.gate_pass(source, target, gates, bias, images, last=not source.is_contiguous())
+    backends.native.gate_channels(source, target, gates, bias, images, last=not source.is_contiguous())
 
 
 def _triton_gated_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -144,6 +144,7 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 
 
 _op.implement(
+    kernels=("gate_channels",),
     triton=_triton_gated_conv2d,
     native=_native_gated_conv2d,
     reference=_reference,

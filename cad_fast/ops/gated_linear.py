@@ -86,8 +86,8 @@ def _apply(x: Tensor, gates: Tensor) -> Tensor:
     """X [V, R, K] times its gates [V, K], exactly zero where a gate is 0; x may be changed in place."""
     if torch.is_grad_enabled() or not dispatch.untraced(x, gates):
         return reference.gated(x, gates, -1)
-    if x.is_contiguous() and backends.native.why_not_run("gated_conv2d", (x, gates)) is None:
-        backends.native.gate_pass(x, x, gates, None, x.shape[1], last=True)
+    if x.is_contiguous() and backends.native.why_not_run("gated_linear", (x, gates)) is None:
+        backends.native.gate_channels(x, x, gates, None, x.shape[1], last=True)
         return x
     factors = reference.along(gates, x, -1)
     return x.mul_(factors).masked_fill_(factors == 0, 0)
@@ -113,7 +113,7 @@ def _native_gated_linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor 
     each = _each(gates, weight)
     if transposed:
         y = (x.flatten(0, 1) @ weight).view(*x.shape[:2], weight.shape[1])
-        backends.native.gate_pass(y, y, each, None, x.shape[1], last=True)
+        backends.native.gate_channels(y, y, each, None, x.shape[1], last=True)
         return y
     x = x.contiguous()
     own = x.dtype == torch.float32  # oneDNN's product in bfloat16 is the faster one
@@ -121,7 +121,7 @@ def _native_gated_linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor 
     if own:
         return _by_product(x, weight.contiguous(), each, bias)
     gated = torch.empty_like(x)
-    backends.native.gate_pass(x, gated, each, None, x.shape[1], last=True)
+    backends.native.gate_channels(x, gated, each, None, x.shape[1], last=True)
     return torch.nn.functional.linear(gated, weight.contiguous(), checks.linear.contiguous(bias))
 
 
@@ -146,6 +146,7 @@ def _by_product(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None) -
 
 
 _op.implement(
+    kernels=("gated_linear", "gate_channels"),
     triton=backends.triton.of("gated_linear", products=True),
     native=_native_gated_linear,
     reference=reference.gated_linear,

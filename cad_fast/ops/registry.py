@@ -15,6 +15,8 @@ class Op:
     name: str
     custom_op: CustomOpDef
     implementations: Mapping[str, Callable[..., Any]]
+    kernels: tuple[str, ...]
+    """What the native implementation calls, by the names in csrc."""
     runs: Counter[str] = field(default_factory=Counter)
     """How often each backend ran in this process."""
     ways: Counter[str] = field(default_factory=Counter)

@@ -6,6 +6,7 @@ values, for absolute values and for squares, as all operators are sums of produc
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def gated_linear(
         return reference.gated_linear(x, weight, gates, bias, transposed)
 
     exact = _exact(formula, x.shape[-1] + 1, x, weight, gates, bias, rounded_terms=0 if transposed else 1)
-    return Exact(**vars(exact) | {"rounded": (exact.value,)}) if transposed else exact
+    return replace(exact, rounded=(exact.value,)) if transposed else exact
 
 
 def masked_conv2d(
@@ -117,12 +118,12 @@ def gated_conv2d(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, 
 
     exact = _exact(formula, _depth(weight, geometry), x, weight, gates, bias)
     if _is_transposed(geometry):
-        return _of_convolution(Exact(**vars(exact) | {"rounded_terms": 1}), weight, None, geometry)
+        return _of_convolution(replace(exact, rounded_terms=1), weight, None, geometry)
     if bias is None:
-        return Exact(**vars(exact) | {"rounded": (exact.value,)})
+        return replace(exact, rounded=(exact.value,))
     before = _without(exact.value, bias[:, None, None])
     with_bias = before + (gates.double() * bias.double())[:, None, :, None, None]
-    return Exact(**vars(exact) | {"rounded": (before, with_bias)})
+    return replace(exact, rounded=(before, with_bias))
 
 
 def masked_linear_scores(
@@ -131,17 +132,18 @@ def masked_linear_scores(
     """See `cad_fast.ops.masked_linear_scores`: what is added to the kept and the ablated elements of `before`."""
     is_ablated = unpack_bits(words, weight.shape[1])
 
-    def chosen(other: Tensor, before: Tensor | None) -> Exact:
+    kept_before, ablated_before = (None, None) if before is None else before
+
+    def without(other: Tensor, before: Tensor | None) -> Exact:
         def formula(grad: Tensor, x: Tensor, weight: Tensor, before: Tensor | None) -> Tensor:
-            # Where the other side's elements are infinite or NaN, these are finite.
+            # Elements of the other side may be infinite or NaN.
             scores = (weight * (grad.mT @ x)).masked_fill(other, 0).sum(0)
             return scores if before is None else scores + before
 
+        # Of each variant its rows and the product with the weight, and what was there before.
         return _exact(formula, len(grad) * (grad.shape[1] + 2) + 2, grad, x, weight, before)
 
-    return chosen(is_ablated, None if before is None else before[0]), chosen(
-        ~is_ablated, None if before is None else before[1]
-    )
+    return without(is_ablated, kept_before), without(~is_ablated, ablated_before)
 
 
 def _edited_weights(weight: Tensor, offsets: Tensor, indices: Tensor, factors: Tensor) -> Tensor:
@@ -172,9 +174,6 @@ def _depth(weight: Tensor, geometry: Sequence) -> int:
 
 def _of_convolution(exact: Exact, weight: Tensor, bias: Tensor | None, geometry: Sequence) -> Exact:
     """Torch's own convolutions may round before the bias, and transposed what each tap of the kernel gives."""
-    changes: dict = {}
     if _is_transposed(geometry):
-        changes["rounded_sums"] = 2 * math.prod(weight.shape[2:])
-    elif bias is not None:
-        changes["rounded"] = (_without(exact.value, bias[:, None, None]),)
-    return Exact(**vars(exact) | changes)
+        return replace(exact, rounded_sums=2 * math.prod(weight.shape[2:]))
+    return exact if bias is None else replace(exact, rounded=(_without(exact.value, bias[:, None, None]),))

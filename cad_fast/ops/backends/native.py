@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cad_fast import __version__, envs
 from cad_fast.ops.checks import linear
+from cad_fast.ops.registry import OPS
 
 
 class NativeUnavailableError(RuntimeError):
@@ -73,8 +74,9 @@ def why_not_run(op: str, args: tuple[Any, ...]) -> str | None:
     module = load()
     if module is None:
         return why_not()
-    if not hasattr(module, op):
-        return f"cad_fast._C was built before {op} was added: install cad_fast again"
+    for kernel in OPS[op].kernels:
+        if not hasattr(module, kernel):
+            return f"cad_fast._C was built before {kernel} was added: install cad_fast again"
     for arg in args:
         if isinstance(arg, torch.Tensor) and arg.device.type != "cpu":
             return f"the native kernels run on cpu, a tensor is on {arg.device}"
@@ -104,14 +106,14 @@ def thread_pool() -> tuple[tuple[int, int], str | None]:
     return (first, second), None
 
 
-def gate_pass(source: Tensor, target: Tensor, gates: Tensor, bias: Tensor | None, images: int, last: bool) -> None:
+def gate_channels(source: Tensor, target: Tensor, gates: Tensor, bias: Tensor | None, images: int, last: bool) -> None:
     """Target = source times gates, but for the bias in it; both [rows, channels, positions], channels last or not.
 
     The memory of both is dense and in the order that `last` says; they may be the same. ``images`` rows a variant.
     """
     channels = gates.shape[1]
     gates, bias = gates.float().contiguous(), linear.contiguous(bias)
-    load().gated_conv2d(
+    load().gate_channels(
         source.data_ptr(),
         target.data_ptr(),
         gates.data_ptr(),

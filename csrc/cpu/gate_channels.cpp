@@ -1,4 +1,4 @@
-#include "gated_conv2d.h"
+#include "gate_channels.h"
 
 #include "bfloat16.h"
 
@@ -73,7 +73,7 @@ void run(const GateChannels& job, std::int64_t begin, std::int64_t end) {
 
 }  // namespace
 
-void gated_conv2d(const GateChannels& job, std::int64_t begin, std::int64_t end) noexcept {
+void gate_channels(const GateChannels& job, std::int64_t begin, std::int64_t end) noexcept {
   job.bf16 ? run<bfloat16>(job, begin, end) : run<float>(job, begin, end);
 }
 

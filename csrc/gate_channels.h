@@ -19,6 +19,6 @@ struct GateChannels {
 // Steps are planes, images * channels of them; or, channels last, rows of channels, images * positions of them.
 using GateChannelsKernel = void(const GateChannels& job, std::int64_t begin, std::int64_t end) noexcept;
 
-CAD_FAST_DECLARE_KERNEL(gated_conv2d, GateChannelsKernel)
+CAD_FAST_DECLARE_KERNEL(gate_channels, GateChannelsKernel)
 
 }  // namespace cad_fast

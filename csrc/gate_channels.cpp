@@ -1,4 +1,4 @@
-#include "gated_conv2d.h"
+#include "gate_channels.h"
 
 #include <algorithm>
 
@@ -16,12 +16,12 @@ constexpr std::int64_t gate_grain = 1 << 15;
 }  // namespace
 }  // namespace cad_fast
 
-CAD_FAST_BIND(gated_conv2d, m) {
+CAD_FAST_BIND(gate_channels, m) {
   m.def(
-      "gated_conv2d",
+      "gate_channels",
       [](std::uintptr_t source, std::uintptr_t target, std::uintptr_t gates, std::uintptr_t bias, std::int64_t variants,
          std::int64_t variant_images, std::int64_t channels, std::int64_t positions, bool channels_last, bool bf16) {
-        const auto kernel = CAD_FAST_DISPATCH(gated_conv2d);
+        const auto kernel = CAD_FAST_DISPATCH(gate_channels);
         const GateChannels job{pointer<const void>(source), pointer<void>(target), pointer<const float>(gates),
                                pointer<const void>(bias), variant_images, channels, positions, channels_last, bf16};
         const std::int64_t steps = variants * variant_images * (channels_last ? positions : channels);

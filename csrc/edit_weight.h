@@ -16,6 +16,6 @@ struct EditWeight {
 
 using EditWeightKernel = void(const EditWeight& job, std::int64_t begin, std::int64_t end) noexcept;
 
-CAD_FAST_DECLARE_KERNEL(edited_conv2d, EditWeightKernel)
+CAD_FAST_DECLARE_KERNEL(edit_weight, EditWeightKernel)
 
 }  // namespace cad_fast

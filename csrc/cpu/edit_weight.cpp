@@ -1,4 +1,4 @@
-#include "edited_conv2d.h"
+#include "edit_weight.h"
 
 #include "bfloat16.h"
 
@@ -23,7 +23,7 @@ void edit(const EditWeight& job, std::int64_t begin, std::int64_t end) {
 
 }  // namespace
 
-void edited_conv2d(const EditWeight& job, std::int64_t begin, std::int64_t end) noexcept {
+void edit_weight(const EditWeight& job, std::int64_t begin, std::int64_t end) noexcept {
   job.bfloat16 ? edit<bfloat16>(job, begin, end) : edit<float>(job, begin, end);
 }
 
