@@ -200,8 +200,8 @@ def _images(layer: Layer, dtype: torch.dtype, device: torch.device) -> tuple[Ten
 
 def _backends(op: str, *arguments: Any) -> list[str]:
     """The backends that can run an operator on arguments, the reference excepted."""
-    known = [backend for backend in BACKENDS if backend in ops._backend.BACKENDS]
-    return [backend for backend in known if ops._backend.can_run(op, backend, *arguments)]
+    known = [backend for backend in BACKENDS if backend in ops.dispatch.BACKENDS]
+    return [backend for backend in known if ops.dispatch.can_run(op, backend, *arguments)]
 
 
 def _ours(op: str, *arguments: Any) -> dict[str, Any]:

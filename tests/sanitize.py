@@ -23,8 +23,8 @@ TESTS = "not opcheck and not compile and not process and not variable and not hu
 
 CHECK = f"""
 import sys
-from cad_fast.ops import _native
-module = _native.load()
+from cad_fast.ops import backends
+module = backends.native.load()
 assert module.__file__.startswith({str(PACKAGE)!r}), f"{{module.__file__}} is not the sanitized module"
 assert "-fsanitize=address,undefined" in module.build_info()["flags"], module.build_info()["flags"]
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import cad_fast
-from cad_fast.ops import _native
+from cad_fast.ops import backends
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
@@ -116,16 +116,16 @@ def test_kernels_know_no_torch() -> None:
 
 
 def test_version_is_the_package_version() -> None:
-    module = _native.load()
+    module = backends.native.load()
     if module is None:
-        pytest.skip(_native.why_not())
+        pytest.skip(backends.native.why_not())
     assert module.build_info()["version"] == cad_fast.__version__
 
 
 @pytest.mark.parametrize("source", KERNELS, ids=[path.stem for path in KERNELS])
 def test_kernels_share_no_code_between_instruction_sets(source: Path, tmp_path: Path) -> None:
     """A weak function could be merged across instruction sets, and a static initialiser would run on every CPU."""
-    compiler, nm, module = shutil.which("g++"), shutil.which("nm"), _native.load()
+    compiler, nm, module = shutil.which("g++"), shutil.which("nm"), backends.native.load()
     if not (compiler and nm and module):
         pytest.skip("needs g++, nm and the native kernels")
     flags = module.build_info()["targets"]

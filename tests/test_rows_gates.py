@@ -7,8 +7,8 @@ from torch import Tensor, nn
 import cad_fast
 from cad_fast.components.ablation import Ablation
 from cad_fast.components.space import ComponentSpace
-from cad_fast.ops import _native, use_backend
-from cad_fast.ops._registry import OPS
+from cad_fast.ops import backends, use_backend
+from cad_fast.ops.registry import OPS
 from cad_fast.row_engine import forms
 from cad_fast.row_engine.forms import Gated, run_form
 from tests.row_truth import copy_of, distance, some_call, variant_outputs
@@ -26,8 +26,8 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 @pytest.fixture
 def native_kernels() -> None:
-    if _native.why_not() is not None:
-        pytest.skip(_native.why_not())
+    if backends.native.why_not() is not None:
+        pytest.skip(backends.native.why_not())
 
 
 def op_of(module: nn.Module) -> str:

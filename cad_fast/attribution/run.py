@@ -255,11 +255,10 @@ def _one_after_another(run: _Run) -> dict[str, Scores]:
         if part is not None:
             parts.append(part)
         if part is not None and (part / SCORES_NAME).exists():
-            scores[concept] = _finished(part, run, concept, target)
+            alone = replace(run, targets={concept: target})
+            scores[concept] = _finished(part, alone, concept, target)
             continue
-        options = replace(
-            run.options, output_dir=part, rows_per_pass=run.rows_per_pass, save_dtype="float32", save_top=None
-        )
+        options = replace(run.options, output_dir=part, save_dtype="float32", save_top=None)
         scores[concept] = run_one(run.denoiser, run.space, run.estimator, target, options, concept=concept)
     if folder is not None:
         save_many(scores, folder, **run.options.saving)

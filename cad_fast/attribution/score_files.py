@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,6 @@ from torch import Tensor
 from ..choices import SCORE_DTYPES
 from ..components.space import ComponentSpace
 from .curvature import Curvature
-
-if TYPE_CHECKING:
-    from .scores import Scores
 
 # Where the largest of a module's scores comes to lie, below float16's largest number, 65504.
 _HIGHEST = 2.0**15
@@ -28,44 +26,62 @@ def check_options(dtype: str, top: int | None) -> None:
         raise ValueError(f"top is {top}, expected at least 1")
 
 
-def packed(scores: Scores, dtype: str, top: int | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(the tensors of the file, what provenance says of how they are stored). Raises as ``check_options``."""
+def packed(
+    space: ComponentSpace,
+    values: Tensor,
+    standard_error: Tensor | None,
+    curvature: Curvature | None,
+    dtype: str,
+    top: int | None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Make the tensors of a file of scores.
+
+    Returns:
+        The tensors, and what provenance says of how they are stored.
+
+    Raises:
+        ValueError: as ``check_options``.
+    """
     check_options(dtype, top)
-    values = scores.values
     tensors: dict[str, Tensor] = {}
     dropped: list[str] = []
     if top is not None and top < len(values):
         indices = largest(values.abs(), top)
         tensors |= {"values": values[indices], "indices": indices.to(torch.int32)}
-        dropped = [name for name in ("standard_error", "curvature") if getattr(scores, name) is not None]
+        known = {"standard_error": standard_error, "curvature": curvature}
+        dropped = [name for name, value in known.items() if value is not None]
     else:
         top, indices = None, None
         tensors["values"] = values
-        if scores.standard_error is not None:
-            tensors["standard_error"] = scores.standard_error
-        if scores.curvature is not None:
-            tensors |= {f"curvature.{name}": tensor for name, tensor in scores.curvature.tensors().items()}
+        if standard_error is not None:
+            tensors["standard_error"] = standard_error
+        if curvature is not None:
+            tensors |= {f"curvature.{name}": tensor for name, tensor in curvature.tensors().items()}
     if dtype == "float16":
-        bounds = _bounds(scores.space, indices)
+        bounds = _bounds(space, indices)
         for name in ("values", "standard_error"):
             if name in tensors:
                 tensors[name], tensors[f"{name}.scale"] = _scaled(tensors[name], bounds)
     return tensors, {"dtype": dtype, "top": top, "dropped": dropped}
 
 
-def unpacked(tensors: dict[str, Tensor], space: ComponentSpace, provenance: dict[str, Any]) -> Scores:
-    """What ``packed`` made tensors of. Raises ValueError or KeyError for what does not fit."""
-    from .scores import Scores
-    from .top_scores import TopScores
+def unpacked(tensors: Mapping[str, Tensor], space: ComponentSpace) -> dict[str, Any]:
+    """Read what ``packed`` made tensors of, as keyword arguments of ``Scores``, or with ``indices`` of ``TopScores``.
 
+    Raises:
+        ValueError, KeyError: they do not fit the space or one another.
+    """
     indices = tensors.get("indices")
     bounds = _bounds(space, indices)
     parts = {name: _plain(tensors, name, bounds) for name in ("values", "standard_error") if name in tensors}
     if indices is not None:
-        return TopScores(indices, parts["values"], space, provenance)
+        return {"indices": indices, "kept": parts["values"]}
     curve = {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("curvature.")}
-    curvature = Curvature(**curve) if curve else None
-    return Scores(parts["values"], space, provenance, parts.get("standard_error"), curvature)
+    return {
+        "values": parts["values"],
+        "standard_error": parts.get("standard_error"),
+        "curvature": Curvature(**curve) if curve else None,
+    }
 
 
 def _bounds(space: ComponentSpace, indices: Tensor | None) -> list[int]:
@@ -94,7 +110,7 @@ def _scaled(values: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor]:
     return stored, scales
 
 
-def _plain(tensors: dict[str, Tensor], name: str, bounds: list[int]) -> Tensor:
+def _plain(tensors: Mapping[str, Tensor], name: str, bounds: list[int]) -> Tensor:
     values = tensors[name]
     if values.dtype == torch.float32:
         return values

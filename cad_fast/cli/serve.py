@@ -94,7 +94,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Serve until SIGTERM or SIGINT, then finish the accepted requests.
+    """Serve until SIGTERM or Ctrl-C, then finish the accepted requests: that is no interruption, but the way to end it.
 
     Raises:
         ImportError: a package is missing. The error names the extra.
@@ -132,6 +132,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     try:
         uvicorn.Server(config).run()
+    except KeyboardInterrupt:  # which comes through or not by uvicorn's version
+        pass
     except SystemExit as stop:  # by uvicorn, when it cannot start; it has said why
         if stop.code not in (0, None):
             raise RuntimeError("the server could not start; its log says why") from stop

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..attribution.score_files import largest
-from ..attribution.scores import Scores
-from ..attribution.top_scores import TopScores
+from ..attribution.scores import Scores, TopScores
 from ..choices import SCOPES, Scope
 from ..components.space import ModuleComponents
 from ..diffusion.layers import PRESETS

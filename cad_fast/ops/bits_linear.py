@@ -1,13 +1,11 @@
 """bits_linear: products with a matrix of zeros and ones that is held as packed bits."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cad_fast.ops import _backend, _bits, _check, _native, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool = False, *, backend: str | None = None) -> Tensor:
@@ -30,58 +28,39 @@ def bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool = False, *, b
         ValueError: shapes or devices do not fit.
         RuntimeError: the backend asked for cannot run.
     """
-    _check_arguments(x, words, n, transposed)
     return _op(x, words, n, transposed, backend)
 
 
-def _check_arguments(x: Any, words: Any, n: Any, transposed: bool) -> None:
-    _check.tensor("x", x, (torch.float64,))
-    _check.tensor("words", words, (torch.int32,))
-    _check.size("n", n)
-    if words.dim() != 2 or words.shape[1] != _bits.words_for(n):
-        raise ValueError(f"words must be [m, {_bits.words_for(n)}] for n = {n}, got {_check.shape(words)}")
+def _empty(x: Tensor, words: Tensor, n: int, transposed: bool) -> Tensor:
+    return x.new_empty((x.shape[0], n if transposed else words.shape[0]))
+
+
+@define("bits_linear", _empty)
+def _op(x: Tensor, words: Tensor, n: int, transposed: bool) -> None:
+    checks.tensor("x", x, (torch.float64,))
+    checks.tensor("words", words, (torch.int32,))
+    checks.size("n", n)
+    if words.dim() != 2 or words.shape[1] != checks.bits.words_for(n):
+        raise ValueError(f"words must be [m, {checks.bits.words_for(n)}] for n = {n}, got {checks.shape(words)}")
     columns = words.shape[0] if transposed else n
     if x.dim() != 2 or x.shape[1] != columns:
-        raise ValueError(f"x must be [t, {columns}], got {_check.shape(x)}")
-    _check.same_device("words", words, "x", x)
-
-
-@torch.library.custom_op("cad_fast::bits_linear", mutates_args=())
-def _op(x: Tensor, words: Tensor, n: int, transposed: bool, backend: str | None) -> Tensor:
-    _check_arguments(x, words, n, transposed)
-    return _backend.run("bits_linear", backend, x, words, n, transposed)
-
-
-@_op.register_fake
-def _(x: Tensor, words: Tensor, n: int, transposed: bool, backend: str | None) -> Tensor:
-    _check_arguments(x, words, n, transposed)
-    return x.new_empty((x.shape[0], n if transposed else words.shape[0]))
+        raise ValueError(f"x must be [t, {columns}], got {checks.shape(x)}")
+    checks.same_device("words", words, "x", x)
 
 
 def _native_bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool) -> Tensor:
     words = words.contiguous()
     m, w = words.shape
     t = x.shape[0]
-    columns = _bits.WORD_BITS * w
+    columns = checks.bits.WORD_BITS * w
     # Whole words of columns, so that the kernel needs no case for a last part of one.
     x = x.contiguous() if transposed else pad(x, (0, columns - n)).contiguous()
     y = torch.empty((t, columns if transposed else m), dtype=torch.float64)
-    _native.load().bits_linear(words.data_ptr(), m, w, x.data_ptr(), y.data_ptr(), t, transposed)
+    backends.native.load().bits_linear(words.data_ptr(), m, w, x.data_ptr(), y.data_ptr(), t, transposed)
     return y[:, :n].contiguous() if transposed else y
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    words = torch.arange(35, dtype=torch.int32).reshape(5, 7) * 0x1234567 - 9
-    x = torch.linspace(-1, 1, 3 * 215, dtype=torch.float64).reshape(3, 215)
-    return [
-        (x, words, 215, False),
-        (x[:, :5], words, 215, True),
-        (x.t()[:7, :3].t(), words.t()[:, :1], 7, False),
-        (x[:, :0], words[:, :0], 0, False),
-        (x[:, :5], words[:, :0], 0, True),
-        (x[:0], words, 215, False),
-        (x[:, :0], words[:0], 215, True),
-    ]
-
-
-register(Op("bits_linear", _op, {"native": _native_bits_linear, "reference": reference.bits_linear}, _samples))
+_op.implement(
+    native=_native_bits_linear,
+    reference=reference.bits_linear,
+)

@@ -1,12 +1,10 @@
 """count_bits: how many bits are set."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def count_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
@@ -24,50 +22,32 @@ def count_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
         ValueError: `words` has no dimension.
         RuntimeError: the backend asked for cannot run.
     """
-    _check_arguments(words)
     return _op(words, backend)
 
 
-def _check_arguments(words: Any) -> None:
-    _check.tensor("words", words, (torch.int32,))
-
-
-@torch.library.custom_op("cad_fast::count_bits", mutates_args=())
-def _op(words: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(words)
-    return _backend.run("count_bits", backend, words)
-
-
-@_op.register_fake
-def _(words: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(words)
+def _empty(words: Tensor) -> Tensor:
     return words.new_empty(words.shape[:-1], dtype=torch.int64)
 
 
-_bits.register_rowwise_vmap(_op)
+@define("count_bits", _empty)
+def _op(words: Tensor) -> None:
+    checks.tensor("words", words, (torch.int32,))
+
+
+checks.bits.register_rowwise_vmap(_op.custom_op)
 
 
 def _native_count_bits(words: Tensor) -> Tensor:
     words = words.contiguous()
     counts = torch.empty(words.shape[:-1], dtype=torch.int64)
-    _native.load().count_bits(words.data_ptr(), counts.data_ptr(), _bits.row_count(words.shape), words.shape[-1])
+    backends.native.load().count_bits(
+        words.data_ptr(), counts.data_ptr(), checks.bits.row_count(words.shape), words.shape[-1]
+    )
     return counts
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    words = torch.arange(35, dtype=torch.int32).reshape(5, 7) * 0x1234567 - 9
-    return [(words,), (words.t(),), (words[0],), (words[:, :0],), (words[:0],)]
-
-
-register(
-    Op(
-        "count_bits",
-        _op,
-        {
-            "triton": _triton.of("count_bits"),
-            "native": _native_count_bits,
-            "reference": reference.count_bits,
-        },
-        _samples,
-    )
+_op.implement(
+    triton=backends.triton.of("count_bits"),
+    native=_native_count_bits,
+    reference=reference.count_bits,
 )

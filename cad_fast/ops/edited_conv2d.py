@@ -1,14 +1,14 @@
 """edited_conv2d: one convolution whose rows are split into groups, each with its own sparse edit of the weight."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _conv, _edits, _native, _triton, reference
-from cad_fast.ops._conv import Geometry
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.checks.conv import Geometry
+from cad_fast.ops.define import define
 
 
 def edited_conv2d(
@@ -61,22 +61,10 @@ def edited_conv2d(
 
     Source: the edits of CAD (arXiv 2412.02542), several at once in one batch.
     """
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
-    if _backend.untraced(x, weight, rows, offsets, indices, factors, bias):
-        _edits.check_values(x, weight, rows, offsets, indices)
-        return _backend.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
-    return _op(x, weight, rows, offsets, indices, factors, bias, *how, backend)
+    return _op(x, weight, rows, offsets, indices, factors, bias, stride, padding, dilation, groups, input_size, backend)
 
 
-def _check_shapes(
-    x: Any, weight: Any, rows: Any, offsets: Any, indices: Any, factors: Any, bias: Any, how: Geometry
-) -> None:
-    _conv.check(x, weight, bias, how, 4)
-    _edits.check_shapes(x, rows, offsets, indices, factors)
-
-
-@torch.library.custom_op("cad_fast::edited_conv2d", mutates_args=())
+@define("edited_conv2d", checks.conv.empty_of_arguments, direct=True)
 def _op(
     x: Tensor,
     weight: Tensor,
@@ -90,19 +78,11 @@ def _op(
     dilation: Sequence[int],
     groups: int,
     input_size: Sequence[int] | None,
-    backend: str | None,
-) -> Tensor:
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
-    _edits.check_values(x, weight, rows, offsets, indices)
-    return _backend.run("edited_conv2d", backend, x, weight, rows, offsets, indices, factors, bias, *how)
-
-
-@_op.register_fake
-def _(x, weight, rows, offsets, indices, factors, bias, stride, padding, dilation, groups, input_size, backend):
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_shapes(x, weight, rows, offsets, indices, factors, bias, how)
-    return _conv.empty_result(x, weight, how)
+) -> tuple[Any, ...]:
+    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
+    checks.conv.check_operands(x, weight, bias, how, 4)
+    checks.edits.check_shapes(x, rows, offsets, indices, factors)
+    return x, weight, rows, offsets, indices, factors, bias, *how
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -141,7 +121,7 @@ def _weight_gradient(
     group_of_row = torch.bucketize(torch.arange(x.shape[0], device=device), rows[1:].to(device), right=True)
     total = torch.zeros_like(weight)
     for row in range(x.shape[0]):
-        gradient = _conv.weight_gradient(grad[row : row + 1], x[row : row + 1], weight, how)
+        gradient = checks.conv.weight_gradient(grad[row : row + 1], x[row : row + 1], weight, how)
         own = torch.where(edit_of_entry == group_of_row[row], factors, 1.0)
         factor = torch.ones(weight.numel(), device=device).scatter_reduce(0, indices, own, "prod")
         factor = factor.reshape(weight.shape).to(weight.dtype)
@@ -149,7 +129,7 @@ def _weight_gradient(
     return total
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _parts(rows: Tensor, offsets: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -184,73 +164,47 @@ def _native_edited_conv2d(
     how = Geometry(*how)
     parts = list(_parts(rows, offsets))
     if len(parts) == 1 and parts[0][1] == slice(0, 0):
-        return _conv.laid_out(_conv.convolve(x, weight, bias, how), x, weight, how)
-    out = _conv.empty_result(x, weight, how)
+        return checks.conv.laid_out(checks.conv.convolve(x, weight, bias, how), x, weight, how)
+    out = checks.conv.empty_result(x, weight, how)
     edited = None
     weight, indices, factors = weight.contiguous(), indices.contiguous(), factors.contiguous()
-    edit = _native.load().edited_conv2d
+    edit = backends.native.load().edited_conv2d
     bfloat16 = weight.dtype == torch.bfloat16
     for own_rows, own in parts:
         if own.start == own.stop:
-            out[own_rows].copy_(_conv.convolve(x[own_rows], weight, bias, how))
+            out[own_rows].copy_(checks.conv.convolve(x[own_rows], weight, bias, how))
             continue
         edited = weight.clone() if edited is None else edited
         place = (weight.data_ptr(), edited.data_ptr(), indices[own].data_ptr())
         count = own.stop - own.start
         edit(*place, factors[own].data_ptr(), count, bfloat16)
-        out[own_rows].copy_(_conv.convolve(x[own_rows], edited, bias, how))
+        out[own_rows].copy_(checks.conv.convolve(x[own_rows], edited, bias, how))
         edit(*place, 0, count, bfloat16)
     return out
 
 
 def _triton_edited_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    out = _conv.empty_result(x, weight, Geometry(*rest[-5:]))
-    return _triton.of("edited_conv2d", products=True)(x, weight, *rest, out=out)
+    out = checks.conv.empty_result(x, weight, Geometry(*rest[-5:]))
+    return backends.triton.of("edited_conv2d", products=True)(x, weight, *rest, out=out)
 
 
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     how = Geometry(*rest[-5:])
-    return _conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, how)
+    return checks.conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, how)
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    generator = torch.Generator().manual_seed(0)
+def _with_values_checked(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The implementation, after what only a look at rows, offsets and indices can tell."""
 
-    def sample(
-        shape: list[int], filters: int, kernel: list[int], *how: Any, dtype: torch.dtype = torch.float32
-    ) -> list:
-        x = torch.randn(shape, generator=generator).to(dtype)
-        weight = torch.randn([filters, shape[1] // how[3], *kernel], generator=generator).to(dtype)
-        edits = [torch.randperm(weight.numel(), generator=generator)[:n].sort().values for n in (9, 0, 0, 1, 20)]
-        offsets = torch.tensor([0, *(len(edit) for edit in edits)]).cumsum(0)
-        factors = torch.randn(int(offsets[-1]), generator=generator)
-        factors[::2] = 0.0
-        bias = torch.randn(filters, generator=generator).to(dtype)
-        rows = torch.tensor([0, 2, 3, 4, 4, shape[0]])
-        return [x, weight, rows, offsets, torch.cat(edits), factors, bias, *how, None]
+    def checked(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor, *rest: Any) -> Tensor:
+        checks.edits.check_values(x, weight, rows, offsets, indices)
+        return implementation(x, weight, rows, offsets, indices, *rest)
 
-    plain = sample([6, 5, 4, 3], 7, [3, 3], [1, 1], [1, 1], [1, 1], 1)
-    wide = sample([5, 4, 9, 8], 6, [2, 3], [2, 1], [0, 2], [1, 2], 2)
-    half = sample([7, 3, 4, 4], 13, [1, 1], [1, 1], [0, 0], [1, 1], 1, dtype=torch.bfloat16)
-    trained = [plain[0].clone().requires_grad_(), plain[1].clone().requires_grad_(), *plain[2:]]
-    without = [*plain[:3], torch.zeros(6, dtype=torch.int64), plain[4][:0], plain[5][:0], None, *plain[7:]]
-    channels_last = [plain[0].to(memory_format=torch.channels_last), *plain[1:]]
-    nothing = torch.zeros(2, dtype=torch.int64)
-    empty = [plain[0][:0], plain[1], nothing, nothing, plain[4][:0], plain[5][:0], *plain[6:]]
-    grad = torch.randn([6, 7, 4, 3], generator=generator)
-    back = [grad, *plain[1:6], None, *plain[7:11], [4, 3]]
-    return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
+    return checked
 
 
-register(
-    Op(
-        "edited_conv2d",
-        _op,
-        {
-            "triton": _triton_edited_conv2d,
-            "native": _native_edited_conv2d,
-            "reference": _reference,
-        },
-        _samples,
-    )
+_op.implement(
+    triton=_with_values_checked(_triton_edited_conv2d),
+    native=_with_values_checked(_native_edited_conv2d),
+    reference=_with_values_checked(_reference),
 )

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _cuda, _edits, _linear, _native, _triton, reference
-from cad_fast.ops._registry import OPS, Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
+from cad_fast.ops.registry import OPS
 
 
 def edited_linear(
@@ -55,21 +56,10 @@ def edited_linear(
             or not above the one before it; there is a bias with `transposed`.
         RuntimeError: the backend asked for cannot run.
     """
-    _check.tensors(x=x, weight=weight, rows=rows, offsets=offsets, indices=indices, factors=factors)
-    if _backend.untraced(x, weight, rows, offsets, indices, factors, bias):
-        _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
-        return _backend.run("edited_linear", backend, x, weight, rows, offsets, indices, factors, bias, transposed)
     return _op(x, weight, rows, offsets, indices, factors, bias, transposed, backend)
 
 
-def _check_arguments(
-    x: Any, weight: Any, rows: Any, offsets: Any, indices: Any, factors: Any, bias: Any, transposed: bool
-) -> None:
-    _linear.check_operands(x, weight, bias, 2, transposed)
-    _edits.check_shapes(x, rows, offsets, indices, factors)
-
-
-@torch.library.custom_op("cad_fast::edited_linear", mutates_args=())
+@define("edited_linear", checks.linear.empty_result, direct=True)
 def _op(
     x: Tensor,
     weight: Tensor,
@@ -79,26 +69,9 @@ def _op(
     factors: Tensor,
     bias: Tensor | None,
     transposed: bool,
-    backend: str | None,
-) -> Tensor:
-    _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
-    return _backend.run("edited_linear", backend, x, weight, rows, offsets, indices, factors, bias, transposed)
-
-
-@_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    rows: Tensor,
-    offsets: Tensor,
-    indices: Tensor,
-    factors: Tensor,
-    bias: Tensor | None,
-    transposed: bool,
-    backend: str | None,
-) -> Tensor:
-    _check_arguments(x, weight, rows, offsets, indices, factors, bias, transposed)
-    return x.new_empty((x.shape[0], weight.shape[1 if transposed else 0]))
+) -> None:
+    checks.linear.check_operands(x, weight, bias, 2, transposed)
+    checks.edits.check_shapes(x, rows, offsets, indices, factors)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -140,7 +113,7 @@ def _weight_gradient(
     return total.to(weight.dtype).reshape(weight.shape)
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_edited_linear(
@@ -153,18 +126,18 @@ def _native_edited_linear(
     bias: Tensor | None,
     transposed: bool,
 ) -> Tensor:
-    x, weight, bias = x.contiguous(), weight.contiguous(), _linear.contiguous(bias)
+    x, weight, bias = x.contiguous(), weight.contiguous(), checks.linear.contiguous(bias)
     rows, offsets, indices, factors = (t.contiguous() for t in (rows, offsets, indices, factors))
     n, k = weight.shape
     y = torch.empty((x.shape[0], k if transposed else n), dtype=x.dtype)
-    _native.load().edited_linear(
+    backends.native.load().edited_linear(
         x.data_ptr(),
         weight.data_ptr(),
         rows.data_ptr(),
         offsets.data_ptr(),
         indices.data_ptr(),
         factors.data_ptr(),
-        _linear.address(bias),
+        checks.linear.address(bias),
         y.data_ptr(),
         x.shape[0],
         rows.shape[0] - 1,
@@ -179,51 +152,18 @@ def _native_edited_linear(
 
 
 def _triton_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    _edits.check_values(x, weight, *rest[:3])
-    return _triton.of("edited_linear", products=True)(x, weight, *rest)
+    checks.edits.check_values(x, weight, *rest[:3])
+    return backends.triton.of("edited_linear", products=True)(x, weight, *rest)
 
 
 def _reference_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    _edits.check_values(x, weight, *rest[:3])  # the native version checks them on its way
+    checks.edits.check_values(x, weight, *rest[:3])  # the native version checks them on its way
     return reference.edited_linear(x, weight, *rest)
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    def sample(rows: list[int], n: int, k: int, dtype: torch.dtype, transposed: bool, biased: bool) -> tuple:
-        generator = torch.Generator().manual_seed(n * k)
-
-        def values(*shape: int) -> Tensor:
-            # Small integers, so that bfloat16 holds the sums and all backends agree to the last bit.
-            return torch.randint(-1, 2, shape, generator=generator).to(dtype)
-
-        groups = [torch.randperm(n * k, generator=generator)[: 3 * g].sort().values for g in range(len(rows) - 1)]
-        offsets = torch.tensor([0, *(len(g) for g in groups)]).cumsum(0)
-        factors = torch.arange(int(offsets[-1]), dtype=torch.float32) % 3 - 1
-        # torch cannot trace the slices of the weight's gradient that have no rows at all.
-        differentiable = rows[-1] > 0
-        x = values(rows[-1], n if transposed else k).requires_grad_(differentiable)
-        bias = values(n).requires_grad_() if biased else None
-        weight = values(n, k).requires_grad_(differentiable)
-        return x, weight, torch.tensor(rows), offsets, torch.cat(groups), factors, bias, transposed
-
-    return [
-        sample([0, 2, 2, 7, 8], 33, 65, torch.float32, False, True),
-        sample([0, 5, 9], 17, 31, torch.float32, True, False),
-        sample([0, 1, 2, 20], 35, 97, torch.bfloat16, False, True),
-        sample([0, 0], 5, 9, torch.float32, False, False),
-    ]
-
-
-register(
-    Op(
-        "edited_linear",
-        _op,
-        {
-            "cuda": _cuda.edited_linear,
-            "triton": _triton_edited_linear,
-            "native": _native_edited_linear,
-            "reference": _reference_edited_linear,
-        },
-        _samples,
-    )
+_op.implement(
+    cuda=backends.cuda.edited_linear,
+    triton=_triton_edited_linear,
+    native=_native_edited_linear,
+    reference=_reference_edited_linear,
 )

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _conv, _gates, _triton, reference
-from cad_fast.ops._conv import Geometry
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.checks.conv import Geometry
+from cad_fast.ops.define import define
 
 
 def gated_conv2d(
@@ -54,20 +54,10 @@ def gated_conv2d(
         ValueError: a shape, a device or a number does not fit; the message names it.
         RuntimeError: the backend asked for cannot run.
     """
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, gates, bias, how)
-    if _backend.untraced(x, weight, gates, bias):
-        return _backend.run("gated_conv2d", backend, x, weight, gates, bias, *how)
-    return _op(x, weight, gates, bias, *how, backend)
+    return _op(x, weight, gates, bias, stride, padding, dilation, groups, input_size, backend)
 
 
-def _check_arguments(x: Any, weight: Any, gates: Any, bias: Any, how: Geometry) -> None:
-    _conv.check(x, weight, bias, how, 5)
-    _gates.check(gates, x)
-    _check.exact_shape("gates", gates, (x.shape[0], weight.shape[0]))
-
-
-@torch.library.custom_op("cad_fast::gated_conv2d", mutates_args=())
+@define("gated_conv2d", checks.conv.empty_of_arguments, direct=True)
 def _op(
     x: Tensor,
     weight: Tensor,
@@ -78,18 +68,12 @@ def _op(
     dilation: Sequence[int],
     groups: int,
     input_size: Sequence[int] | None,
-    backend: str | None,
-) -> Tensor:
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, gates, bias, how)
-    return _backend.run("gated_conv2d", backend, x, weight, gates, bias, *how)
-
-
-@_op.register_fake
-def _(x, weight, gates, bias, stride, padding, dilation, groups, input_size, backend):
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, gates, bias, how)
-    return _conv.empty_result(x, weight, how)
+) -> tuple[Any, ...]:
+    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
+    checks.conv.check_operands(x, weight, bias, how, 5)
+    checks.gates.check_gates(gates, x)
+    checks.exact_shape("gates", gates, (x.shape[0], weight.shape[0]))
+    return x, weight, gates, bias, *how
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -112,17 +96,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         filters, images = (x, grad) if transposed else (grad, x)
         filters = reference.gated(filters, gates, 2)
         rows = (images, filters) if transposed else (filters, images)
-        of_weight = _conv.weight_gradient(*(part.flatten(0, 1) for part in rows), weight, how)
+        of_weight = checks.conv.weight_gradient(*(part.flatten(0, 1) for part in rows), weight, how)
     if for_gates:
         images, of_filters = (x, grad) if how.input_size is None else (grad, x)
         plain = how._replace(input_size=None)
-        y = _conv.convolve(images.flatten(0, 1), weight, None, plain).reshape(of_filters.shape)
+        y = checks.conv.convolve(images.flatten(0, 1), weight, None, plain).reshape(of_filters.shape)
         of_gates = (y * of_filters).sum((1, 3, 4))
     of_bias = grad.sum((0, 1, 3, 4)) if for_bias else None
     return of_x, of_weight, of_gates, of_bias, *[None] * 6
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_gated_conv2d(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
@@ -138,8 +122,8 @@ def _native_gated_conv2d(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor 
         images = images if _is_dense(images) else images.contiguous()
         gated = torch.empty_like(images)
         _pass(images, gated, gates, None, x.shape[1])
-        gated = _conv.convolve(gated, weight, None, how)
-    return _conv.laid_out(gated.view(*x.shape[:2], *gated.shape[1:]), x, weight, how)
+        gated = checks.conv.convolve(gated, weight, None, how)
+    return checks.conv.laid_out(gated.view(*x.shape[:2], *gated.shape[1:]), x, weight, how)
 
 
 def _is_dense(images: Tensor) -> bool:
@@ -147,52 +131,20 @@ def _is_dense(images: Tensor) -> bool:
 
 
 def _pass(source: Tensor, target: Tensor, gates: Tensor, bias: Tensor | None, images: int) -> None:
-    _gates.native_pass(source, target, gates, bias, images, last=not source.is_contiguous())
+    backends.native.gate_pass(source, target, gates, bias, images, last=not source.is_contiguous())
 
 
 def _triton_gated_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    out = _conv.empty_result(x, weight, Geometry(*rest[-5:]))
-    return _triton.of("gated_conv2d", products=True)(x, weight, *rest, out=out)
+    out = checks.conv.empty_result(x, weight, Geometry(*rest[-5:]))
+    return backends.triton.of("gated_conv2d", products=True)(x, weight, *rest, out=out)
 
 
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    return _conv.laid_out(reference.gated_conv2d(x, weight, *rest), x, weight, Geometry(*rest[-5:]))
+    return checks.conv.laid_out(reference.gated_conv2d(x, weight, *rest), x, weight, Geometry(*rest[-5:]))
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def sample(
-        shape: list[int], filters: int, kernel: list[int], *how: Any, dtype: torch.dtype = torch.float32
-    ) -> list:
-        def values(*shape: int) -> Tensor:
-            return torch.randint(-2, 3, shape, generator=generator).to(dtype)
-
-        weight = values(filters, shape[2] // how[3], *kernel)
-        gates = torch.randint(-1, 2, (shape[0], filters), generator=generator).to(dtype)
-        return [values(*shape), weight, gates, values(filters), *how, None]
-
-    plain = sample([3, 2, 5, 4, 3], 7, [3, 3], [1, 1], [1, 1], [1, 1], 1)
-    wide = sample([2, 3, 4, 9, 8], 6, [2, 3], [2, 1], [0, 2], [1, 2], 2)
-    half = sample([2, 1, 3, 4, 4], 13, [1, 1], [1, 1], [0, 0], [1, 1], 1, dtype=torch.bfloat16)
-    trained = [t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in plain]
-    without = [*plain[:3], None, *plain[4:]]
-    channels_last = [plain[0].transpose(-1, -3).contiguous().transpose(-1, -3), *plain[1:]]
-    empty = [plain[0][:0], plain[1], plain[2][:0], *plain[3:]]
-    grad = torch.randint(-2, 3, (3, 2, 7, 4, 3), generator=generator).float()
-    back = [grad, plain[1], plain[2], None, *plain[4:8], [4, 3]]
-    return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
-
-
-register(
-    Op(
-        "gated_conv2d",
-        _op,
-        {
-            "triton": _triton_gated_conv2d,
-            "native": _native_gated_conv2d,
-            "reference": _reference,
-        },
-        _samples,
-    )
+_op.implement(
+    triton=_triton_gated_conv2d,
+    native=_native_gated_conv2d,
+    reference=_reference,
 )

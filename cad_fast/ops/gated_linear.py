@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _gates, _linear, _native, _triton, reference
-from cad_fast.ops._registry import OPS, Op, register
+from cad_fast.ops import backends, checks, dispatch, reference
+from cad_fast.ops.define import define
+from cad_fast.ops.registry import OPS
 
 
 def gated_linear(
@@ -46,31 +47,16 @@ def gated_linear(
         ValueError: shapes or devices do not fit, or there is a bias with `transposed`.
         RuntimeError: the backend asked for cannot run.
     """
-    _check.tensors(x=x, weight=weight, gates=gates)
-    if _backend.untraced(x, weight, gates, bias):
-        _check_arguments(x, weight, gates, bias, transposed)
-        return _backend.run("gated_linear", backend, x, weight, gates, bias, transposed)
     return _op(x, weight, gates, bias, transposed, backend)
 
 
-def _check_arguments(x: Any, weight: Any, gates: Any, bias: Any, transposed: bool) -> None:
-    _, k = _linear.check_operands(x, weight, bias, 3, transposed)
-    _gates.check(gates, x)
+@define("gated_linear", checks.linear.empty_result, direct=True)
+def _op(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool) -> None:
+    _, k = checks.linear.check_operands(x, weight, bias, 3, transposed)
+    checks.gates.check_gates(gates, x)
     blocks = gates.shape[1]
     if k % blocks if blocks else k:
-        raise ValueError(f"gates must be [variants, c] with c a divisor of {k}, got {_check.shape(gates)}")
-
-
-@torch.library.custom_op("cad_fast::gated_linear", mutates_args=())
-def _op(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool, backend: str | None) -> Tensor:
-    _check_arguments(x, weight, gates, bias, transposed)
-    return _backend.run("gated_linear", backend, x, weight, gates, bias, transposed)
-
-
-@_op.register_fake
-def _(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool, backend: str | None) -> Tensor:
-    _check_arguments(x, weight, gates, bias, transposed)
-    return x.new_empty((*x.shape[:2], weight.shape[1 if transposed else 0]))
+        raise ValueError(f"gates must be [variants, c] with c a divisor of {k}, got {checks.shape(gates)}")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -87,13 +73,24 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         columns, other = (x @ weight, grad) if ctx.transposed else (grad @ weight, x)
         of_gates = _of_gates(columns, other, gates)
     if for_x and for_gates and not ctx.transposed:
-        of_x = _gates.apply(columns, _each(gates, weight), -1)
+        of_x = _apply(columns, _each(gates, weight))
     elif for_x:
         of_x = _op(grad, weight, gates, None, not ctx.transposed, ctx.backend)
     if for_weight:
         outputs, inputs = (x, grad) if ctx.transposed else (grad, x)
         of_weight = outputs.flatten(0, 1).mT @ reference.gated(inputs, _each(gates, weight), -1).flatten(0, 1)
     return of_x, of_weight, of_gates, grad.sum((0, 1)) if for_bias else None, None, None
+
+
+def _apply(x: Tensor, gates: Tensor) -> Tensor:
+    """X [V, R, K] times its gates [V, K], exactly zero where a gate is 0; x may be changed in place."""
+    if torch.is_grad_enabled() or not dispatch.untraced(x, gates):
+        return reference.gated(x, gates, -1)
+    if x.is_contiguous() and backends.native.why_not_run("gated_conv2d", (x, gates)) is None:
+        backends.native.gate_pass(x, x, gates, None, x.shape[1], last=True)
+        return x
+    factors = reference.along(gates, x, -1)
+    return x.mul_(factors).masked_fill_(factors == 0, 0)
 
 
 def _of_gates(columns: Tensor, other: Tensor, gates: Tensor) -> Tensor:
@@ -109,14 +106,14 @@ def _each(gates: Tensor, weight: Tensor) -> Tensor:
     return gates.repeat_interleave(weight.shape[1] // max(1, gates.shape[1]), 1)
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_gated_linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
     each = _each(gates, weight)
     if transposed:
         y = (x.flatten(0, 1) @ weight).view(*x.shape[:2], weight.shape[1])
-        _gates.native_pass(y, y, each, None, x.shape[1], last=True)
+        backends.native.gate_pass(y, y, each, None, x.shape[1], last=True)
         return y
     x = x.contiguous()
     own = x.dtype == torch.float32  # oneDNN's product in bfloat16 is the faster one
@@ -124,20 +121,20 @@ def _native_gated_linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor 
     if own:
         return _by_product(x, weight.contiguous(), each, bias)
     gated = torch.empty_like(x)
-    _gates.native_pass(x, gated, each, None, x.shape[1], last=True)
-    return torch.nn.functional.linear(gated, weight.contiguous(), _linear.contiguous(bias))
+    backends.native.gate_pass(x, gated, each, None, x.shape[1], last=True)
+    return torch.nn.functional.linear(gated, weight.contiguous(), checks.linear.contiguous(bias))
 
 
 def _by_product(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None) -> Tensor:
-    gates, bias = gates.float().contiguous(), _linear.contiguous(bias)
+    gates, bias = gates.float().contiguous(), checks.linear.contiguous(bias)
     n, k = weight.shape
     variants, rows, _ = x.shape
     y = torch.empty((variants, rows, n), dtype=x.dtype)
-    _native.load().gated_linear(
+    backends.native.load().gated_linear(
         x.data_ptr(),
         weight.data_ptr(),
         gates.data_ptr(),
-        _linear.address(bias),
+        checks.linear.address(bias),
         y.data_ptr(),
         variants,
         rows,
@@ -148,36 +145,8 @@ def _by_product(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None) -
     return y
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    def sample(variants: int, rows: int, n: int, k: int, c: int, dtype: torch.dtype, transposed: bool) -> tuple:
-        generator = torch.Generator().manual_seed(n * k + rows)
-
-        def values(*shape: int) -> Tensor:
-            # Small integers, so that bfloat16 holds the sums and all backends agree to the last bit.
-            return torch.randint(-1, 2, shape, generator=generator).to(dtype)
-
-        x = values(variants, rows, n if transposed else k).requires_grad_()
-        bias = values(n).requires_grad_() if not transposed else None
-        return x, values(n, k).requires_grad_(), values(variants, c).requires_grad_(), bias, transposed
-
-    return [
-        sample(3, 5, 33, 65, 13, torch.float32, False),
-        sample(2, 1, 7, 31, 31, torch.float32, False),
-        sample(2, 3, 35, 96, 12, torch.bfloat16, True),
-        sample(2, 7, 35, 99, 99, torch.bfloat16, False),
-        sample(0, 3, 5, 9, 3, torch.float32, False),
-    ]
-
-
-register(
-    Op(
-        "gated_linear",
-        _op,
-        {
-            "triton": _triton.of("gated_linear", products=True),
-            "native": _native_gated_linear,
-            "reference": reference.gated_linear,
-        },
-        _samples,
-    )
+_op.implement(
+    triton=backends.triton.of("gated_linear", products=True),
+    native=_native_gated_linear,
+    reference=reference.gated_linear,
 )

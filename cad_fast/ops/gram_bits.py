@@ -1,12 +1,10 @@
 """gram_bits: how many bits each two rows have in common."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _check, _native, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def gram_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
@@ -24,28 +22,20 @@ def gram_bits(words: Tensor, *, backend: str | None = None) -> Tensor:
         ValueError: `words` has not two dimensions, or too many words a row for counts of 32 bits.
         RuntimeError: the backend asked for cannot run.
     """
-    _check_arguments(words)
     return _op(words, backend)
 
 
-def _check_arguments(words: Any) -> None:
-    _check.tensor("words", words, (torch.int32,))
+def _empty(words: Tensor) -> Tensor:
+    return words.new_empty((words.shape[0], words.shape[0]))
+
+
+@define("gram_bits", _empty)
+def _op(words: Tensor) -> None:
+    checks.tensor("words", words, (torch.int32,))
     if words.dim() != 2:
-        raise ValueError(f"words must be [m, w], got {_check.shape(words)}")
+        raise ValueError(f"words must be [m, w], got {checks.shape(words)}")
     if words.shape[1] >= 2**26:
         raise ValueError(f"words must have fewer than {2**26} words a row, got {words.shape[1]}")
-
-
-@torch.library.custom_op("cad_fast::gram_bits", mutates_args=())
-def _op(words: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(words)
-    return _backend.run("gram_bits", backend, words)
-
-
-@_op.register_fake
-def _(words: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(words)
-    return words.new_empty((words.shape[0], words.shape[0]))
 
 
 def _native_gram_bits(words: Tensor) -> Tensor:
@@ -53,13 +43,11 @@ def _native_gram_bits(words: Tensor) -> Tensor:
     m, w = words.shape
     counts = torch.empty((m, m), dtype=torch.int32)
     if m:
-        _native.load().gram_bits(words.data_ptr(), m, w, counts.data_ptr())
+        backends.native.load().gram_bits(words.data_ptr(), m, w, counts.data_ptr())
     return counts
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    words = torch.arange(35, dtype=torch.int32).reshape(5, 7) * 0x1234567 - 9
-    return [(words,), (words.t(),), (words[:1],), (words[:, :0],), (words[:0],)]
-
-
-register(Op("gram_bits", _op, {"native": _native_gram_bits, "reference": reference.gram_bits}, _samples))
+_op.implement(
+    native=_native_gram_bits,
+    reference=reference.gram_bits,
+)

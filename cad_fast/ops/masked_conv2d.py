@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cad_fast.ops import _backend, _bits, _check, _conv, _native, _triton, reference
-from cad_fast.ops._conv import Geometry
-from cad_fast.ops._registry import OPS, Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.checks.conv import Geometry
+from cad_fast.ops.define import define
+from cad_fast.ops.registry import OPS
 from cad_fast.ops.unpack_bits import unpack_bits
 
 SMALL = {torch.float32: (64, 1 << 17), torch.bfloat16: (16, 1 << 15)}
@@ -70,31 +71,10 @@ def masked_conv2d(
 
     Source: ablations of COAR (Shah et al., 2024), as CAD (arXiv 2412.02542) uses them, many in one pass.
     """
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, words, bias, factors, how)
-    if _backend.untraced(x, weight, words, bias, factors):
-        return _backend.run("masked_conv2d", backend, x, weight, words, bias, factors, *how)
-    return _op(x, weight, words, bias, factors, *how, backend)
+    return _op(x, weight, words, bias, factors, stride, padding, dilation, groups, input_size, backend)
 
 
-def _check_arguments(x: Any, weight: Any, words: Any, bias: Any, factors: Any, how: Geometry) -> None:
-    _conv.check(x, weight, bias, how, 5)
-    _check.tensor("words", words, (torch.int32,))
-    wanted = [x.shape[0], weight.shape[0], _bits.words_for(math.prod(weight.shape[1:]))]
-    if list(words.shape) != wanted:
-        raise ValueError(
-            f"words must have shape [V, N, ceil(C / groups * kh * kw / 32)] = {wanted}, got {list(words.shape)}"
-        )
-    if factors is not None:
-        _check.tensor("factors", factors, (torch.float32,))
-        if list(factors.shape) != [x.shape[0]]:
-            raise ValueError(f"factors must have shape [{x.shape[0]}], got {list(factors.shape)}")
-    for name, tensor in (("words", words), ("factors", factors)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
-
-
-@torch.library.custom_op("cad_fast::masked_conv2d", mutates_args=())
+@define("masked_conv2d", checks.conv.empty_of_arguments, direct=True)
 def _op(
     x: Tensor,
     weight: Tensor,
@@ -106,18 +86,23 @@ def _op(
     dilation: Sequence[int],
     groups: int,
     input_size: Sequence[int] | None,
-    backend: str | None,
-) -> Tensor:
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, words, bias, factors, how)
-    return _backend.run("masked_conv2d", backend, x, weight, words, bias, factors, *how)
-
-
-@_op.register_fake
-def _(x, weight, words, bias, factors, stride, padding, dilation, groups, input_size, backend):
-    how = _conv.geometry(stride, padding, dilation, groups, input_size)
-    _check_arguments(x, weight, words, bias, factors, how)
-    return _conv.empty_result(x, weight, how)
+) -> tuple[Any, ...]:
+    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
+    checks.conv.check_operands(x, weight, bias, how, 5)
+    checks.tensor("words", words, (torch.int32,))
+    wanted = [x.shape[0], weight.shape[0], checks.bits.words_for(math.prod(weight.shape[1:]))]
+    if list(words.shape) != wanted:
+        raise ValueError(
+            f"words must have shape [V, N, ceil(C / groups * kh * kw / 32)] = {wanted}, got {list(words.shape)}"
+        )
+    if factors is not None:
+        checks.tensor("factors", factors, (torch.float32,))
+        if list(factors.shape) != [x.shape[0]]:
+            raise ValueError(f"factors must have shape [{x.shape[0]}], got {list(factors.shape)}")
+    for name, tensor in (("words", words), ("factors", factors)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
+    return x, weight, words, bias, factors, *how
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -144,25 +129,25 @@ def _weight_gradient(
 ) -> Tensor:
     total = torch.zeros_like(weight)
     for v in range(x.shape[0]):
-        gradient = _conv.weight_gradient(grad[v], x[v], weight, how)
+        gradient = checks.conv.weight_gradient(grad[v], x[v], weight, how)
         ablated = unpack_bits(words[v], math.prod(weight.shape[1:])).reshape(weight.shape)
         of_ablated = torch.zeros_like(gradient) if factors is None else gradient * factors[v].to(gradient.dtype)
         total = total + torch.where(ablated, of_ablated, gradient)
     return total
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_masked_conv2d(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, *how: Any
 ) -> Tensor:
     how = Geometry(*how)
-    out = _conv.empty_result(x, weight, how)
+    out = checks.conv.empty_result(x, weight, how)
     if out.numel() == 0:
         return out
     rounded = None if factors is None else factors.to(x.dtype).float()
-    product = _product_pays(x, weight, how)
+    product = product_pays(x, weight, how)
     OPS["masked_conv2d"].ways["own product" if product else "torch's convolution, one variant at a time"] += 1
     if product:
         _by_product(x, weight.contiguous(), words.contiguous(), bias, rounded, how, out)
@@ -171,10 +156,10 @@ def _native_masked_conv2d(
     return out
 
 
-def _product_pays(x: Tensor, weight: Tensor, how: Geometry) -> bool:
+def product_pays(x: Tensor, weight: Tensor, how: Geometry) -> bool:
     if how.groups != 1 or how.input_size is not None:
         return False
-    positions = x.shape[1] * math.prod(_conv.out_size(x.shape[-2:], weight, how))
+    positions = x.shape[1] * math.prod(checks.conv.out_size(x.shape[-2:], weight, how))
     most_positions, most_elements = SMALL[x.dtype]
     elements = positions * math.prod(weight.shape[1:])
     return positions <= most_positions or (positions <= 256 and elements <= most_elements)
@@ -184,7 +169,7 @@ def _by_variant(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, how: Geometry, out: Tensor
 ) -> None:
     """The convolution of torch, variant by variant, all through one buffer for the weight."""
-    module = _native.load()
+    module = backends.native.load()
     ablated = torch.empty_like(weight)
     depth = math.prod(weight.shape[1:])
     of_variant = [0.0] * len(x) if factors is None else factors.tolist()
@@ -198,14 +183,14 @@ def _by_variant(
             factor,
             weight.dtype == torch.bfloat16,
         )
-        out[v].copy_(_conv.convolve(x[v], ablated, bias, how))
+        out[v].copy_(checks.conv.convolve(x[v], ablated, bias, how))
 
 
 def _by_product(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, how: Geometry, out: Tensor
 ) -> None:
     """The native product of masked weight and patches, in fp32 inside."""
-    module = _native.load()
+    module = backends.native.load()
     bias = None if bias is None else bias.float().contiguous()
     (variants, images, rows, *size), kernel = out.shape, list(weight.shape[2:])
     depth, positions = math.prod(weight.shape[1:]), images * math.prod(size)
@@ -247,50 +232,17 @@ def _by_product(
 
 
 def _triton_masked_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    out = _conv.empty_result(x, weight, Geometry(*rest[-5:]))
-    return _triton.of("masked_conv2d", products=True)(x, weight, *rest, out=out)
+    out = checks.conv.empty_result(x, weight, Geometry(*rest[-5:]))
+    return backends.triton.of("masked_conv2d", products=True)(x, weight, *rest, out=out)
 
 
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     how = Geometry(*rest[-5:])
-    return _conv.laid_out(reference.masked_conv2d(x, weight, *rest), x, weight, how)
+    return checks.conv.laid_out(reference.masked_conv2d(x, weight, *rest), x, weight, how)
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def sample(
-        shape: list[int], filters: int, kernel: list[int], *how: Any, dtype: torch.dtype = torch.float32
-    ) -> list:
-        x = torch.randn(shape, generator=generator).to(dtype)
-        per_filter = [shape[2] // how[3], *kernel]
-        weight = torch.randn([filters, *per_filter], generator=generator).to(dtype)
-        words_shape = [shape[0], filters, _bits.words_for(math.prod(per_filter))]
-        words = torch.randint(-(2**31), 2**31 - 1, words_shape, generator=generator).to(torch.int32)
-        bias = torch.randn(filters, generator=generator).to(dtype)
-        return [x, weight, words, bias, torch.randn(shape[0], generator=generator), *how, None]
-
-    plain = sample([3, 2, 5, 4, 3], 7, [3, 3], [1, 1], [1, 1], [1, 1], 1)
-    wide = sample([2, 3, 4, 9, 8], 6, [2, 3], [2, 1], [0, 2], [1, 2], 2)
-    half = sample([2, 1, 3, 4, 4], 13, [1, 1], [1, 1], [0, 0], [1, 1], 1, dtype=torch.bfloat16)
-    trained = [plain[0].clone().requires_grad_(), plain[1].clone().requires_grad_(), *plain[2:]]
-    without = [*plain[:3], None, None, *plain[5:]]
-    channels_last = [plain[0].transpose(-1, -3).contiguous().transpose(-1, -3), *plain[1:]]
-    empty = [plain[0][:0], plain[1], plain[2][:0], plain[3], plain[4][:0], *plain[5:]]
-    grad = torch.randn([3, 2, 7, 4, 3], generator=generator)
-    back = [grad, plain[1], plain[2], None, plain[4], *plain[5:9], [4, 3]]
-    return [tuple(sample) for sample in (plain, wide, half, trained, without, channels_last, empty, back)]
-
-
-register(
-    Op(
-        "masked_conv2d",
-        _op,
-        {
-            "triton": _triton_masked_conv2d,
-            "native": _native_masked_conv2d,
-            "reference": _reference,
-        },
-        _samples,
-    )
+_op.implement(
+    triton=_triton_masked_conv2d,
+    native=_native_masked_conv2d,
+    reference=_reference,
 )

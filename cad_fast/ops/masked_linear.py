@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _cuda, _linear, _native, _triton, reference
-from cad_fast.ops._registry import OPS, Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
+from cad_fast.ops.registry import OPS
 
 
 def masked_linear(
@@ -48,51 +49,22 @@ def masked_linear(
         ValueError: shapes or devices do not fit, or there is a bias with `transposed`.
         RuntimeError: the backend asked for cannot run.
     """
-    _check.tensors(x=x, weight=weight, words=words)
-    if _backend.untraced(x, weight, words, bias, factors):
-        _check_arguments(x, weight, words, bias, factors, transposed)
-        return _backend.run("masked_linear", backend, x, weight, words, bias, factors, transposed)
     return _op(x, weight, words, bias, factors, transposed, backend)
 
 
-def _check_arguments(x: Any, weight: Any, words: Any, bias: Any, factors: Any, transposed: bool) -> None:
-    n, k = _linear.check_operands(x, weight, bias, 3, transposed)
-    variants = x.shape[0]
-    _check.tensor("words", words, (torch.int32,))
-    _check.exact_shape("words", words, (variants, n, _bits.words_for(k)))
-    _check.same_device("words", words, "x", x)
-    if factors is not None:
-        _check.tensor("factors", factors, (torch.float32,))
-        _check.exact_shape("factors", factors, (variants,))
-        _check.same_device("factors", factors, "x", x)
-
-
-@torch.library.custom_op("cad_fast::masked_linear", mutates_args=())
+@define("masked_linear", checks.linear.empty_result, direct=True)
 def _op(
-    x: Tensor,
-    weight: Tensor,
-    words: Tensor,
-    bias: Tensor | None,
-    factors: Tensor | None,
-    transposed: bool,
-    backend: str | None,
-) -> Tensor:
-    _check_arguments(x, weight, words, bias, factors, transposed)
-    return _backend.run("masked_linear", backend, x, weight, words, bias, factors, transposed)
-
-
-@_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    words: Tensor,
-    bias: Tensor | None,
-    factors: Tensor | None,
-    transposed: bool,
-    backend: str | None,
-) -> Tensor:
-    _check_arguments(x, weight, words, bias, factors, transposed)
-    return x.new_empty((*x.shape[:2], weight.shape[1 if transposed else 0]))
+    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, transposed: bool
+) -> None:
+    n, k = checks.linear.check_operands(x, weight, bias, 3, transposed)
+    variants = x.shape[0]
+    checks.tensor("words", words, (torch.int32,))
+    checks.exact_shape("words", words, (variants, n, checks.bits.words_for(k)))
+    checks.same_device("words", words, "x", x)
+    if factors is not None:
+        checks.tensor("factors", factors, (torch.float32,))
+        checks.exact_shape("factors", factors, (variants,))
+        checks.same_device("factors", factors, "x", x)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -126,23 +98,23 @@ def _weight_gradient(
     return total.to(weight.dtype)
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+_op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_masked_linear(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, transposed: bool
 ) -> Tensor:
     x, weight, words = x.contiguous(), weight.contiguous(), words.contiguous()
-    bias, factors = _linear.contiguous(bias), _linear.contiguous(factors)
+    bias, factors = checks.linear.contiguous(bias), checks.linear.contiguous(factors)
     n, k = weight.shape
     variants, rows, _ = x.shape
     y = torch.empty((variants, rows, k if transposed else n), dtype=x.dtype)
-    way = _native.load().masked_linear(
+    way = backends.native.load().masked_linear(
         x.data_ptr(),
         weight.data_ptr(),
         words.data_ptr(),
-        _linear.address(bias),
-        _linear.address(factors),
+        checks.linear.address(bias),
+        checks.linear.address(factors),
         y.data_ptr(),
         variants,
         rows,
@@ -155,38 +127,9 @@ def _native_masked_linear(
     return y
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    def sample(variants: int, rows: int, n: int, k: int, dtype: torch.dtype, transposed: bool, extra: bool) -> tuple:
-        generator = torch.Generator().manual_seed(n * k + rows)
-
-        def values(*shape: int) -> Tensor:
-            # Small integers, so that bfloat16 holds the sums and all backends agree to the last bit.
-            return torch.randint(-1, 2, shape, generator=generator).to(dtype)
-
-        words = torch.randint(-(2**31), 2**31, (variants, n, _bits.words_for(k)), generator=generator)
-        x = values(variants, rows, n if transposed else k).requires_grad_()
-        bias = values(n).requires_grad_() if extra and not transposed else None
-        factors = torch.linspace(-1, 1, variants) if extra else None
-        return x, values(n, k).requires_grad_(), words.to(torch.int32), bias, factors, transposed
-
-    return [
-        sample(3, 5, 33, 65, torch.float32, False, True),
-        sample(2, 1, 7, 31, torch.float32, False, False),
-        sample(2, 3, 35, 97, torch.bfloat16, True, True),
-        sample(0, 3, 5, 9, torch.float32, False, False),
-    ]
-
-
-register(
-    Op(
-        "masked_linear",
-        _op,
-        {
-            "cuda": _cuda.masked_linear,
-            "triton": _triton.of("masked_linear", products=True),
-            "native": _native_masked_linear,
-            "reference": reference.masked_linear,
-        },
-        _samples,
-    )
+_op.implement(
+    cuda=backends.cuda.masked_linear,
+    triton=backends.triton.of("masked_linear", products=True),
+    native=_native_masked_linear,
+    reference=reference.masked_linear,
 )

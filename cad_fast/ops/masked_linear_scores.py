@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,46 +40,35 @@ def masked_linear_scores(
     Source: Nguyen et al., "Unveiling Concept Attribution in Diffusion Models" (arXiv 2412.02542), whose first-order
     scores are the case of one variant that ablates nothing.
     """
-    _check_arguments(grad, x, weight, words, kept, ablated)
     _op(grad, x, weight, words, kept, ablated, backend)
 
 
-def _check_arguments(grad: Any, x: Any, weight: Any, words: Any, kept: Any, ablated: Any) -> None:
-    _check.tensor("grad", grad, _DTYPES)
+def _empty(*_: Any) -> None:
+    return None
+
+
+@define("masked_linear_scores", _empty, mutates=("kept", "ablated"))
+def _op(grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor) -> None:
+    checks.tensor("grad", grad, _DTYPES)
     if grad.dim() != 3:
         raise ValueError(f"grad must have shape [V, R, N], got {list(grad.shape)}")
-    _check.tensor("weight", weight, (grad.dtype,))
+    checks.tensor("weight", weight, (grad.dtype,))
     if weight.dim() != 2 or weight.shape[0] != grad.shape[2]:
         raise ValueError(f"weight must have shape [{grad.shape[2]}, K] to fit grad, got {list(weight.shape)}")
     variants, rows, n = grad.shape
     k = weight.shape[1]
     for name, value, dtype, shape in (
         ("x", x, grad.dtype, (variants, rows, k)),
-        ("words", words, torch.int32, (variants, n, _bits.words_for(k))),
+        ("words", words, torch.int32, (variants, n, checks.bits.words_for(k))),
         ("kept", kept, torch.float32, (n, k)),
         ("ablated", ablated, torch.float32, (n, k)),
     ):
-        _check.tensor(name, value, (dtype,))
+        checks.tensor(name, value, (dtype,))
         if value.shape != shape:
             raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
     for name, value in (("x", x), ("weight", weight), ("words", words), ("kept", kept), ("ablated", ablated)):
         if value.device != grad.device:
             raise ValueError(f"{name} must be on {grad.device} like grad, got {value.device}")
-
-
-@torch.library.custom_op("cad_fast::masked_linear_scores", mutates_args=("kept", "ablated"))
-def _op(
-    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor, backend: str | None
-) -> None:
-    _check_arguments(grad, x, weight, words, kept, ablated)
-    _backend.run("masked_linear_scores", backend, grad, x, weight, words, kept, ablated)
-
-
-@_op.register_fake
-def _(
-    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, kept: Tensor, ablated: Tensor, backend: str | None
-) -> None:
-    _check_arguments(grad, x, weight, words, kept, ablated)
 
 
 def _native_masked_linear_scores(
@@ -88,41 +77,14 @@ def _native_masked_linear_scores(
     inputs = [tensor.contiguous() for tensor in (grad, x, weight, words)]
     outputs = [tensor.contiguous() for tensor in (kept, ablated)]
     addresses = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
-    _native.load().masked_linear_scores(*addresses, *grad.shape, x.shape[2], grad.dtype == torch.bfloat16)
+    backends.native.load().masked_linear_scores(*addresses, *grad.shape, x.shape[2], grad.dtype == torch.bfloat16)
     for given, updated in zip((kept, ablated), outputs, strict=True):
         if updated is not given:
             given.copy_(updated)
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    def sample(variants: int, rows: int, n: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        def ramp(*shape: int) -> Tensor:
-            size = torch.Size(shape).numel()
-            return (torch.arange(size) % 17 - 8).reshape(shape).to(dtype) / 8
-
-        words = torch.arange(variants * n * _bits.words_for(k), dtype=torch.int32) * 0x2345679 - 7
-        sums = (torch.ones(n, k), torch.full((n, k), -2.0))
-        return ramp(variants, rows, n), ramp(variants, rows, k), ramp(n, k), words.reshape(variants, n, -1), *sums
-
-    grad, x, weight, words, kept, ablated = sample(2, 3, 5, 33)
-    return [
-        (grad, x, weight, words, kept, ablated),
-        sample(3, 1, 6, 64, torch.bfloat16),
-        (grad, x, weight, words, kept.t().contiguous().t(), ablated),
-        sample(2, 0, 3, 7),
-        (grad[:0], x[:0], weight, words[:0], kept, ablated),
-    ]
-
-
-register(
-    Op(
-        "masked_linear_scores",
-        _op,
-        {
-            "triton": _triton.of("masked_linear_scores", products=True),
-            "native": _native_masked_linear_scores,
-            "reference": reference.masked_linear_scores,
-        },
-        _samples,
-    )
+_op.implement(
+    triton=backends.triton.of("masked_linear_scores", products=True),
+    native=_native_masked_linear_scores,
+    reference=reference.masked_linear_scores,
 )

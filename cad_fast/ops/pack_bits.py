@@ -1,12 +1,10 @@
 """pack_bits: a mask to one bit per element."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def pack_bits(mask: Tensor, *, backend: str | None = None) -> Tensor:
@@ -24,57 +22,31 @@ def pack_bits(mask: Tensor, *, backend: str | None = None) -> Tensor:
         ValueError: `mask` has no dimension.
         RuntimeError: the backend asked for cannot run.
     """
-    _check_arguments(mask)
     return _op(mask, backend)
 
 
-def _check_arguments(mask: Any) -> None:
-    _check.tensor("mask", mask, (torch.bool, torch.uint8))
+def _empty(mask: Tensor) -> Tensor:
+    return mask.new_empty((*mask.shape[:-1], checks.bits.words_for(mask.shape[-1])), dtype=torch.int32)
 
 
-@torch.library.custom_op("cad_fast::pack_bits", mutates_args=())
-def _op(mask: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(mask)
-    return _backend.run("pack_bits", backend, mask)
+@define("pack_bits", _empty)
+def _op(mask: Tensor) -> None:
+    checks.tensor("mask", mask, (torch.bool, torch.uint8))
 
 
-@_op.register_fake
-def _(mask: Tensor, backend: str | None) -> Tensor:
-    _check_arguments(mask)
-    return mask.new_empty((*mask.shape[:-1], _bits.words_for(mask.shape[-1])), dtype=torch.int32)
-
-
-_bits.register_rowwise_vmap(_op)
+checks.bits.register_rowwise_vmap(_op.custom_op)
 
 
 def _native_pack_bits(mask: Tensor) -> Tensor:
     mask = mask.contiguous()
     n = mask.shape[-1]
-    words = torch.empty((*mask.shape[:-1], _bits.words_for(n)), dtype=torch.int32)
-    _native.load().pack_bits(mask.data_ptr(), words.data_ptr(), _bits.row_count(mask.shape), n)
+    words = torch.empty((*mask.shape[:-1], checks.bits.words_for(n)), dtype=torch.int32)
+    backends.native.load().pack_bits(mask.data_ptr(), words.data_ptr(), checks.bits.row_count(mask.shape), n)
     return words
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    mask = torch.arange(3 * 77).reshape(3, 77) % 3
-    return [
-        (mask.bool(),),
-        (mask.to(torch.uint8)[..., ::2],),
-        (mask.bool()[0],),
-        (torch.zeros(2, 0, dtype=torch.bool),),
-        (torch.ones(0, 33, dtype=torch.bool),),
-    ]
-
-
-register(
-    Op(
-        "pack_bits",
-        _op,
-        {
-            "triton": _triton.of("pack_bits"),
-            "native": _native_pack_bits,
-            "reference": reference.pack_bits,
-        },
-        _samples,
-    )
+_op.implement(
+    triton=backends.triton.of("pack_bits"),
+    native=_native_pack_bits,
+    reference=reference.pack_bits,
 )

@@ -1,12 +1,13 @@
 """seeded_mask: random ablations of many variants from one seed, with nothing to store."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def seeded_mask(
@@ -45,7 +46,7 @@ def seeded_mask(
     of variant v is whether draw i % 4 of the block with counter (i // 4, v), 64 bits each, and key `seed` is below
     round(fraction * 2**32).
     """
-    _check.size("seed", seed)
+    checks.size("seed", seed)
     if seed >= 2**64:
         raise ValueError(f"seed must be below 2**64, got {seed}")
     if isinstance(fraction, bool) or not isinstance(fraction, int | float):
@@ -59,60 +60,40 @@ def seeded_mask(
 
 
 def _check_sizes(first: Any, variants: Any, n: Any) -> None:
-    _check.size("first", first)
-    _check.size("variants", variants)
-    _check.size("n", n)
+    checks.size("first", first)
+    checks.size("variants", variants)
+    checks.size("n", n)
     if first + variants > 2**32:
         raise ValueError(f"first + variants must be at most 2**32, got {first} + {variants}")
 
 
-@torch.library.custom_op("cad_fast::seeded_mask", mutates_args=())
-def _op(
-    seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device, backend: str | None
-) -> Tensor:
+def _empty(seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device) -> Tensor:
+    return torch.empty((variants, checks.bits.words_for(n)), dtype=torch.int32, device=device)
+
+
+@define("seeded_mask", _empty)
+def _op(seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device) -> None:
     _check_sizes(first, variants, n)
     if not 0 <= threshold <= 2**32:
         raise ValueError(f"threshold must be in [0, 2**32], got {threshold}")
-    return _backend.run("seeded_mask", backend, seed % 2**64, first, variants, n, threshold, device)
-
-
-@_op.register_fake
-def _(
-    seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device, backend: str | None
-) -> Tensor:
-    return torch.empty((variants, _bits.words_for(n)), dtype=torch.int32, device=device)
 
 
 def _native_seeded_mask(seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device) -> Tensor:
-    width = _bits.words_for(n)
+    width = checks.bits.words_for(n)
     words = torch.empty((variants, width), dtype=torch.int32)
-    _native.load().seeded_mask(seed, first, variants, 0, width, threshold, words.data_ptr())
-    if n % _bits.WORD_BITS:
-        words[:, -1] &= (1 << n % _bits.WORD_BITS) - 1
+    backends.native.load().seeded_mask(seed, first, variants, 0, width, threshold, words.data_ptr())
+    if n % checks.bits.WORD_BITS:
+        words[:, -1] &= (1 << n % checks.bits.WORD_BITS) - 1
     return words
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    cpu = torch.device("cpu")
-    return [
-        (7, 0, 3, 77, 2**30, cpu),
-        (-(2**63), 2**32 - 2, 2, 161, 2**31 + 12345, cpu),
-        (-1, 5, 1, 64, 2**32, cpu),
-        (0, 5, 2, 33, 0, cpu),
-        (1, 0, 0, 33, 2**31, cpu),
-        (1, 0, 3, 0, 2**31, cpu),
-    ]
+def _unsigned(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The implementation, called with the seed as it was given."""
+    return lambda seed, *rest: implementation(seed % 2**64, *rest)
 
 
-register(
-    Op(
-        "seeded_mask",
-        _op,
-        {
-            "triton": _triton.of("seeded_mask"),
-            "native": _native_seeded_mask,
-            "reference": reference.seeded_mask,
-        },
-        _samples,
-    )
+_op.implement(
+    triton=_unsigned(backends.triton.of("seeded_mask")),
+    native=_unsigned(_native_seeded_mask),
+    reference=_unsigned(reference.seeded_mask),
 )

@@ -1,12 +1,10 @@
 """unpack_bits: packed bits back to a mask."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _backend, _bits, _check, _native, _triton, reference
-from cad_fast.ops._registry import Op, register
+from cad_fast.ops import backends, checks, reference
+from cad_fast.ops.define import define
 
 
 def unpack_bits(words: Tensor, n: int, *, backend: str | None = None) -> Tensor:
@@ -25,59 +23,33 @@ def unpack_bits(words: Tensor, n: int, *, backend: str | None = None) -> Tensor:
         ValueError: `words` has no dimension or not ceil(n / 32) words, or `n` is negative.
         RuntimeError: the backend asked for cannot run.
     """
-    _check_arguments(words, n)
     return _op(words, n, backend)
 
 
-def _check_arguments(words: Any, n: Any) -> None:
-    _check.tensor("words", words, (torch.int32,))
-    _check.size("n", n)
-    if words.shape[-1] != _bits.words_for(n):
-        raise ValueError(f"words must hold ceil({n} / 32) = {_bits.words_for(n)} words, got {words.shape[-1]}")
-
-
-@torch.library.custom_op("cad_fast::unpack_bits", mutates_args=())
-def _op(words: Tensor, n: int, backend: str | None) -> Tensor:
-    _check_arguments(words, n)
-    return _backend.run("unpack_bits", backend, words, n)
-
-
-@_op.register_fake
-def _(words: Tensor, n: int, backend: str | None) -> Tensor:
-    _check_arguments(words, n)
+def _empty(words: Tensor, n: int) -> Tensor:
     return words.new_empty((*words.shape[:-1], n), dtype=torch.bool)
 
 
-_bits.register_rowwise_vmap(_op)
+@define("unpack_bits", _empty)
+def _op(words: Tensor, n: int) -> None:
+    checks.tensor("words", words, (torch.int32,))
+    checks.size("n", n)
+    if words.shape[-1] != checks.bits.words_for(n):
+        raise ValueError(f"words must hold ceil({n} / 32) = {checks.bits.words_for(n)} words, got {words.shape[-1]}")
+
+
+checks.bits.register_rowwise_vmap(_op.custom_op)
 
 
 def _native_unpack_bits(words: Tensor, n: int) -> Tensor:
     words = words.contiguous()
     mask = torch.empty((*words.shape[:-1], n), dtype=torch.bool)
-    _native.load().unpack_bits(words.data_ptr(), mask.data_ptr(), _bits.row_count(words.shape), n)
+    backends.native.load().unpack_bits(words.data_ptr(), mask.data_ptr(), checks.bits.row_count(words.shape), n)
     return mask
 
 
-def _samples() -> list[tuple[Any, ...]]:
-    words = torch.arange(12, dtype=torch.int32).reshape(2, 6) * 0x2345679 - 7
-    return [
-        (words, 6 * 32),
-        (words[..., ::2], 77),
-        (words[0], 161),
-        (words[:, :0], 0),
-        (words[:0], 170),
-    ]
-
-
-register(
-    Op(
-        "unpack_bits",
-        _op,
-        {
-            "triton": _triton.of("unpack_bits"),
-            "native": _native_unpack_bits,
-            "reference": reference.unpack_bits,
-        },
-        _samples,
-    )
+_op.implement(
+    triton=backends.triton.of("unpack_bits"),
+    native=_native_unpack_bits,
+    reference=reference.unpack_bits,
 )

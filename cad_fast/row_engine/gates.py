@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops import can_run, get_backend
-from ..ops._registry import OPS
+from ..ops.registry import OPS
 
 LEAST = {"gated_linear": 1 << 16, "gated_conv2d": 1 << 17}
 """Gated elements from which the operators' call, some 20 microseconds longer, costs less than torch's passes."""

@@ -7,7 +7,7 @@ from cad_fast.attribution import Attributor, memory
 from cad_fast.attribution.memory import fitting_rows
 from cad_fast.components.space import ComponentSpace
 from cad_fast.objectives import ConceptErasure
-from cad_fast.recording import record
+from cad_fast.recording.record import record
 from tests.pipelines import stable_diffusion
 
 

@@ -7,7 +7,7 @@ import torch
 
 from cad_fast.attribution import Scores
 from cad_fast.attribution.score_files import largest
-from cad_fast.attribution.top_scores import TopScores
+from cad_fast.attribution.scores import TopScores
 from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import Edit, Selection, predicted_damage, select
 from tests.pipelines import stable_diffusion

@@ -59,6 +59,8 @@ def test_json_and_words() -> None:
         "progress": True,
         "executor": "local",
         "workers": None,
+        "save_dtype": "float32",
+        "save_top": None,
     }
     assert repr(RunOptions()) == "RunOptions()"
     assert repr(RunOptions(holdout=8, progress=False)) == "RunOptions(holdout=8, progress=False)"

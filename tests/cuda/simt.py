@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _cuda, pack_bits
+from cad_fast.ops import backends, pack_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "cuda"
@@ -99,12 +99,12 @@ class Guarded:
 
 
 @contextlib.contextmanager
-def in_use(library: _cuda.Library, order: int, guarded: Guarded | None) -> Iterator[None]:
-    """cad_fast.ops._cuda calls this library, for tensors on the CPU, with its allocations between guard zones."""
+def in_use(library: backends.cuda.Library, order: int, guarded: Guarded | None) -> Iterator[None]:
+    """cad_fast.ops.backends.cuda calls it, for tensors on the CPU, with its allocations between guard zones."""
     library.loaded.simt_order(ctypes.c_int(order))
     patches = [
-        mock.patch.object(_cuda, "load", lambda: library),
-        mock.patch.object(_cuda, "_on_device", lambda device, call: call(0)),
+        mock.patch.object(backends.cuda, "load", lambda: library),
+        mock.patch.object(backends.cuda, "on_device", lambda device, call: call(0)),
     ]
     if guarded is not None:
         patches.append(mock.patch.object(torch, "empty", guarded.empty))
@@ -116,15 +116,15 @@ def in_use(library: _cuda.Library, order: int, guarded: Guarded | None) -> Itera
         guarded.check()
 
 
-def load(path: Path) -> _cuda.Library:
+def load(path: Path) -> backends.cuda.Library:
     """A library that `build` made."""
-    return _cuda.Library(path)
+    return backends.cuda.Library(path)
 
 
 class Runner:
     """Calls the operators on one library."""
 
-    def __init__(self, library: _cuda.Library, order: int = 0, shift: int = 0, guards: bool = True) -> None:
+    def __init__(self, library: backends.cuda.Library, order: int = 0, shift: int = 0, guards: bool = True) -> None:
         self.library, self.order, self.shift, self.guards = library, order, shift, guards
 
     def __call__(self, op: str, *args: Tensor | bool | None) -> Tensor:
@@ -133,7 +133,7 @@ class Runner:
         copy = guarded.copy if guarded else lambda t: None if t is None else t.clone()
         args = [copy(a) if (a is None or isinstance(a, Tensor)) and strided(a) else a for a in args]
         with in_use(self.library, self.order, guarded):
-            return getattr(_cuda, op)(*args).clone()
+            return getattr(backends.cuda, op)(*args).clone()
 
 
 def strided(tensor: Tensor | None) -> bool:

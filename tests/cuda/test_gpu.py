@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _cuda, _native, edited_linear, masked_linear, pack_bits
+from cad_fast.ops import backends, edited_linear, masked_linear, pack_bits
 from tests.cuda import simt
 from tests.cuda.test_simt import EDITED, MASKED, dtypes, transposing
 from tests.ops import exact
@@ -24,7 +24,7 @@ def on_gpu(op: str, case: list, device: str = "cuda") -> list:
 
 def check(op: str, case: list, device: str = "cuda") -> Tensor:
     """The kernel's result, which must be as near the float64 one as rounding allows."""
-    actual = getattr(_cuda, op)(*on_gpu(op, case, device))
+    actual = getattr(backends.cuda, op)(*on_gpu(op, case, device))
     assert actual.dtype == case[0].dtype
     assert_right(actual.cpu(), getattr(exact, op)(*case))
     return actual
@@ -72,10 +72,10 @@ def test_the_same_every_time(dtype, transposed: bool) -> None:
         first = check(op, case)
         args = on_gpu(op, case)
         for _ in range(20):
-            assert torch.equal(getattr(_cuda, op)(*args), first)
+            assert torch.equal(getattr(backends.cuda, op)(*args), first)
 
 
-@pytest.mark.skipif(_native.why_not() is not None, reason=str(_native.why_not()))
+@pytest.mark.skipif(backends.native.why_not() is not None, reason=str(backends.native.why_not()))
 @transposing
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_agrees_with_the_native_kernels_to_the_last_bit(dtype, transposed: bool) -> None:

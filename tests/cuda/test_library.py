@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from cad_fast import __version__
-from cad_fast.ops import _cuda, backend_report, masked_linear
+from cad_fast.ops import backend_report, backends, masked_linear
 from tests.cuda import simt
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
-built = pytest.mark.skipif(not _cuda.PATH.exists(), reason="the CUDA kernels were not built")
+built = pytest.mark.skipif(not backends.cuda.PATH.exists(), reason="the CUDA kernels were not built")
 
 
 def cuobjdump() -> str | None:
@@ -32,7 +32,7 @@ def dump(*arguments: str | Path, cwd: Path | None = None) -> str:
     """What cuobjdump prints."""
     if cuobjdump() is None:
         pytest.skip("needs cuobjdump, of CUDA or of triton")
-    command = [cuobjdump(), *map(str, arguments), str(_cuda.PATH)]
+    command = [cuobjdump(), *map(str, arguments), str(backends.cuda.PATH)]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd).stdout
 
 
@@ -132,17 +132,17 @@ def test_it_loads_without_a_gpu_and_says_so() -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch):
     """Forgets what was found about the library, now and afterwards."""
-    _cuda._load.cache_clear()
+    backends.cuda.load_or_reason.cache_clear()
     yield
     monkeypatch.undo()
-    _cuda._load.cache_clear()
+    backends.cuda.load_or_reason.cache_clear()
 
 
 ARGUMENTS = torch.zeros(1, 1, 9), torch.zeros(2, 9), torch.zeros(1, 2, 1, dtype=torch.int32)
 
 
 def test_a_missing_library_is_named(fresh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_cuda, "PATH", tmp_path / "none.so")
+    monkeypatch.setattr(backends.cuda, "PATH", tmp_path / "none.so")
     with pytest.raises(RuntimeError, match=r"cuda backend: cad_fast was installed without its CUDA kernels"):
         masked_linear(*ARGUMENTS, backend="cuda")
     report = backend_report()["cuda"]
@@ -152,14 +152,14 @@ def test_a_missing_library_is_named(fresh, monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_broken_library_is_named(fresh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"nothing")
-    monkeypatch.setattr(_cuda, "PATH", broken)
+    monkeypatch.setattr(backends.cuda, "PATH", broken)
     with pytest.raises(RuntimeError, match=r"broken.so does not load: .*file too short|invalid ELF header"):
         masked_linear(*ARGUMENTS, backend="cuda")
 
 
 @built
 def test_a_stale_library_is_refused(fresh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cuda, "__version__", "999")
+    monkeypatch.setattr(backends.cuda, "__version__", "999")
     with pytest.raises(RuntimeError, match=r"was built for version .*, this is 999: install cad_fast again"):
         masked_linear(*ARGUMENTS, backend="cuda")
 
@@ -168,17 +168,17 @@ def test_what_the_kernels_cannot_take_is_named(monkeypatch: pytest.MonkeyPatch) 
     class OnCuda(torch.Tensor):
         device = torch.device("cuda:0")
 
-    monkeypatch.setattr(_cuda, "_load", lambda: (None, None))
-    monkeypatch.setattr(_cuda, "no_device", lambda: None)
+    monkeypatch.setattr(backends.cuda, "load_or_reason", lambda: (None, None))
+    monkeypatch.setattr(backends.cuda, "no_device", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
-    monkeypatch.setattr(_cuda, "_unsupported", _cuda._unsupported.__wrapped__)
-    assert _cuda.why_not("masked_linear", ARGUMENTS) == "the CUDA kernels run on cuda, a tensor is on cpu"
+    monkeypatch.setattr(backends.cuda, "unsupported_index", backends.cuda.unsupported_index.__wrapped__)
+    assert backends.cuda.why_not("masked_linear", ARGUMENTS) == "the CUDA kernels run on cuda, a tensor is on cpu"
     x = torch.zeros(1, dtype=torch.float64).as_subclass(OnCuda)
-    assert "a tensor is torch.float64" in _cuda.why_not("masked_linear", (x,))
+    assert "a tensor is torch.float64" in backends.cuda.why_not("masked_linear", (x,))
     for capability, expected in (
         ((7, 5), "the CUDA kernels need compute capability 8.0, Some GPU has 7.5"),
         ((8, 6), None),
         ((12, 0), None),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, has=capability: has)
-        assert _cuda.why_not("masked_linear", (torch.zeros(1).as_subclass(OnCuda),)) == expected
+        assert backends.cuda.why_not("masked_linear", (torch.zeros(1).as_subclass(OnCuda),)) == expected

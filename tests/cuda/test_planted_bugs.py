@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cad_fast.ops import _cuda
+from cad_fast.ops import backends
 from tests.cuda import battery, simt
 from tests.sanitize import OPTIONS, runtime
 
@@ -169,4 +169,4 @@ def test_shared_memory_that_is_too_small_is_seen() -> None:
 
 def test_a_message_is_not_lost() -> None:
     library = simt.load(simt.build())
-    assert isinstance(library, _cuda.Library) and library.message(1) == "an error code"
+    assert isinstance(library, backends.cuda.Library) and library.message(1) == "an error code"

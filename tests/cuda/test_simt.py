@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _cuda, _native, edited_linear, masked_linear, pack_bits
+from cad_fast.ops import backends, edited_linear, masked_linear, pack_bits
 from tests.cuda import simt
 from tests.cuda.battery import TYPES, compare
 
@@ -188,7 +188,7 @@ def test_groups_do_not_depend_on_their_company(run_once: simt.Runner, dtype, tra
         assert torch.equal(alone, whole[first : first + 1])
 
 
-@pytest.mark.skipif(_native.why_not() is not None, reason=str(_native.why_not()))
+@pytest.mark.skipif(backends.native.why_not() is not None, reason=str(backends.native.why_not()))
 @transposing
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_agrees_with_the_native_kernels_to_the_last_bit(run_once: simt.Runner, dtype, transposed: bool) -> None:
@@ -244,10 +244,10 @@ def test_an_index_changed_after_it_was_checked_is_checked_again(library) -> None
     args = torch.zeros(1, 8), torch.zeros(5, 8), torch.tensor([0, 1]), torch.tensor([0, 2])
     with simt.in_use(library, 0, None):
         for _ in range(2):
-            _cuda.edited_linear(*args, indices, torch.zeros(2), None, False)
+            backends.cuda.edited_linear(*args, indices, torch.zeros(2), None, False)
         indices[1] = 40
         with pytest.raises(ValueError, match=r"indices\[1\] = 40 is out of range"):
-            _cuda.edited_linear(*args, indices, torch.zeros(2), None, False)
+            backends.cuda.edited_linear(*args, indices, torch.zeros(2), None, False)
 
 
 @dtypes

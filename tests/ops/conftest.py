@@ -4,15 +4,15 @@ from types import ModuleType
 
 import pytest
 
-from cad_fast.ops import _native
+from cad_fast.ops import backends
 
 
 @pytest.fixture
 def native() -> ModuleType:
     """The extension module, with the instruction set put back afterwards."""
-    module = _native.load()
+    module = backends.native.load()
     if module is None:
-        pytest.skip(_native.why_not())
+        pytest.skip(backends.native.why_not())
     before = module.capability()
     yield module
     module.set_capability(before)

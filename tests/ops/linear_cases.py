@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _native
+from cad_fast.ops import backends
 
 
 def with_threads(counts: tuple[int, ...], call: Callable[[], Tensor]) -> list[Tensor]:
@@ -24,7 +24,7 @@ def with_threads(counts: tuple[int, ...], call: Callable[[], Tensor]) -> list[Te
 
 BACKENDS = [
     pytest.param(
-        "native", marks=pytest.mark.skipif(_native.why_not() is not None, reason="there are no native kernels")
+        "native", marks=pytest.mark.skipif(backends.native.why_not() is not None, reason="there are no native kernels")
     ),
     "reference",
 ]

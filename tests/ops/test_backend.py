@@ -11,20 +11,19 @@ import pytest
 import torch
 
 from cad_fast.ops import (
-    _backend,
-    _crossover,
-    _native,
-    _triton,
     backend_report,
+    backends,
     can_run,
     count_bits,
+    crossover,
+    dispatch,
     edited_linear,
     get_backend,
     masked_linear,
     pack_bits,
     use_backend,
 )
-from cad_fast.ops._registry import OPS
+from cad_fast.ops.registry import OPS
 
 MASK = torch.tensor([[True, False, True]])
 
@@ -33,8 +32,8 @@ MASK = torch.tensor([[True, False, True]])
 def without_native(monkeypatch: pytest.MonkeyPatch) -> str:
     """As after an installation with CAD_FAST_SKIP_NATIVE=1; returns the reason given."""
     reason = "cad_fast was installed without its native kernels"
-    monkeypatch.setattr(_native, "_import", lambda: (None, reason))
-    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(backends.native, "imported", lambda: (None, reason))
+    monkeypatch.setattr(dispatch, "warned", set())
     return reason
 
 
@@ -88,20 +87,20 @@ def test_automatic_choice_falls_back_and_says_so_once(without_native: str, recwa
 
 def test_capability_variable_needs_native(without_native: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAD_FAST_CPU_CAPABILITY", "portable")
-    _native._apply_capability.cache_clear()
-    with pytest.raises(_native.NativeUnavailableError, match=without_native):
+    backends.native.apply_capability.cache_clear()
+    with pytest.raises(backends.native.NativeUnavailableError, match=without_native):
         pack_bits(MASK, backend="auto")
 
 
 def test_stale_extension_is_refused(native, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "__version__", "999")
-    _native._import.cache_clear()
+    monkeypatch.setattr(backends.native, "__version__", "999")
+    backends.native.imported.cache_clear()
     try:
-        assert "is 999: install cad_fast again" in _native.why_not()
+        assert "is 999: install cad_fast again" in backends.native.why_not()
     finally:
         monkeypatch.undo()
-        _native._import.cache_clear()
-    assert _native.why_not() is None
+        backends.native.imported.cache_clear()
+    assert backends.native.why_not() is None
 
 
 def test_other_devices_are_refused_by_native(native) -> None:
@@ -112,7 +111,7 @@ def test_other_devices_are_refused_by_native(native) -> None:
 
 
 def test_native_refuses_float16_and_the_reference_runs(native, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(dispatch, "warned", set())
     x, weight, words = torch.ones(1, 2, 3).half(), torch.ones(4, 3).half(), torch.tensor([[[1]] * 4]).int()
     with pytest.warns(RuntimeWarning, match="native kernels compute float32 and bfloat16, a tensor is torch.float16"):
         y = masked_linear(x, weight, words)
@@ -122,14 +121,14 @@ def test_native_refuses_float16_and_the_reference_runs(native, monkeypatch: pyte
 
 
 def test_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_triton, "_found", lambda: True)
-    monkeypatch.setattr(_triton, "_interpreted", lambda: False)
+    monkeypatch.setattr(backends.triton, "installed", lambda: True)
+    monkeypatch.setattr(backends.triton, "interpreted", lambda: False)
     with pytest.raises(RuntimeError, match="the triton kernels run on cuda, a tensor is on cpu"):
         can_run("masked_linear", "triton", torch.zeros(1), raise_error=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     report = backend_report()["triton"]
     assert (report["available"], report["why_not"]) == (False, "there is no CUDA device")
-    monkeypatch.setattr(_triton, "_found", lambda: False)
+    monkeypatch.setattr(backends.triton, "installed", lambda: False)
     with pytest.raises(RuntimeError, match=re.escape("triton is not installed: pip install 'cad-fast[triton]'")):
         can_run("masked_linear", "triton", torch.zeros(1), raise_error=True)
 
@@ -141,14 +140,14 @@ def test_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_triton_needs_a_capability(monkeypatch, capability: tuple[int, int], reason: str | None) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    assert _triton._unsupported.__wrapped__(0) == reason
+    assert backends.triton.unsupported_index.__wrapped__(0) == reason
 
 
 def test_the_choice_on_gpus_depends_on_rows() -> None:
     class OnCuda(torch.Tensor):
         device = torch.device("cuda")
 
-    few, many = (_crossover.order("masked_linear", (torch.zeros(2, rows, 8).as_subclass(OnCuda),)) for rows in (1, 99))
+    few, many = (crossover.order("masked_linear", (torch.zeros(2, rows, 8).as_subclass(OnCuda),)) for rows in (1, 99))
     assert few == ("cuda", "triton", "reference") and many == ("triton", "cuda", "reference")
 
 
@@ -252,7 +251,7 @@ def test_small_loops_are_not_split(native, torch_threads) -> None:
     assert [(begin, end) for begin, end, _ in native.parallel_ranges(100, 100)] == [(0, 100)]
 
 
-@pytest.mark.skipif(_native.thread_pool()[1] is not None, reason=str(_native.thread_pool()[1]))
+@pytest.mark.skipif(backends.native.thread_pool()[1] is not None, reason=str(backends.native.thread_pool()[1]))
 def test_loops_follow_torch_threads(native, torch_threads) -> None:
     for count in (1, 2, 3):
         torch_threads(count)
@@ -278,8 +277,8 @@ def test_loops_start_no_threads_of_their_own(native, torch_threads) -> None:
 def test_without_a_pool_loops_are_serial_and_the_report_says_why(native, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = torch.rand(5, 500_001) < 0.5
     expected = pack_bits(mask, backend="native")
-    monkeypatch.setattr(_native, "thread_pool", lambda: ((0, 0), "torch 2.6.0 has no torch_parallel_for"))
-    _native._import.cache_clear()
+    monkeypatch.setattr(backends.native, "thread_pool", lambda: ((0, 0), "torch 2.6.0 has no torch_parallel_for"))
+    backends.native.imported.cache_clear()
     try:
         report = backend_report()["threads"]
         assert (report["pool"], report["count"]) == ("serial", 1)
@@ -288,12 +287,12 @@ def test_without_a_pool_loops_are_serial_and_the_report_says_why(native, monkeyp
         assert torch.equal(pack_bits(mask, backend="native"), expected)
     finally:
         monkeypatch.undo()
-        _native._import.cache_clear()
-    assert _native.load().has_thread_pool() == (_native.thread_pool()[1] is None)
+        backends.native.imported.cache_clear()
+    assert backends.native.load().has_thread_pool() == (backends.native.thread_pool()[1] is None)
 
 
 def test_environment_is_read_in_one_module() -> None:
-    package = Path(_backend.__file__).parents[1]
+    package = Path(dispatch.__file__).parents[1]
     readers = [
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")

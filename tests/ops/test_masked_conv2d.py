@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from cad_fast.ops import _conv, masked_conv2d, pack_bits, reference
-from cad_fast.ops.masked_conv2d import _product_pays
+from cad_fast.ops import checks, masked_conv2d, pack_bits, reference
+from cad_fast.ops.masked_conv2d import product_pays
 from tests.ops import exact
 from tests.rounding import assert_right
 
@@ -82,7 +82,7 @@ def test_transposed(capability: str, geometry: str, dtype: torch.dtype) -> None:
 def test_both_native_paths_are_tested() -> None:
     def product(size: tuple[int, ...], geometry: str) -> bool:
         how = pairs(**GEOMETRIES[geometry])
-        return _product_pays(*inputs(size, torch.float32, how[3])[:2], _conv.geometry(*how, None))
+        return product_pays(*inputs(size, torch.float32, how[3])[:2], checks.conv.geometry(*how, None))
 
     assert {product(size, "same") for size in SIZES} == {True, False}
     assert not product(SIZES[1], "grouped")

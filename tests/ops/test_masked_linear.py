@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cad_fast.ops import masked_linear, pack_bits, reference
-from cad_fast.ops._registry import OPS
+from cad_fast.ops.registry import OPS
 from tests.ops import exact
 from tests.ops.linear_cases import BACKENDS, with_threads
 from tests.rounding import assert_right

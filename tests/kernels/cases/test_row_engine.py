@@ -8,7 +8,7 @@ import cad_fast
 from cad_fast.components.ablation import Ablation
 from cad_fast.components.space import ComponentSpace
 from cad_fast.ops import use_backend
-from cad_fast.ops._registry import OPS
+from cad_fast.ops.registry import OPS
 from cad_fast.row_engine.forms import Gated, run_form
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from cad_fast.ops._registry import OPS
+from cad_fast.ops.registry import OPS
+from tests.ops.samples import SAMPLES
 
 OF_THE_SOLVERS = {"bits_linear", "gram_bits"}
 """On the CPU alone: a regression is solved there, wherever its ablations ran."""
@@ -15,7 +16,7 @@ CASES = [
     pytest.param(op, number, id=f"{op.name}-{number}")
     for op in OPS.values()
     if op.name not in OF_THE_SOLVERS
-    for number in range(len(op.samples()))
+    for number in range(len(SAMPLES[op.name]()))
 ]
 
 
@@ -31,7 +32,7 @@ def moved(op: str, argument: object, position: int, device: torch.device) -> obj
 @pytest.mark.parametrize(("op", "number"), CASES)
 def test_triton_agrees_with_the_reference(device, op, number: int) -> None:
     assert "triton" in op.implementations
-    sample = [moved(op.name, argument, i, device) for i, argument in enumerate(op.samples()[number])]
+    sample = [moved(op.name, argument, i, device) for i, argument in enumerate(SAMPLES[op.name]()[number])]
     results = []
     for backend in ("triton", "reference"):
         before = op.runs[backend]
@@ -44,5 +45,5 @@ def test_triton_agrees_with_the_reference(device, op, number: int) -> None:
 
 @pytest.mark.parametrize(("op", "number"), CASES)
 def test_schema(device, op, number: int) -> None:
-    sample = [moved(op.name, argument, i, device) for i, argument in enumerate(op.samples()[number])]
+    sample = [moved(op.name, argument, i, device) for i, argument in enumerate(SAMPLES[op.name]()[number])]
     torch.library.opcheck(op.custom_op, (*sample, "triton"), test_utils=("test_schema", "test_faketensor"))

@@ -17,13 +17,6 @@ def tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
         raise ValueError(f"{name} must have at least one dimension, got a scalar")
 
 
-def tensors(**values: Any) -> None:
-    """Require tensors, by name: what the schema of a custom op would refuse without naming it."""
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-
-
 def size(name: str, value: Any) -> None:
     """Require an int that is not negative (a symbolic one passes)."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):

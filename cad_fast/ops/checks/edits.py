@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from cad_fast.ops import _check
+from cad_fast.ops.checks import check
 
 _checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Indices on a GPU that were found right: their version, and what else they were checked against."""
@@ -15,22 +15,22 @@ _checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def check_shapes(x: Tensor, rows: Any, offsets: Any, indices: Any, factors: Any) -> None:
     """Require rows and offsets [groups + 1] on the CPU, indices and factors [entries] on the device of x."""
     for name, value in (("rows", rows), ("offsets", offsets), ("indices", indices)):
-        _check.tensor(name, value, (torch.int64,))
-    _check.tensor("factors", factors, (torch.float32,))
+        check.tensor(name, value, (torch.int64,))
+    check.tensor("factors", factors, (torch.float32,))
     if rows.dim() != 1 or len(rows) < 2:
-        raise ValueError(f"rows must be [groups + 1] with at least one group, got {_check.shape(rows)}")
-    _check.exact_shape("offsets", offsets, rows.shape)
+        raise ValueError(f"rows must be [groups + 1] with at least one group, got {check.shape(rows)}")
+    check.exact_shape("offsets", offsets, rows.shape)
     if indices.dim() != 1:
-        raise ValueError(f"indices must be [entries], got {_check.shape(indices)}")
-    _check.exact_shape("factors", factors, indices.shape)
+        raise ValueError(f"indices must be [entries], got {check.shape(indices)}")
+    check.exact_shape("factors", factors, indices.shape)
     for name, value in (("rows", rows), ("offsets", offsets)):
         if value.device.type != "cpu":
             raise ValueError(f"{name} must be on cpu, got {value.device}")
-    _check.same_device("indices", indices, "x", x)
-    _check.same_device("factors", factors, "x", x)
+    check.same_device("indices", indices, "x", x)
+    check.same_device("factors", factors, "x", x)
 
 
-def _remembers(indices: Tensor) -> bool:
+def remembers(indices: Tensor) -> bool:
     return indices.device.type != "cpu" and not indices.is_inference()  # which has no version
 
 
@@ -42,9 +42,9 @@ def check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indic
     for name, value, last in (("offsets", offsets, indices.shape[0]), ("rows", rows, x.shape[0])):
         if value[0] != 0 or value[-1] != last or (value.diff() < 0).any():
             raise ValueError(f"{name} must ascend from 0 to {last}")
-    remembers = _remembers(indices)
-    state = (indices._version, weight.numel(), offsets.tolist()) if remembers else None
-    if remembers and _checked.get(indices) == state:
+    is_remembered = remembers(indices)
+    state = (indices._version, weight.numel(), offsets.tolist()) if is_remembered else None
+    if is_remembered and _checked.get(indices) == state:
         return
     outside = (indices < 0) | (indices >= weight.numel())
     disordered = torch.zeros_like(outside)
@@ -52,7 +52,7 @@ def check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indic
     disordered[offsets[offsets < indices.shape[0]].to(indices.device)] = False
     bad = (outside | disordered).nonzero().flatten()
     if bad.numel() == 0:
-        if remembers:
+        if is_remembered:
             _checked[indices] = state
         return
     position = int(bad[0])

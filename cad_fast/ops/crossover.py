@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cad_fast.ops import _triton
+from cad_fast.ops.backends import triton
 
 CUDA_UP_TO_ROWS = {"masked_linear": 4, "edited_linear": 4}
 """Up to so many rows per variant the CUDA kernels go first, above it the Triton ones; operators not listed: Triton.
@@ -12,7 +12,7 @@ many the matrix instructions, which Triton's compiler schedules for each archite
 
 def order(op: str, args: tuple[Any, ...]) -> tuple[str, ...]:
     """The backends to try for an operator on these arguments, by name; some may not be there."""
-    device = _triton.device_of(args)
+    device = triton.device_of(args)
     if device is None or device.type != "cuda":
         return ("native", "reference")
     few = op in CUDA_UP_TO_ROWS and _rows(op, args) <= CUDA_UP_TO_ROWS[op]

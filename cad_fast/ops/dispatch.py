@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from cad_fast import __version__, envs
-from cad_fast.ops import _crossover, _cuda, _native, _triton
-from cad_fast.ops._registry import OPS
+from cad_fast.ops import backends, crossover
+from cad_fast.ops.registry import OPS
 
 
 def _reference_why_not(op: str, args: tuple[Any, ...]) -> str | None:
@@ -19,9 +19,9 @@ def _reference_why_not(op: str, args: tuple[Any, ...]) -> str | None:
 
 
 PREDICATES: dict[str, Callable[[str, tuple[Any, ...]], str | None]] = {
-    "cuda": _cuda.why_not,
-    "triton": _triton.why_not,
-    "native": _native.why_not_run,
+    "cuda": backends.cuda.why_not,
+    "triton": backends.triton.why_not,
+    "native": backends.native.why_not_run,
     "reference": _reference_why_not,
 }
 """All backends, and what says why one of them cannot run an operator on arguments (None: it can)."""
@@ -107,7 +107,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def _first_that_can_run(op: str, *args: Any) -> str:
     reasons = {}
-    for backend in _crossover.order(op, args):
+    for backend in crossover.order(op, args):
         if backend not in BACKENDS:
             continue
         reason = why_not(op, backend, *args)
@@ -119,12 +119,12 @@ def _first_that_can_run(op: str, *args: Any) -> str:
     raise RuntimeError(f"no backend can run {op}: {reasons}")
 
 
-_warned: set[str] = set()
+warned: set[str] = set()
 
 
 def _warn_once(reason: str) -> None:
-    if reason and reason not in _warned:
-        _warned.add(reason)
+    if reason and reason not in warned:
+        warned.add(reason)
         message = f"{reason}; the slow reference operators run instead (cad_fast.ops.backend_report() tells more)"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
@@ -137,11 +137,11 @@ def backend_report() -> dict[str, Any]:
     error = None
     try:
         get_backend()
-        module, reason = _native.load(), _native.why_not()
-    except (ValueError, _native.NativeUnavailableError) as raised:
+        module, reason = backends.native.load(), backends.native.why_not()
+    except (ValueError, backends.native.NativeUnavailableError) as raised:
         module, reason = None, str(raised)
         error = reason
-    _, serial_because = _native.thread_pool()
+    _, serial_because = backends.native.thread_pool()
     parallel = module is not None and module.has_thread_pool()
     return {
         "version": __version__,
@@ -155,8 +155,8 @@ def backend_report() -> dict[str, Any]:
             "why_not": reason,
             "build": module.build_info() if module else None,
         },
-        "cuda": _cuda.report(),
-        "triton": _triton.report(),
+        "cuda": backends.cuda.report(),
+        "triton": backends.triton.report(),
         "cpu": {
             "features": module.cpu_features() if module else None,
             "capabilities": module.capabilities() if module else None,

@@ -61,7 +61,7 @@ def why_not(op: str, args: tuple[Any, ...]) -> str | None:
     device = device_of(args)
     if device is None or device.type == "cuda":
         return unsupported(device)
-    if device.type == "cpu" and _interpreted():
+    if device.type == "cpu" and interpreted():
         return None
     return f"the triton kernels run on cuda, a tensor is on {device}"
 
@@ -74,7 +74,7 @@ def report() -> dict[str, Any]:
 
 def not_installed() -> str | None:
     """Why triton is not there; None if it is."""
-    return None if _found() else "triton is not installed: pip install 'cad-fast[triton]'"
+    return None if installed() else "triton is not installed: pip install 'cad-fast[triton]'"
 
 
 def unsupported(device: torch.device | None) -> str | None:
@@ -82,11 +82,11 @@ def unsupported(device: torch.device | None) -> str | None:
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     index = torch.cuda.current_device() if device is None or device.index is None else device.index
-    return _unsupported(index)
+    return unsupported_index(index)
 
 
 @functools.cache
-def _unsupported(index: int) -> str | None:
+def unsupported_index(index: int) -> str | None:
     name = torch.cuda.get_device_name(index)
     if torch.version.hip:
         architecture = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
@@ -100,7 +100,7 @@ def _unsupported(index: int) -> str | None:
 
 
 @functools.cache
-def _found() -> bool:
+def installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
@@ -113,6 +113,6 @@ def _version() -> str | None:
     return None
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
     """Whether TRITON_INTERPRET=1 has kernels run on the CPU, slowly, as in the tests."""
     return bool(importlib.import_module("triton").knobs.runtime.interpret)

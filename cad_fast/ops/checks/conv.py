@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cad_fast.ops import _check
+from cad_fast.ops.checks import check
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -43,7 +43,7 @@ def pair(name: str, value: Any, least: int) -> list[int]:
 
 def geometry(stride: Any, padding: Any, dilation: Any, groups: Any, input_size: Any) -> Geometry:
     """The arguments of a convolution, checked one by one."""
-    _check.size("groups", groups)
+    check.size("groups", groups)
     if groups == 0:
         raise ValueError("groups must be at least 1, got 0")
     size = None if input_size is None else pair("input_size", input_size, 0)
@@ -65,10 +65,10 @@ def result_shape(x: Tensor, weight: Tensor, how: Geometry) -> list[int]:
     return [*x.shape[:-3], weight.shape[1] * how.groups, *how.input_size]
 
 
-def check(x: Any, weight: Any, bias: Any, how: Geometry, dimensions: int) -> None:
+def check_operands(x: Any, weight: Any, bias: Any, how: Geometry, dimensions: int) -> None:
     """Require x of so many dimensions, a weight and a bias that fit each other and the geometry."""
-    _check.tensor("x", x, FLOATS)
-    _check.tensor("weight", weight, (x.dtype,))
+    check.tensor("x", x, FLOATS)
+    check.tensor("weight", weight, (x.dtype,))
     if x.dim() != dimensions:
         raise ValueError(f"x must have {dimensions} dimensions, got shape {list(x.shape)}")
     if weight.dim() != 4 or min(weight.shape) == 0:
@@ -97,7 +97,7 @@ def _check_bias(bias: Any, weight: Tensor, how: Geometry) -> None:
         return
     if how.input_size is not None:
         raise ValueError("bias must be None where input_size asks for the transposed convolution")
-    _check.tensor("bias", bias, (weight.dtype,))
+    check.tensor("bias", bias, (weight.dtype,))
     if list(bias.shape) != [weight.shape[0]]:
         raise ValueError(f"bias must have shape [{weight.shape[0]}], got {list(bias.shape)}")
 
@@ -113,6 +113,11 @@ def empty_result(x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
     if not _is_channels_last(images) and not _is_channels_last(weight):
         return torch.empty([*leading, channels, height, width], dtype=x.dtype, device=x.device)
     return torch.empty([*leading, height, width, channels], dtype=x.dtype, device=x.device).movedim(-1, -3)
+
+
+def empty_of_arguments(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    """Memory for the result of an operator whose last arguments are those of `Geometry`."""
+    return empty_result(x, weight, Geometry(*rest[-5:]))
 
 
 def laid_out(y: Tensor, x: Tensor, weight: Tensor, how: Geometry) -> Tensor:

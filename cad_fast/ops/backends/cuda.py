@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from cad_fast import __version__
-from cad_fast.ops import _edits, _linear
+from cad_fast.ops.checks import edits, linear
 
-PATH = Path(__file__).resolve().parents[1] / "libcad_fast_cuda.so"
+PATH = Path(__file__).resolve().parents[2] / "libcad_fast_cuda.so"
 LEAST_CAPABILITY = (8, 0)
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 # As csrc/cuda/api.h declares them.
-_FUNCTIONS = {
+FUNCTIONS = {
     "masked_linear": (_INT, [_POINTER] * 6 + [_SIZE] * 4 + [_INT] * 2 + [_POINTER]),
     "plan_edits": (_INT, [_POINTER] * 2 + [_SIZE, _INT] + [_POINTER] * 2),
     "edit_positions": (_SIZE, [_SIZE] * 3 + [_INT]),
@@ -42,7 +42,7 @@ class Library:
     def function(self, name: str) -> Callable[..., Any]:
         """A function by its name."""
         function = getattr(self.loaded, f"cad_fast_cuda_{name}")
-        function.restype, function.argtypes = _FUNCTIONS[name]
+        function.restype, function.argtypes = FUNCTIONS[name]
         return function
 
     def call(self, name: str, *args: Any) -> None:
@@ -65,7 +65,7 @@ class Library:
 
 
 @functools.cache
-def _load() -> tuple[Library | None, str | None]:
+def load_or_reason() -> tuple[Library | None, str | None]:
     """The library, or the reason why there is none."""
     if not PATH.exists():
         return None, "cad_fast was installed without its CUDA kernels (CAD_FAST_BUILD_CUDA, docs/environment.md)"
@@ -85,7 +85,7 @@ def load() -> Library:
     Raises:
         RuntimeError: there is none, or it does not load; the message says why.
     """
-    library, reason = _load()
+    library, reason = load_or_reason()
     if library is None:
         raise RuntimeError(reason)
     return library
@@ -101,7 +101,7 @@ def no_device() -> str | None:
 
 
 @functools.cache
-def _unsupported(index: int) -> str | None:
+def unsupported_index(index: int) -> str | None:
     """Why a device cannot run the kernels; None if it can."""
     capability = torch.cuda.get_device_capability(index)
     if capability >= LEAST_CAPABILITY:
@@ -112,7 +112,7 @@ def _unsupported(index: int) -> str | None:
 
 def why_not(op: str, args: tuple[Any, ...]) -> str | None:
     """Why the CUDA kernels cannot run an operator on these arguments; None if they can."""
-    reason = _load()[1] or no_device()
+    reason = load_or_reason()[1] or no_device()
     if reason is not None:
         return reason
     x = args[0]
@@ -120,19 +120,19 @@ def why_not(op: str, args: tuple[Any, ...]) -> str | None:
         return f"the CUDA kernels run on cuda, a tensor is on {x.device}"
     if x.dtype not in TYPES:
         return f"the CUDA kernels compute {', '.join(map(str, TYPES))}, a tensor is {x.dtype}"
-    return _unsupported(x.device.index)
+    return unsupported_index(x.device.index)
 
 
 def report() -> dict[str, Any]:
     """What `backend_report` says about the CUDA kernels."""
-    library, reason = _load()
+    library, reason = load_or_reason()
     reason = reason or no_device()
     devices = []
     if reason is None and torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             capability = ".".join(map(str, torch.cuda.get_device_capability(index)))
             name = torch.cuda.get_device_name(index)
-            devices.append({"name": name, "capability": capability, "why_not": _unsupported(index)})
+            devices.append({"name": name, "capability": capability, "why_not": unsupported_index(index)})
     return {
         "available": reason is None and any(device["why_not"] is None for device in devices),
         "why_not": reason,
@@ -141,7 +141,7 @@ def report() -> dict[str, Any]:
     }
 
 
-def _on_device(device: torch.device, call: Callable[[int], None]) -> None:
+def on_device(device: torch.device, call: Callable[[int], None]) -> None:
     """Call with the current stream of the device, on which it is the current one."""
     with torch.cuda.device(device):
         load().call("use_device", device.index)
@@ -153,13 +153,13 @@ def masked_linear(
 ) -> Tensor:
     """See `cad_fast.ops.masked_linear`; the arguments are checked."""
     x, weight, words = x.contiguous(), weight.contiguous(), words.contiguous()
-    bias, factors = _linear.contiguous(bias), _linear.contiguous(factors)
+    bias, factors = linear.contiguous(bias), linear.contiguous(factors)
     n, k = weight.shape
     variants, rows, _ = x.shape
     y = torch.empty((variants, rows, k if transposed else n), dtype=x.dtype, device=x.device)
-    pointers = [_linear.address(tensor) for tensor in (x, weight, words, bias, factors, y)]
+    pointers = [linear.address(tensor) for tensor in (x, weight, words, bias, factors, y)]
     sizes = (variants, rows, n, k, transposed, TYPES[x.dtype])
-    _on_device(x.device, lambda stream: load().call("masked_linear", *pointers, *sizes, stream))
+    on_device(x.device, lambda stream: load().call("masked_linear", *pointers, *sizes, stream))
     return y
 
 
@@ -174,8 +174,8 @@ def edited_linear(
     transposed: bool,
 ) -> Tensor:
     """See `cad_fast.ops.edited_linear`; the arguments are checked but for the values of rows, offsets and indices."""
-    _edits.check_values(x, weight, rows, offsets, indices)
-    x, weight, bias = x.contiguous(), weight.contiguous(), _linear.contiguous(bias)
+    edits.check_values(x, weight, rows, offsets, indices)
+    x, weight, bias = x.contiguous(), weight.contiguous(), linear.contiguous(bias)
     rows, offsets, indices, factors = (t.contiguous() for t in (rows, offsets, indices, factors))
     n, k = weight.shape
     y = torch.empty((x.shape[0], k if transposed else n), dtype=x.dtype, device=x.device)
@@ -184,9 +184,9 @@ def edited_linear(
     count = load().function("edit_positions")(sizes[1], n, k, transposed)
     positions = torch.empty(count, dtype=torch.int32, device=x.device)
     pointers = [t.data_ptr() for t in (x, weight, plan)], [t.data_ptr() for t in (indices, factors, positions)]
-    arguments = (*pointers[0], sizes, *pointers[1], _linear.address(bias), y.data_ptr())
+    arguments = (*pointers[0], sizes, *pointers[1], linear.address(bias), y.data_ptr())
     shape = (n, k, transposed, TYPES[x.dtype])
-    _on_device(x.device, lambda stream: load().call("edited_linear", *arguments, *shape, stream))
+    on_device(x.device, lambda stream: load().call("edited_linear", *arguments, *shape, stream))
     return y
 
 

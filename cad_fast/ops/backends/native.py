@@ -9,8 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cad_fast import __version__, envs
+from cad_fast.ops.checks import linear
 
 
 class NativeUnavailableError(RuntimeError):
@@ -18,7 +20,7 @@ class NativeUnavailableError(RuntimeError):
 
 
 @functools.cache
-def _import() -> tuple[ModuleType | None, str | None]:
+def imported() -> tuple[ModuleType | None, str | None]:
     """The extension module, or the reason why there is none."""
     try:
         module = importlib.import_module("cad_fast._C")
@@ -37,8 +39,8 @@ def _import() -> tuple[ModuleType | None, str | None]:
 
 
 @functools.cache
-def _apply_capability(name: str) -> None:
-    module, reason = _import()
+def apply_capability(name: str) -> None:
+    module, reason = imported()
     if module is None:
         raise NativeUnavailableError(f"CAD_FAST_CPU_CAPABILITY={name} cannot be used: {reason}")
     try:
@@ -56,14 +58,14 @@ def load() -> ModuleType | None:
     """
     capability = envs.get("CAD_FAST_CPU_CAPABILITY")
     if capability:
-        _apply_capability(capability)
-    return _import()[0]
+        apply_capability(capability)
+    return imported()[0]
 
 
 def why_not() -> str | None:
     """Why there are no native kernels; None if there are."""
     load()
-    return _import()[1]
+    return imported()[1]
 
 
 def why_not_run(op: str, args: tuple[Any, ...]) -> str | None:
@@ -100,3 +102,24 @@ def thread_pool() -> tuple[tuple[int, int], str | None]:
         return (0, 0), f"torch {torch.__version__} has no torch_parallel_for (it came with 2.10)"
     first, second = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
     return (first, second), None
+
+
+def gate_pass(source: Tensor, target: Tensor, gates: Tensor, bias: Tensor | None, images: int, last: bool) -> None:
+    """Target = source times gates, but for the bias in it; both [rows, channels, positions], channels last or not.
+
+    The memory of both is dense and in the order that `last` says; they may be the same. ``images`` rows a variant.
+    """
+    channels = gates.shape[1]
+    gates, bias = gates.float().contiguous(), linear.contiguous(bias)
+    load().gated_conv2d(
+        source.data_ptr(),
+        target.data_ptr(),
+        gates.data_ptr(),
+        linear.address(bias),
+        len(gates),
+        images,
+        channels,
+        source.numel() // max(1, len(gates) * images * channels),
+        last,
+        source.dtype == torch.bfloat16,
+    )
