@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import base64
 import re
+import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +58,37 @@ def _text_of(output: Any) -> str:
     return COLOURS.sub("", output.get("data", {}).get("text/plain", ""))
 
 
+def write(source: Path, folder: Path) -> float:
+    """Execute the notebook at ``source``, write its page and pictures into ``folder``, return the seconds it took."""
+    started = time.perf_counter()
+    page, pictures = markdown_of(execute(source), source.stem)
+    for file, content in pictures.items():
+        (folder / file).write_bytes(content)
+    (folder / f"{source.stem}.md").write_text(page, encoding="utf-8")
+    return time.perf_counter() - started
+
+
 def main() -> int:
-    """Execute the notebooks; returns the exit code."""
+    """Execute the notebooks, two at a time; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the pages and their pictures")
     parser.add_argument("--limit", type=float, default=180, help="seconds that one notebook may take (default 180)")
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    sources = sorted(SOURCES.glob("*.ipynb"))
-    for source in sources:
-        started = time.perf_counter()
-        page, pictures = markdown_of(execute(source), source.stem)
-        seconds = time.perf_counter() - started
-        print(f"{source.name}: {seconds:.0f} s", file=sys.stderr)
-        if seconds > arguments.limit:
-            print(f"{source.name} took {seconds:.0f} s, more than {arguments.limit:g}", file=sys.stderr)
-            return 1
-        for file, content in pictures.items():
-            (arguments.output / file).write_bytes(content)
-        (arguments.output / f"{source.stem}.md").write_text(page)
-    return 0
+    shutil.rmtree(arguments.output, ignore_errors=True)
+    arguments.output.mkdir(parents=True)
+    slow = []
+    with ProcessPoolExecutor(2) as pool:
+        running = {
+            source.name: pool.submit(write, source, arguments.output) for source in sorted(SOURCES.glob("*.ipynb"))
+        }
+        for name, future in running.items():
+            seconds = future.result()
+            print(f"{name}: {seconds:.0f} s", file=sys.stderr)
+            if seconds > arguments.limit:
+                slow.append(name)
+    if slow:
+        print(f"more than {arguments.limit:g} seconds: {', '.join(slow)}", file=sys.stderr)
+    return int(bool(slow))
 
 
 if __name__ == "__main__":
