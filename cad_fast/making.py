@@ -18,6 +18,7 @@ from . import zoo
 from .attribution.attributor import Attributor
 from .attribution.measuring.plans import Target
 from .attribution.scores import Scores
+from .choices import Method
 from .diffusion.layers import PRESETS
 from .diffusion.timesteps import TimestepWindow, Window
 from .edits.damage import Moved, objectives_under
@@ -47,7 +48,7 @@ NEGATIVE_GUIDANCE = 1.0
 # concepts to keep by so much of what their prompts do (the mean over them).
 ENOUGH_LEFT = 0.2
 MOST_MOVED = 0.05
-METHOD_SPARING = "sensitivity"
+METHOD_SPARING: Method = "sensitivity"
 
 
 def erase(
@@ -219,8 +220,8 @@ class _Making:
     def pictures(self, images: Any, prompts: str | Sequence[str] | None) -> Recording:
         """Pictures of the concept, noised at every timestep of a run."""
         if images is None and zoo.name_of(self.pipeline) is not None and self.concept in zoo.OBJECTS:
-            files, captions = zip(*zoo.pictures(self.concept), strict=True)
-            images, prompts = zoo.opened(files), list(captions)
+            files, objects = zip(*zoo.pictures(self.concept), strict=True)
+            images, prompts = zoo.opened(files), list(objects)
         if images is None:
             texts = _prompts_of(self.pipeline, self.concept, prompts)
             recording = self.record(texts, of=self.concept)

@@ -51,7 +51,7 @@ def card_text(edit: EditData, info: CardInfo) -> str:
     about = describe(edit)
     has_sheet, base_model, repo_id = info.sheet is not None, info.base_model, info.repo_id
     on_hub = None if base_model is None or ":" in base_model else base_model  # zoo:emoji is no repository
-    relation = {} if on_hub is None else {"base_model_relation": "adapter"}
+    relation: dict[str, Any] = {} if on_hub is None else {"base_model_relation": "adapter"}
     data = ModelCardData(
         library_name="cad_fast",
         base_model=on_hub,
