@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm.auto import tqdm
 
 from . import zoo
@@ -108,7 +109,7 @@ def amplify(
     pipeline: Any,
     concept: str,
     *,
-    images: str | Path | Sequence[Any] | None = None,
+    images: str | Path | Sequence[Image.Image] | None = None,
     prompts: str | Sequence[str] | None = None,
     keep: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     ratio: float | None = None,
@@ -217,7 +218,9 @@ class _Making:
         self._bar.update()
         return recording
 
-    def pictures(self, images: Any, prompts: str | Sequence[str] | None) -> Recording:
+    def pictures(
+        self, images: str | Path | Sequence[Image.Image] | None, prompts: str | Sequence[str] | None
+    ) -> Recording:
         """Pictures of the concept, noised at every timestep of a run."""
         if images is None and zoo.name_of(self.pipeline) is not None and self.concept in zoo.OBJECTS:
             files, objects = zip(*zoo.pictures(self.concept), strict=True)
