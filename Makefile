@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMPS := .venv/.stamps
 NATIVE := setup.py pyproject.toml CMakeLists.txt cad_fast/version.py $(shell find csrc -type f)
 
-.PHONY: help venv demo test test-orders bench gpu-check sanitize lint wheel-check docs notebooks clean
+.PHONY: help venv demo test test-orders bench gpu-check sanitize lint types wheel-check docs notebooks clean
 
 help:
 	@echo "make venv         pinned dependencies and the package, editable, in .venv"
@@ -15,6 +15,7 @@ help:
 	@echo "make gpu-check    on a GPU: the tests marked gpu, then every operator against its peers; results in gpu-output/"
 	@echo "make sanitize     the tests of the kernels with address and undefined-behaviour sanitizers"
 	@echo "make lint         ruff check and ruff format --check"
+	@echo "make types        mypy on the package"
 	@echo "make wheel-check  build sdist and wheel, install the wheel elsewhere and use it"
 	@echo "make notebooks    execute the tutorials; results in build/notebooks/"
 	@echo "make docs         the documentation, links checked, in build/site/; open build/site/index.html"
@@ -56,6 +57,9 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: venv
+	$(BIN)/python -m mypy
+
 wheel-check: venv
 	$(BIN)/python tests/wheel_check.py
 
@@ -71,5 +75,5 @@ docs: notebooks
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 clean:
-	rm -rf .venv build dist demo-output bench-output *.egg-info .pytest_cache .ruff_cache cad_fast/_C.* cad_fast/libcad_fast_cuda.so
+	rm -rf .venv build dist demo-output bench-output *.egg-info .pytest_cache .ruff_cache .mypy_cache cad_fast/_C.* cad_fast/libcad_fast_cuda.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,7 +20,7 @@ MAX_JSON = 256 * 2**20  # an evaluation of very many pictures; small files have 
 MAX_HEADER = 64 * 2**20  # of safetensors; what a recording says of a thousand calls stays far below
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> Path:
+def _write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -233,7 +233,7 @@ def _check_listing(name: str, variant: str | None, revision: str | None, kwargs:
 
     if kwargs.get("local_files_only"):
         return None
-    where = {"revision": revision, "token": kwargs.get("token")}
+    where: dict[str, Any] = {"revision": revision, "token": kwargs.get("token")}
     try:
         files = HfApi().list_repo_files(name, **where)
         index = "model_index.json"

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm.auto import tqdm
 
 from . import zoo
 from .attribution.attributor import Attributor
 from .attribution.measuring.plans import Target
 from .attribution.scores import Scores
+from .choices import Method
 from .diffusion.layers import PRESETS
 from .diffusion.timesteps import TimestepWindow, Window
 from .edits.damage import Moved, objectives_under
@@ -47,7 +49,7 @@ NEGATIVE_GUIDANCE = 1.0
 # concepts to keep by so much of what their prompts do (the mean over them).
 ENOUGH_LEFT = 0.2
 MOST_MOVED = 0.05
-METHOD_SPARING = "sensitivity"
+METHOD_SPARING: Method = "sensitivity"
 
 
 def erase(
@@ -107,7 +109,7 @@ def amplify(
     pipeline: Any,
     concept: str,
     *,
-    images: str | Path | Sequence[Any] | None = None,
+    images: str | Path | Sequence[Image.Image] | None = None,
     prompts: str | Sequence[str] | None = None,
     keep: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     ratio: float | None = None,
@@ -216,11 +218,13 @@ class _Making:
         self._bar.update()
         return recording
 
-    def pictures(self, images: Any, prompts: str | Sequence[str] | None) -> Recording:
+    def pictures(
+        self, images: str | Path | Sequence[Image.Image] | None, prompts: str | Sequence[str] | None
+    ) -> Recording:
         """Pictures of the concept, noised at every timestep of a run."""
         if images is None and zoo.name_of(self.pipeline) is not None and self.concept in zoo.OBJECTS:
-            files, captions = zip(*zoo.pictures(self.concept), strict=True)
-            images, prompts = zoo.opened(files), list(captions)
+            files, objects = zip(*zoo.pictures(self.concept), strict=True)
+            images, prompts = zoo.opened(files), list(objects)
         if images is None:
             texts = _prompts_of(self.pipeline, self.concept, prompts)
             recording = self.record(texts, of=self.concept)

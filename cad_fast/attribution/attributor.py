@@ -255,8 +255,9 @@ def attribute(
     attributor = Attributor(
         pipeline, objective, kind=kind, target_modules=target_modules, method=method, **(method_options or {})
     )
-    recording = prompts
-    if not isinstance(recording, Recording):
+    if isinstance(prompts, Recording):
+        recording = prompts
+    else:
         recording = record(
             pipeline,
             [prompts] if isinstance(prompts, str) else list(prompts),

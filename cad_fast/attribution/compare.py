@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..choices import Method
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace
 from ..objectives import Objective
@@ -76,7 +77,7 @@ def compare_estimators(
         cost = {"row_evaluations": evaluations, "seconds": seconds}
         points.append({**facts, "method": method, **cost, "r": trust.pearson, "interval": list(trust.pearson_interval)})
 
-    def run(name: str, method: Any, **options: Any) -> Scores:
+    def run(name: str, method: Method, **options: Any) -> Scores:
         attributor = Attributor(pipeline, objective, space, method=method, **options)
         scores = attributor.run(recording, progress=progress)
         cost, facts = scores.provenance["cost"], scores.provenance["estimate"]

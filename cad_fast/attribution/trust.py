@@ -86,7 +86,10 @@ class Trust:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Trust:
         """Read what ``to_dict`` gave. Raises TypeError when entries are missing or unknown."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()
+        }
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

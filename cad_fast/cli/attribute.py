@@ -305,7 +305,7 @@ def _record(arguments: argparse.Namespace, pipeline: Any, prompts: list[str]) ->
         pictures, captions = _real_pictures(arguments)
         if arguments.size is not None:
             raise ValueError("--size does not go with --images: pictures are brought to the pipeline's own size")
-        count = {} if timesteps is None else {"timesteps": timesteps}
+        count: dict[str, Any] = {} if timesteps is None else {"timesteps": timesteps}
         return record_images(pipeline, pictures, captions, **count, seed=arguments.seed)
     recording = record(pipeline, prompts, seeds=arguments.seed, progress=progress, **chosen, **size(arguments))
     if arguments.objective == "denoising":

@@ -159,7 +159,7 @@ def add_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def size(arguments: argparse.Namespace) -> dict[str, int]:
+def size(arguments: argparse.Namespace) -> dict[str, Any]:
     """``--size`` as keyword arguments of the pipeline. Raises ValueError when it is of another form."""
     if arguments.size is None:
         return {}

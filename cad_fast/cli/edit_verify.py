@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     pipeline = load(arguments) if arguments.model is not None else None
     results: dict[str, Any] = {}
     for folder in arguments.folders:
-        results[folder] = result = {"ok": True}
+        result: dict[str, Any] = {"ok": True}
+        results[folder] = result
         try:
             edit = Edit.from_pretrained(folder, pipeline)
             if pipeline is not None:

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import count_bits, pack_bits, seeded_mask, unpack_bits
+from ..ops.count_bits import count_bits
+from ..ops.pack_bits import pack_bits
+from ..ops.seeded_mask import seeded_mask
+from ..ops.unpack_bits import unpack_bits
 from .packed import (
     WORD_BITS,
     checked_factor,
@@ -302,7 +305,7 @@ class Ablation:
         if self._n != other._n:
             return False
         if self.form == "indices" == other.form:
-            same_set = torch.equal(self._indices, other._indices)
+            same_set = torch.equal(self._as_indices(), other._as_indices())
         else:
             same_seed = self._seed is not None and self._seed == other._seed
             same_set = same_seed or torch.equal(self._as_words(), other._as_words())
@@ -380,6 +383,7 @@ class Ablation:
         if self._seed is not None:
             seed, variant, fraction = self._seed
             return seeded_mask(seed, variant, 1, self._n, fraction)[0]
+        assert self._indices is not None, "a set has words, a seed or indices"
         words = torch.zeros(-(-self._n // WORD_BITS), dtype=torch.int32)
         bits = torch.ones((), dtype=torch.int32) << (self._indices % WORD_BITS).to(torch.int32)
         return words.index_add_(0, self._indices // WORD_BITS, bits)

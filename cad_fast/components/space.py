@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..choices import KINDS, Kind
 from ..diffusion.denoisers import denoiser_of
-from ..diffusion.layers import base_modules, match_modules
+from ..diffusion.layers import Layer, base_modules, match_modules
 from .fingerprint import Fingerprint
 
 DEFAULT_TARGETS: dict[Kind, str] = {
@@ -192,7 +192,7 @@ class ComponentSpace:
                 offset += entry.count
         return ComponentSpace(entries, self.fingerprint)
 
-    def modules(self, denoiser: Any) -> dict[str, nn.Module]:
+    def modules(self, denoiser: Any) -> dict[str, Layer]:
         """The space's modules in ``denoiser``, {name: module}.
 
         Raises ValueError naming the module that is missing or has another weight shape.

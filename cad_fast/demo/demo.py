@@ -77,7 +77,7 @@ def run_demo(
 
     drawing = study.attribute_drawing(RARE_OBJECT)
     stronger = study.amplified(drawing, AMPLIFY_RATIO)
-    rare = {"concepts": [RARE_OBJECT], "per_concept": PER_RARE, "keep_images": True}
+    rare: dict[str, Any] = {"concepts": [RARE_OBJECT], "per_concept": PER_RARE, "keep_images": True}
     rare_before = study.evaluate(**rare)
     amplified, rare_after = study.compare(rare_before, stronger, RARE_OBJECT, **rare)
     pictures["amplify"] = before_after_sheet(rare_before, rare_after, target=RARE_OBJECT, columns=8)

@@ -157,7 +157,7 @@ class Study:
 
     def erased_style(self, style: str, ratio: float, rounds: int = STYLE_ROUNDS) -> Edit:
         """An edit that erases ``style``, what its prompts add to the objects alone, and spares the other styles."""
-        window = {"timesteps": STYLE_TIMESTEPS, "base": "base"}
+        window: dict[str, Any] = {"timesteps": STYLE_TIMESTEPS, "base": "base"}
         recordings = {name: self._record_style(name) for name in STYLES}
         made = {}
         for method in ("gradient", "sensitivity"):

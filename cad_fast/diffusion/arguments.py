@@ -33,9 +33,12 @@ def spread_prompts(prompts: str | Sequence[str], seeds: int | Sequence[int] | No
 
     Raises ValueError when there are no prompts or the numbers differ.
     """
-    listed = isinstance(seeds, Sequence)
-    texts = [prompts] * (len(seeds) if listed else 1) if isinstance(prompts, str) else list(prompts)
-    numbers = [int(seed) for seed in seeds] if listed else [int(seeds or 0) + i for i in range(len(texts))]
+    rows = len(seeds) if isinstance(seeds, Sequence) else 1
+    texts = [prompts] * rows if isinstance(prompts, str) else list(prompts)
+    if isinstance(seeds, Sequence):
+        numbers = [int(seed) for seed in seeds]
+    else:
+        numbers = [int(seeds or 0) + i for i in range(len(texts))]
     if not texts:
         raise ValueError("there are no prompts to record")
     if len(numbers) != len(texts):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -55,15 +55,15 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 @contextlib.contextmanager
-def only_gradients_of(denoiser: nn.Module, wanted: list[nn.Parameter]) -> Iterator[None]:
+def only_gradients_of(denoiser: nn.Module, wanted: Sequence[Tensor]) -> Iterator[None]:
     """Within, the denoiser is in eval mode and no parameter but ``wanted`` asks for a gradient; restored afterwards."""
     flags = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
     training = [module for module in denoiser.modules() if module.training]
     denoiser.eval()
     for parameter, _ in flags:
         parameter.requires_grad_(False)
-    for parameter in wanted:
-        parameter.requires_grad_(True)
+    for tensor in wanted:
+        tensor.requires_grad_(True)
     try:
         yield
     finally:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+Layer = nn.Linear | nn.Conv2d
+"""What has components: the modules of a denoiser that can be ablated and edited."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -36,7 +39,7 @@ def base_name(name: str) -> str:
     return name.replace(".base_layer", "")
 
 
-def base_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
+def base_modules(denoiser: nn.Module) -> dict[str, Layer]:
     """Every linear and 2-D convolution by its path, adapters looked through (``to_q``, not ``to_q.base_layer``)."""
     return {
         base_name(name): module
@@ -45,7 +48,7 @@ def base_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def match_modules(denoiser: nn.Module, target_modules: str | Sequence[str]) -> dict[str, nn.Module]:
+def match_modules(denoiser: nn.Module, target_modules: str | Sequence[str]) -> dict[str, Layer]:
     """The linears and convolutions that ``target_modules`` names, in the model's order.
 
     A string is a preset (``feed-forward``, ``cross-attention-kv``, ...) or, as in PEFT, a regular expression that the
@@ -92,7 +95,7 @@ def _ends_with(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith(f".{suffix}")
 
 
-def _nothing_matches(target: str, modules: dict[str, nn.Module]) -> str:
+def _nothing_matches(target: str, modules: dict[str, Layer]) -> str:
     last_parts = {name.rsplit(".", 1)[-1] for name in modules} | {".".join(n.split(".")[-2:]) for n in modules}
     candidates = [*PRESETS, *sorted(last_parts), *modules]
     near = difflib.get_close_matches(target, candidates, n=4, cutoff=0.3)

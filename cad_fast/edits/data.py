@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,19 @@ from torch import Tensor
 from ..components.space import ComponentSpace, ModuleComponents
 
 AnyEdit = TypeVar("AnyEdit", bound="EditData")
+
+
+class Described(Protocol):
+    """What says as JSON what it is: a ``Comparison``, or the settings of an ``Evaluation``."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class Evaluated(Protocol):
+    """What evaluations have that edits need of them."""
+
+    @property
+    def settings(self) -> Described: ...
 
 
 @dataclass(eq=False)
@@ -107,7 +120,7 @@ class EditData:
         space = ComponentSpace(entries, self.space.fingerprint)
         return type(self)(self.name, space, self.weight_indices(), self.factor, self.provenance)
 
-    def evaluated(self: AnyEdit, comparison: Any, evaluation: Any = None) -> AnyEdit:
+    def evaluated(self: AnyEdit, comparison: Described, evaluation: Evaluated | None = None) -> AnyEdit:
         """The same edit with ``comparison`` (see ``evaluation.compare``) in its provenance, under ``evaluation``.
 
         Args:

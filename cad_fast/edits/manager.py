@@ -11,7 +11,7 @@ from ..diffusion.dtypes import one_dtype
 from .data import EditData
 from .rows.guidance import Guidance
 from .rows.row_edits import CallFacts, RowEdits, RowUses, checked_strength
-from .rows.spread import PromptUses, active_uses, per_prompt_uses
+from .rows.spread import Branches, Names, PromptUses, Weights, Windows, active_uses, per_prompt_uses
 from .weights import AppliedEdit, apply_edit
 
 
@@ -68,7 +68,12 @@ class EditManager:
         return self.row_edits.add(source, edit_name, lazy=lazy, **hub_kwargs)
 
     def set_edits(
-        self, edit_names: str | Sequence[str], edit_weights: Any = None, *, windows: Any = None, branch: Any = "both"
+        self,
+        edit_names: str | Sequence[str],
+        edit_weights: Weights = None,
+        *,
+        windows: Windows = None,
+        branch: Branches = "both",
     ) -> None:
         """Make these the active edits, in place of those that were; ``[]`` for none. Arguments per edit.
 
@@ -155,11 +160,11 @@ class EditManager:
     @contextlib.contextmanager
     def per_prompt(
         self,
-        edit_names: Sequence[Any],
-        edit_weights: Any = None,
+        edit_names: Names,
+        edit_weights: Weights = None,
         *,
-        windows: Any = None,
-        branch: Any = "both",
+        windows: Windows = None,
+        branch: Branches = "both",
         num_images_per_prompt: int = 1,
     ) -> Iterator[None]:
         """A context in which the images of prompt i are made under ``edit_names[i]``, whatever edits are active.
@@ -189,10 +194,10 @@ class EditManager:
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        edit_names: str | Sequence[Any],
-        edit_weights: Any = None,
-        windows: Any = None,
-        branch: Any = "both",
+        edit_names: str | Names,
+        edit_weights: Weights = None,
+        windows: Windows = None,
+        branch: Branches = "both",
         **pipeline_kwargs: Any,
     ) -> Any:
         """What the pipeline returns for these prompts, each under its entry of ``edit_names``; see ``per_prompt``.

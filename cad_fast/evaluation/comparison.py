@@ -120,16 +120,21 @@ class Comparison:
 
     def point(self, ratio: float) -> dict[str, Any]:
         """One point of ``tradeoff_plot``, all in percent: target accuracy after, others kept, style kept."""
-        kept = {"others": self.others, "style": self.axes.get("style")}
-        kept = {name: change for name, change in kept.items() if change is not None and change.kept is not None}
+        kept: dict[str, float] = {}
+        intervals: dict[str, tuple[float, float]] = {}
+        for name, change in (("others", self.others), ("style", self.axes.get("style"))):
+            if change is not None and change.kept is not None:
+                interval = change.kept_interval
+                assert interval is not None, "both are defined where there are hits before"
+                kept[name], intervals[name] = change.kept, (interval.lower, interval.upper)
         target = self.target.after_interval
         return {
             "ratio": ratio,
             "target": 100 * self.target.after,
-            **{name: change.kept for name, change in kept.items()},
+            **kept,
             "intervals": {
                 "target": (100 * target.lower, 100 * target.upper),
-                **{name: tuple(change.kept_interval) for name, change in kept.items()},
+                **intervals,
             },
         }
 

@@ -74,7 +74,7 @@ def _correlation(pairs: PairedCounts) -> float:
     product = pairs.before * (pairs.n - pairs.before) * pairs.after * (pairs.n - pairs.after)
     if product == 0:
         return 0.0
-    determinant = pairs.both * pairs.neither - pairs.only_before * pairs.only_after
+    determinant: float = pairs.both * pairs.neither - pairs.only_before * pairs.only_after
     if determinant > 0:
         determinant = max(determinant - pairs.n / 2, 0)
     return determinant / math.sqrt(product)

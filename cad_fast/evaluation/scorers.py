@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -92,9 +92,11 @@ class ClipScorer:
         self.batch_size = batch_size
         self.device = torch.device(device)
         try:
-            model, info = CLIPModel.from_pretrained(model_name_or_path, use_safetensors=True, output_loading_info=True)
+            # transformers declares a model alone, but gives a pair where the loading information is asked for.
+            loaded: Any = CLIPModel.from_pretrained(model_name_or_path, use_safetensors=True, output_loading_info=True)
         except SafetensorError as error:
             raise ValueError(f"{model_name_or_path} has truncated or damaged weights: {error}") from error
+        model, info = loaded
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise ValueError(f"{model_name_or_path} is not a whole CLIP model: it has no weights for {missing[0]!r}")
@@ -104,7 +106,7 @@ class ClipScorer:
         self._texts = {axis: self._embed_texts(tokenizer, list(texts.values())) for axis, texts in axes.items()}
 
     @torch.no_grad()
-    def _embed_texts(self, tokenizer: object, texts: list[str]) -> Tensor:
+    def _embed_texts(self, tokenizer: Any, texts: list[str]) -> Tensor:
         """Unit vectors float32 [n_texts, d]."""
         inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device)
         pooled = self._model.text_model(**inputs).pooler_output

@@ -246,7 +246,7 @@ def _reason(error: Exception) -> str:
 def _load_images(folder: Path, n_images: int | None) -> list[Image.Image] | None:
     if n_images is None:
         return None
-    images = []
+    images: list[Image.Image] = []
     for i in range(n_images):
         path = folder / "images" / f"{i:05d}.png"
         try:
@@ -300,8 +300,10 @@ class _Joiner:
         for other in calls[1:]:
             if (first.step, first.sample_key) != (other.step, other.sample_key):
                 raise ValueError(f"the recordings differ in their steps: {first.step} and {other.step}")
-        outputs = {name: self._join_optional(name, [getattr(call, name) for call in calls]) for name in OUTPUT_NAMES}
-        paths = {name: self._common([getattr(call, name) for call in calls]) for name in ROW_PATH_NAMES}
+        outputs: dict[str, Any] = {
+            name: self._join_optional(name, [getattr(call, name) for call in calls]) for name in OUTPUT_NAMES
+        }
+        paths: dict[str, Any] = {name: self._common([getattr(call, name) for call in calls]) for name in ROW_PATH_NAMES}
         without = [call.unconditional_inputs for call in calls]
         self._require_all_or_none("unconditional_inputs", without)
         timestep = first.timestep
@@ -384,5 +386,6 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 def _unpack_call(value: dict[str, Any], tensors: dict[str, Tensor]) -> DenoiserCall:
     names = [f.name for f in fields(DenoiserCall) if f.name not in ROW_PATH_NAMES]
-    arguments = {name: _unpack(value[name], tensors) for name in names}
-    return DenoiserCall(**arguments, **{name: frozenset(value[name]) for name in ROW_PATH_NAMES})
+    arguments: dict[str, Any] = {name: _unpack(value[name], tensors) for name in names}
+    arguments |= {name: frozenset(value[name]) for name in ROW_PATH_NAMES}
+    return DenoiserCall(**arguments)

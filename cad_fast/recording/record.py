@@ -38,8 +38,9 @@ from .watch import DenoiserWatch, first_call
 def _final_latents(result: Any, watch: DenoiserWatch, n_rows: int, keep_images: bool) -> Tensor | None:
     """What the pipeline returned as latents; with images instead, what its scheduler gave last."""
     latents = watch.last_sample if keep_images else result
-    fits = isinstance(latents, Tensor) and latents.ndim > 0 and len(latents) == n_rows
-    return latents.detach().to(watch.calls[0].sample.device, copy=True) if fits else None
+    if isinstance(latents, Tensor) and latents.ndim > 0 and len(latents) == n_rows:
+        return latents.detach().to(watch.calls[0].sample.device, copy=True)
+    return None
 
 
 def _record_batch(

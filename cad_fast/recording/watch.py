@@ -88,7 +88,7 @@ class DenoiserWatch:
         stop_at_first: bool = False,
     ) -> None:
         self.denoiser: nn.Module = denoiser_of(pipeline)
-        self.scheduler = getattr(pipeline, "scheduler", None)
+        self.scheduler: Any = getattr(pipeline, "scheduler", None)
         self.signature = ForwardSignature.of(self.denoiser)
         self.n_samples = n_samples
         self.on_step = on_step
@@ -163,12 +163,14 @@ class DenoiserWatch:
         n = self.n_samples
         if rows == [n]:
             call = self._make_call(pending[0], None)
+            assert call.output is not None, "a call that was just made has its output"
             pair = _comparable(guided, call.output)
             self.negated |= pair is not None and bool((pair[0] * pair[1]).sum() < 0)
         elif rows == [2 * n]:
             call = self._make_call(*self._sorted(*self._halves(pending[0]), guided, conditional_first=False))
         elif rows == [n, n]:
-            call = self._make_call(*self._sorted(*pending, guided, conditional_first=True))
+            first, second = pending
+            call = self._make_call(*self._sorted(first, second, guided, conditional_first=True))
         else:
             raise ValueError(
                 f"step {len(self.calls)} made denoiser calls of {' and '.join(map(str, rows))} rows for {n} samples. "

@@ -16,7 +16,8 @@ def new_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    layout: Any = figure.get_layout_engine()  # the constrained one, which takes these
+    layout.set(w_pad=0.12, h_pad=0.1)
     return figure
 
 

@@ -56,8 +56,8 @@ def _scaled(image: Image.Image, scale: float | None) -> Image.Image:
     longest = max(image.size)
     if scale is None:
         scale = max(1, round(CELL / longest)) if longest <= CELL else 2 * CELL / max(longest, 2 * CELL)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
 
 
 class _Sheet:

@@ -13,6 +13,7 @@ from PIL import Image
 from ..diffusion.context import generators, plain_tensors, silent
 from ..edits.edit import Edit
 from ..edits.manager import EditManager
+from ..edits.rows.spread import Branches, Windows
 from .sheets import contact_sheet
 
 STRENGTHS = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0)
@@ -36,8 +37,8 @@ def strip(
     strengths: Sequence[float] = STRENGTHS,
     *,
     seed: int = 0,
-    windows: Any = None,
-    branch: Any = "both",
+    windows: Windows = None,
+    branch: Branches = "both",
     scale: float | None = None,
     progress: bool = False,
     **pipeline_kwargs: Any,
@@ -72,7 +73,7 @@ def strip(
 
 
 @contextlib.contextmanager
-def _loaded(pipeline: Any, edits: Sequence[Any]) -> Iterator[tuple[EditManager, list[str]]]:
+def _loaded(pipeline: Any, edits: Sequence[Edit | str | Path]) -> Iterator[tuple[EditManager, list[str]]]:
     """A manager with these edits under the names given; what was not loaded before is forgotten afterwards."""
     manager = pipeline if isinstance(pipeline, EditManager) else EditManager(pipeline)
     known = manager.row_edits.names

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace
 from ..diffusion.denoisers import denoiser_of
-from ..diffusion.layers import base_name
-from .forms import Form, Masked, run_form
+from ..diffusion.layers import Layer, base_name
+from .forms import AnyForm, Form, Gated, Masked, run_form
 from .prepare import prepare_gates, prepare_weights
 from .score_tap import Record, run_scored
 from .slots import WEIGHT_DTYPES, slot_of
@@ -174,7 +174,7 @@ class RowEngine:
     @torch.no_grad()
     def _prepare(self) -> None:
         """Forms and records for the ablations of now; overrides come and go with the modules that have any."""
-        forms: Mapping[str, Form]
+        forms: Mapping[str, AnyForm]
         words: Mapping[str, Tensor] = {}
         if self.space.kind == "weight":
             forms, words = prepare_weights(self._ablations, self.space, with_words=self.gradients == "scores")
@@ -198,13 +198,13 @@ class RowEngine:
 class _Override:
     """What runs in place of one module's forward while its context is open."""
 
-    def __init__(self, name: str, module: nn.Module, variants: int) -> None:
+    def __init__(self, name: str, module: Layer, variants: int) -> None:
         self.name, self.module, self.variants = name, module, variants
-        self.form: Form | None = None
+        self.form: AnyForm | None = None
         self.record: Record | None = None
         self._before: Any = None
 
-    def install(self, form: Form, record: Record | None) -> None:
+    def install(self, form: AnyForm, record: Record | None) -> None:
         if self.form is None:
             self._before = self.module.__dict__.get("forward")  # of an idle slot
         self.form, self.record = form, record
@@ -230,9 +230,11 @@ class _Override:
                 f"{self.name} was called with {len(x)} rows, which is no multiple of the {self.variants} variants: "
                 "call the denoiser with the rows of every variant"
             )
+        assert self.form is not None, "this runs from install to remove only"
         # A denoiser that was offloaded to the CPU on entry, as a whole, is on another device when it runs.
         form = self.form if self.form.device == x.device else self.form.to(x.device)
         if self.record is not None:
+            assert not isinstance(form, Gated), "scores are recorded for single weights"
             return run_scored(form, self.module, x, self.variants, self.record)
         return run_form(form, self.module, x, self.variants)
 
@@ -272,7 +274,7 @@ def _check_module(name: str, module: nn.Module, kind: str) -> None:
         raise ValueError(f"{name} has a forward of its own already, put there by a hook (offloading?): remove it first")
 
 
-def _check_projections(denoiser: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+def _check_projections(denoiser: nn.Module, modules: Mapping[str, Layer]) -> None:
     """An attention with fused projections keeps the single ones, but runs copies of their weights."""
     for name, module in denoiser.named_modules():
         if getattr(module, "fused_projections", False):

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..ops import edited_conv2d, edited_linear, gated_conv2d, gated_linear, masked_conv2d, masked_linear
+from ..diffusion.layers import Layer
+from ..ops.edited_conv2d import edited_conv2d
+from ..ops.edited_linear import edited_linear
+from ..ops.gated_conv2d import gated_conv2d
+from ..ops.gated_linear import gated_linear
+from ..ops.masked_conv2d import masked_conv2d
+from ..ops.masked_linear import masked_linear
 from .gates import fuses, keep_columns, keep_filters, scale_columns, scale_filters
 
+SomeForm = TypeVar("SomeForm", bound="Form")
 
+
+@dataclass(frozen=True)
 class Form:
     """What the forms share: their tensors, and moving with the weights."""
 
@@ -23,7 +32,7 @@ class Form:
     def device(self) -> torch.device:
         return self.tensors()[-1].device
 
-    def to(self, device: torch.device) -> Any:
+    def to(self: SomeForm, device: torch.device) -> SomeForm:
         """The same form with its tensors on ``device``, but for those that the ops read on the CPU."""
         moved = {
             field.name: value.to(device)
@@ -71,7 +80,10 @@ class Gated(Form):
     keep: Tensor | None
 
 
-def run_form(form: Form, module: nn.Module, x: Tensor, variants: int) -> Tensor:
+AnyForm = Masked | Edited | Gated
+
+
+def run_form(form: AnyForm, module: Layer, x: Tensor, variants: int) -> Tensor:
     """The module's output for x [V * B, ...], each group of B rows under its variant."""
     if isinstance(form, Gated):
         return _gated(form, module, x)
@@ -115,7 +127,7 @@ def _pads_first(module: nn.Conv2d) -> bool:
 
 def geometry(module: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
     """Stride, padding, dilation and groups, for images as ``group_images`` gives them."""
-    padding = [0, 0] if _pads_first(module) else list(module.padding)
+    padding = [0, 0] if isinstance(module.padding, str) or _pads_first(module) else list(module.padding)
     return list(module.stride), padding, list(module.dilation), module.groups
 
 
@@ -127,7 +139,7 @@ def convolve(form: Masked | Edited, x: Tensor, module: nn.Conv2d) -> Tensor:
     return edited_conv2d(x.flatten(0, 1), module.weight, *edits, module.bias, *geometry(module))
 
 
-def _gated(form: Gated, module: nn.Module, x: Tensor) -> Tensor:
+def _gated(form: Gated, module: Layer, x: Tensor) -> Tensor:
     variants = len(form.gates)
     if isinstance(module, nn.Linear):
         if fuses("gated_linear", x, module.weight, form.gates, x.numel(), form.keep is not None):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..components.ablation import Ablation, stacked_words
 from ..components.packed import WORD_BITS, set_bits
 from ..components.space import ComponentSpace, ModuleComponents
-from ..ops import count_bits, pack_bits, unpack_bits
+from ..diffusion.layers import Layer
+from ..ops.count_bits import count_bits
+from ..ops.pack_bits import pack_bits
+from ..ops.unpack_bits import unpack_bits
 from .forms import Edited, Gated, Masked
 
 EDITED_BELOW = 0.02
@@ -122,6 +125,7 @@ def _masked(own: WordSet | IndexSet, factors: list[float | Tensor]) -> Masked:
 def _edited(own: WordSet | IndexSet, factors: list[float | Tensor]) -> Edited:
     offsets = torch.tensor([0, *own.counts]).cumsum(0)
     if any(isinstance(factor, Tensor) for factor in factors):
+        assert isinstance(own, IndexSet), "prepare_weights lists the components where a factor is a tensor"
         parts = [
             factor[part].float() if isinstance(factor, Tensor) else torch.full((count,), factor, dtype=torch.float32)
             for factor, part, count in zip(factors, own.own, own.counts, strict=True)
@@ -132,7 +136,7 @@ def _edited(own: WordSet | IndexSet, factors: list[float | Tensor]) -> Edited:
 
 
 def prepare_gates(
-    ablations: Sequence[Ablation | None], space: ComponentSpace, modules: Mapping[str, nn.Module], with_gradients: bool
+    ablations: Sequence[Ablation | None], space: ComponentSpace, modules: Mapping[str, Layer], with_gradients: bool
 ) -> dict[str, Gated]:
     """The gates of the modules in which a variant ablates something; ``with_gradients`` of all, as leaf tensors."""
     kept = torch.ones(space.n, dtype=torch.float64)

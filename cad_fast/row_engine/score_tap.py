@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..ops import masked_linear_scores
+from ..diffusion.layers import Layer
+from ..ops.masked_linear_scores import masked_linear_scores
 from .forms import Edited, Masked, convolve, geometry, group_images, group_rows, linear
 
 
@@ -26,7 +27,7 @@ class Record:
     anchor: Tensor
 
 
-def run_scored(form: Masked | Edited, module: nn.Module, x: Tensor, variants: int, record: Record) -> Tensor:
+def run_scored(form: Masked | Edited, module: Layer, x: Tensor, variants: int, record: Record) -> Tensor:
     """As ``run_form``, and the way back adds to the record. Called several times before it, all calls add up."""
     if isinstance(module, nn.Linear):
         x3 = group_rows(x, variants)
@@ -37,7 +38,7 @@ def run_scored(form: Masked | Edited, module: nn.Module, x: Tensor, variants: in
     return y.reshape(len(x), *y.shape[-3:])
 
 
-def _tap(y: Tensor, x: Tensor, module: nn.Module, record: Record) -> Tensor:
+def _tap(y: Tensor, x: Tensor, module: Layer, record: Record) -> Tensor:
     if y._is_view():  # as torch.stack returns them; autograd forbids changing such a result of a custom op in place
         y = y.clone()
     return _ScoreTap.apply(y, record.anchor, x.detach(), module, record)
@@ -52,7 +53,7 @@ class _ScoreTap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, anchor: Tensor, x: Tensor, module: nn.Module, record: Record) -> Tensor:
+    def forward(ctx: Any, y: Tensor, anchor: Tensor, x: Tensor, module: Layer, record: Record) -> Tensor:
         ctx.module, ctx.record = module, record
         ctx.words = record.words  # those of this call, should the ablations be swapped before the way back
         ctx.save_for_backward(x, module.weight)
@@ -81,7 +82,7 @@ def _score_convolution(
     for variant in range(len(x)):
         for group, images in enumerate(x[variant].chunk(groups, 1)):
             own = slice(group * rows, (group + 1) * rows)
-            patches = functional.unfold(images, module.kernel_size, dilation, padding, stride)
+            patches = functional.unfold(images, module.kernel_size, tuple(dilation), tuple(padding), tuple(stride))
             masked_linear_scores(
                 grad[variant, :, own].flatten(2).transpose(1, 2).reshape(1, -1, rows),
                 patches.transpose(1, 2).reshape(1, -1, patches.shape[1]),

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..diffusion.layers import base_name
-from ..ops import edited_conv2d, edited_linear
+from ..diffusion.layers import Layer, base_name
+from ..ops.edited_conv2d import edited_conv2d
+from ..ops.edited_linear import edited_linear
 from .forms import geometry, group_images
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,15 +62,16 @@ class Plan:
 class Slot:
     """What runs in place of one module's forward; as ever while ``plan`` is None. One per module, for all users."""
 
-    def __init__(self, name: str, module: nn.Module, attention: nn.Module | None) -> None:
-        self.name, self.module, self.plan = name, module, None
+    def __init__(self, name: str, module: Layer, attention: nn.Module | None) -> None:
+        self.name, self.module = name, module
+        self.plan: Plan | None = None
         self._attention = attention
         self._users: WeakSet[Any] = WeakSet()
         self.number = next(_numbers)
         _slots[self.number] = self
 
     @classmethod
-    def open(cls, name: str, module: nn.Module, attention: nn.Module | None, user: Any) -> Slot:
+    def open(cls, name: str, module: Layer, attention: nn.Module | None, user: Any) -> Slot:
         """The module's slot, made if there is none, until each user closes it. TypeError if it cannot have one."""
         with _opening:
             slot = slot_of(module)
@@ -110,7 +112,7 @@ class Slot:
         """The module's output for x [R * m, ...], the denoiser having R rows, each under its edit."""
         plan, module = self.plan, self.module
         if plan is None:
-            return type(module).forward(module, x)
+            return type(module).forward(module, x)  # type: ignore[arg-type]  # each type with its own module
         per_row, left = divmod(len(x), plan.bounds[-1]) if x.dim() > 1 else (0, 1)
         if left or not per_row:
             raise ValueError(
@@ -131,14 +133,14 @@ class Slot:
         # A copied module runs as ever: whoever edits the original does not know of it.
         copied = Slot.__new__(Slot)
         memo[id(self)] = copied
-        copied.__init__(self.name, copy.deepcopy(self.module, memo), None)
+        Slot.__init__(copied, self.name, copy.deepcopy(self.module, memo), None)
         return copied
 
 
 def slot_of(module: nn.Module) -> Slot | None:
     """The slot that the module has now."""
     for name in ("forward", "_old_forward"):
-        forward = module.__dict__.get(name)
+        forward: Any = module.__dict__.get(name)
         if _is_slot(forward):
             return forward.__self__
     return None
@@ -159,7 +161,7 @@ def _check_layer(name: str, module: nn.Module) -> None:
         raise TypeError(f"{name} has a forward of its own already (is the denoiser inside cad_fast.rows?)")
 
 
-def open_slots(denoiser: nn.Module, modules: Mapping[str, nn.Module], user: Any) -> dict[str, Slot]:
+def open_slots(denoiser: nn.Module, modules: Mapping[str, Layer], user: Any) -> dict[str, Slot]:
     """The slots of ``modules`` {path: module} of ``denoiser``; all of them, or none and an error."""
     attentions = {base_name(name): module for name, module in denoiser.named_modules()}
     opened: dict[str, Slot] = {}
@@ -188,6 +190,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, number: int) -> Tensor:
     if weight.dim() == 2:
         return x.new_empty((*x.shape[:-1], weight.shape[0]))
     module = _slots[number].module
+    assert isinstance(module, nn.Conv2d), "the weights of linears have two dimensions"
     images = group_images(x, module, 1).flatten(0, 1)
     stride, padding, dilation, groups = geometry(module)
     shape = functional.conv2d(images, weight, bias, stride, padding, dilation, groups).shape

@@ -295,8 +295,8 @@ class EditSearch:
         edit = replace(
             best.candidate.edit, provenance={**best.candidate.edit.provenance, "budget": self.budget.to_dict()}
         )
-        missed = self.budget.shortfalls(comparison)
-        return Found(best.candidate, edit, comparison, before, after, missed, tried)
+        shortfalls = self.budget.shortfalls(comparison)
+        return Found(best.candidate, edit, comparison, before, after, shortfalls, tried)
 
     def _try(self, candidate: Candidate) -> Tried:
         comparison, _, _ = self._drawn(candidate.edit, CHOOSING)

@@ -84,7 +84,7 @@ async def _images(ticket: Ticket, gone: Gone | None) -> list[Image.Image]:
     try:
         # The batcher ends late jobs only between passes, which may be long. Here they end on time.
         seconds = None if ticket.job.deadline is None else ticket.job.deadline - time.monotonic()
-        waiting = {future} if leaving is None else {future, leaving}
+        waiting: set[asyncio.Future[Any]] = {future} if leaving is None else {future, leaving}
         await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if leaving is not None and leaving.done() and not future.done():
             raise ClientGone

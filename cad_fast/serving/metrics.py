@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,10 +31,9 @@ class Metrics:
     def __init__(self) -> None:
         self.collectors = CollectorRegistry()
         self.labels: dict[str, str] = {}
-        registry = {"registry": self.collectors}
-        ProcessCollector(**registry)
-        GCCollector(**registry)
-        shared = {"namespace": "cad_fast", **registry}
+        ProcessCollector(registry=self.collectors)
+        GCCollector(registry=self.collectors)
+        shared: dict[str, Any] = {"namespace": "cad_fast", "registry": self.collectors}
         self.queued = Gauge("queue_pictures", "pictures that wait", **shared)
         self.running = Gauge("running_pictures", "pictures in the batch", **shared)
         self.requests = Counter("requests", "image requests by outcome", ["outcome"], **shared)

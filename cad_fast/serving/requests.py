@@ -28,10 +28,14 @@ def request_class(settings: Settings) -> type[BaseModel]:
     Args:
         settings: the completed settings of the server.
     """
+    assert settings.max_n is not None and settings.sizes is not None, "the settings are not completed"
     edit_use = _edit_use(settings)
     formats = ("b64_json", "url") if settings.picture_urls else ("b64_json",)
     text = Annotated[str, Field(max_length=settings.max_prompt)]
-    edits = Annotated[list[edit_use], Field(max_length=settings.max_edits)]
+    edits = Annotated[
+        list[edit_use],  # type: ignore[valid-type]  # a model made just now
+        Field(max_length=settings.max_edits),
+    ]
     fields: dict[str, Any] = {
         "prompt": (Annotated[text, Field(min_length=1)], ...),
         "model": (str | None, None),
@@ -65,10 +69,11 @@ def request_class(settings: Settings) -> type[BaseModel]:
 def _edit_use(settings: Settings) -> type[BaseModel]:
     timestep = Annotated[Number, Field(ge=0, le=MAX_TIMESTEP)]
     strength = Annotated[Number, Field(ge=-settings.max_strength, le=settings.max_strength)]
+    name: Any = Annotated[str, Field(pattern=EDIT_NAME, description="an edit of GET /v1/edits")]
     return create_model(
         "EditUse",
         __base__=Strict,
-        name=(Annotated[str, Field(pattern=EDIT_NAME, description="an edit of GET /v1/edits")], ...),
+        name=(name, ...),
         strength=(
             strength,
             Field(1.0, description="0 is off, 1 is the edit as made, negative is the opposite"),

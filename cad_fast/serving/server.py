@@ -49,6 +49,8 @@ class Server:
             steps=_default(self.parameters, "num_inference_steps", 50),
             guidance_scale=_default(self.parameters, "guidance_scale", 0.0),
         )
+        assert self.settings.sizes is not None, "completed gives them"
+        self.sizes = self.settings.sizes
         self.request_class = request_class(self.settings)
         self.library, self.metrics, self.admin_token = library, Metrics(), admin_token
         self.created = int(time.time())
@@ -73,7 +75,7 @@ class Server:
             arguments = {"num_inference_steps": 2} if "num_inference_steps" in self.parameters else {}
             if {"width", "height"} <= self.parameters.keys():
                 # The model's own size may be one that is not served, and take far longer.
-                arguments["width"], arguments["height"] = map(int, self.settings.sizes[0].split("x"))
+                arguments["width"], arguments["height"] = map(int, self.sizes[0].split("x"))
             try:
                 self.batcher.submit(PictureJob("warm-up", "warm-up", arguments=arguments)).future.result()
             except BaseException:
@@ -140,7 +142,7 @@ class Server:
 
     def size(self, request: Any) -> str:
         """Return the size of a request's pictures, WIDTHxHEIGHT in pixels."""
-        return self.settings.sizes[0] if request.size in (None, "auto") else request.size
+        return self.sizes[0] if request.size in (None, "auto") else request.size
 
     def _arguments(self, request: Any) -> dict[str, Any]:
         defaults = {"num_inference_steps": self.settings.steps, "guidance_scale": self.settings.guidance_scale}
@@ -181,7 +183,7 @@ def _default(parameters: Any, name: str, otherwise: Any) -> Any:
 
 def native_size(pipeline: Any) -> str:
     """Return the size that the pipeline draws by default, WIDTHxHEIGHT in pixels."""
-    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    denoiser: Any = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     sample = getattr(pipeline, "default_sample_size", None) or getattr(denoiser.config, "sample_size", None) or 128
     height, width = sample if isinstance(sample, (list, tuple)) else (sample, sample)
     scale = getattr(pipeline, "vae_scale_factor", 8)

@@ -107,7 +107,7 @@ def setting(
         default_text: says what a default of None stands for.
         bounds: ``ge``, ``gt``, ``le`` or ``lt``.
     """
-    extra = {"unit": unit, "form": form, "default_text": default_text}
+    extra: dict[str, Any] = {"unit": unit, "form": form, "default_text": default_text}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -244,7 +244,8 @@ class SettingInfo:
         """Describe a setting of ``model``."""
         field = model.model_fields[name]
         base = _base_type(field.annotation)
-        extra = field.json_schema_extra
+        extra: Any = field.json_schema_extra  # as ``setting`` wrote it
+        assert field.description is not None, "every setting has one"
         return cls(
             name=name,
             kind=_kind(field, base, extra),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...components.ablation import Ablation
 from ...components.space import ComponentSpace
+from ...diffusion.layers import Layer
 from ...objectives import Objective
 from ...recording.call import DenoiserCall
 from ...row_engine.engine import rows
@@ -64,7 +65,7 @@ def _tapped(denoiser: nn.Module, space: ComponentSpace, gradients: Tensor) -> It
 
 
 def _tap(gradients: Tensor) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def hook(module: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0].detach()
         if not output.requires_grad:  # nothing before it asks for a gradient: the graph begins here
             output = output.detach().requires_grad_()
@@ -78,7 +79,7 @@ def _tap(gradients: Tensor) -> Any:
     return hook
 
 
-def _per_row(module: nn.Module, x: Tensor, grad: Tensor, variants: int) -> Tensor:
+def _per_row(module: Layer, x: Tensor, grad: Tensor, variants: int) -> Tensor:
     """Return w * dJ/dw for each variant, float32 [V, count], from the module's input and the gradient of its output."""
     weight = module.weight.detach().float()
     if isinstance(module, nn.Linear):

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ...components.space import ComponentSpace, ModuleComponents
 from ...diffusion.context import only_gradients_of
+from ...diffusion.layers import Layer
 from ...objectives import Objective
 from ...recording.data import Recording
 from ...row_engine.gates import scale_columns, scale_filters
@@ -24,7 +25,7 @@ Via = Literal["weight", "gate"]
 
 
 @contextmanager
-def gated(modules: Mapping[str, nn.Module], entries: Mapping[str, ModuleComponents]) -> Iterator[dict[str, Tensor]]:
+def gated(modules: Mapping[str, Layer], entries: Mapping[str, ModuleComponents]) -> Iterator[dict[str, Tensor]]:
     """Multiply each component's weights by a gate of value 1. Yields the gates {module: [count]}.
 
     Neurons and heads are gated at their module's input, filters at its output less the bias. That is the same function
@@ -55,7 +56,7 @@ def _gate_columns(gate: Tensor, block: int) -> Any:
 
 
 def _gate_filters(gate: Tensor) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def hook(module: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return scale_filters(output, gate, module.bias)
 
     return hook

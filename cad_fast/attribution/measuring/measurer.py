@@ -84,7 +84,8 @@ class Measurer:
 
     def _rows_of(self, target: Target, pieces: list[Piece]) -> list[int]:
         """Return which rows of a pass the target looks at."""
-        looked_at, at = [], 0
+        looked_at: list[int] = []
+        at = 0
         for number, place, numbers in pieces:
             recording = self.plan.recordings[number]
             if recording is target.recording and target.objective.active(recording.calls[place]):

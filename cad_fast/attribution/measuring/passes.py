@@ -90,7 +90,10 @@ def merge_calls(calls: Sequence[DenoiserCall]) -> DenoiserCall:
             return leaf
         return torch.cat(parts) if isinstance(leaf, Tensor) else [entry for part in parts for entry in part]
 
-    outputs = {name: [getattr(call, name) for call in calls] for name in OUTPUT_NAMES}
+    parts_of = {name: [getattr(call, name) for call in calls] for name in OUTPUT_NAMES}
+    outputs: dict[str, Any] = {
+        name: None if any(part is None for part in parts) else torch.cat(parts) for name, parts in parts_of.items()
+    }
     timesteps = [torch.as_tensor(call.timestep).float().expand(call.rows) for call in calls]
     return replace(
         first,
@@ -98,7 +101,7 @@ def merge_calls(calls: Sequence[DenoiserCall]) -> DenoiserCall:
         inputs=map_arguments(_with_row_timesteps(first), join),
         unconditional_inputs=None,
         row_paths=row_paths,
-        **{name: None if any(part is None for part in parts) else torch.cat(parts) for name, parts in outputs.items()},
+        **outputs,
     )
 
 

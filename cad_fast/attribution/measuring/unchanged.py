@@ -30,5 +30,6 @@ def require_unchanged(denoiser: nn.Module, recording: Recording, objective: Obje
     call = next((c for c in recording.calls if objective.active(c) and c.output is not None), None)
     if call is not None:
         row = call.select_rows([0])
+        assert row.output is not None, "the call has an output, and so have its rows"
         with only_gradients_of(denoiser, []):
             require_replayed(row.run(denoiser), row.output)

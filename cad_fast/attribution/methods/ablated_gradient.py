@@ -49,8 +49,9 @@ class AblatedGradient(Estimator):
     seed: int = 0
 
     def run(self, problem: Problem) -> Estimate:
+        denoiser, recording, objective, space = problem.arguments()
         averaged, done = ablated_gradient_scores(
-            *problem.arguments(), **self.config(), watch=problem.watch, **problem.keywords()
+            denoiser, recording, objective, space, **self.config(), watch=problem.watch, **problem.keywords()
         )
         facts: dict[str, Any] = {"partitions": done, "ablated_weight": averaged.ablated_weight}
         if averaged.reliability is not None:

@@ -14,9 +14,8 @@ from .regression import Regression
 from .second_order import SecondOrder
 from .sensitivity import Sensitivity
 
-ESTIMATORS: dict[str, type[Estimator]] = {
-    cls.name: cls for cls in (Gradient, AblatedGradient, SecondOrder, Regression, Exact, Sensitivity)
-}
+_ALL: tuple[type[Estimator], ...] = (Gradient, AblatedGradient, SecondOrder, Regression, Exact, Sensitivity)
+ESTIMATORS: dict[str, type[Estimator]] = {cls.name: cls for cls in _ALL}
 
 
 def default_method(kind: Kind, n: int | None = None) -> Method:

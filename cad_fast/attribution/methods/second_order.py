@@ -53,7 +53,8 @@ class SecondOrder(Estimator):
     seed: int = 0
 
     def run(self, problem: Problem) -> Estimate:
-        scores = second_order_scores(*problem.arguments(), **self.config(), **problem.keywords())
+        denoiser, recording, objective, space = problem.arguments()
+        scores = second_order_scores(denoiser, recording, objective, space, **self.config(), **problem.keywords())
         each = scores.plan.networks
         facts = {"rows": scores.plan.rows, "networks": [min(each), max(each)], "stretch": scores.stretch}
         return Estimate(scores.values, None, facts, _cost(scores.plan), scores.curvature)

@@ -30,7 +30,7 @@ class Drawn(Sequence[Ablation]):
     n: int
     fraction: float
     seed: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides Sequence.count, of which draws have no use
 
     def __len__(self) -> int:
         return self.count

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...ops import gram_bits
+from ...ops.gram_bits import gram_bits
 from .design import Design
 
 # Penalties tried, as multiples of the mean eigenvalue of K.
@@ -266,7 +266,8 @@ def lanczos(matrix: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     norms = start.norm(dim=0)
     tiny = 1e-12 * norms.clamp(min=1e-300)
     before, current = torch.zeros_like(start), start / norms.clamp(min=1e-300)
-    diagonal, below = [], []
+    diagonal: list[Tensor] = []
+    below: list[Tensor] = []
     for _ in range(min(steps, len(matrix))):
         product = (matrix @ current.to(matrix.dtype)).double() - (below[-1] * before if below else 0)
         diagonal.append((product * current).sum(0))
@@ -278,7 +279,7 @@ def lanczos(matrix: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         before, current = current, product / scale
     small = torch.diag_embed(torch.stack(diagonal, 1))
     off = torch.diag_embed(torch.stack(below[:-1], 1), 1) if len(below) > 1 else 0
-    values, vectors = np.linalg.eigh((small + off + (off.mT if len(below) > 1 else 0)).numpy())
+    values, vectors = np.linalg.eigh((small + off + (off.mT if isinstance(off, Tensor) else 0)).numpy())
     weights = norms[:, None].square() * torch.from_numpy(vectors)[:, 0].square()
     return torch.from_numpy(values).clamp(min=0), weights
 

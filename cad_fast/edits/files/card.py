@@ -6,11 +6,14 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...files import write_bytes, write_text
 from ..data import EditData
 from .describe import clean, describe, evaluation_rows, trust_text
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CARD_NAME = "README.md"
 SHEET_NAME = "sheet.png"
@@ -28,7 +31,7 @@ class CardInfo:
         repo_id: where the edit will be found.
     """
 
-    sheet: Any = None
+    sheet: Image.Image | None = None
     base_model: str | None = None
     license: str | None = None
     repo_id: str | None = None
@@ -51,7 +54,7 @@ def card_text(edit: EditData, info: CardInfo) -> str:
     about = describe(edit)
     has_sheet, base_model, repo_id = info.sheet is not None, info.base_model, info.repo_id
     on_hub = None if base_model is None or ":" in base_model else base_model  # zoo:emoji is no repository
-    relation = {} if on_hub is None else {"base_model_relation": "adapter"}
+    relation: dict[str, Any] = {} if on_hub is None else {"base_model_relation": "adapter"}
     data = ModelCardData(
         library_name="cad_fast",
         base_model=on_hub,

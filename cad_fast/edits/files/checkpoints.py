@@ -38,7 +38,7 @@ def export_checkpoint(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists: a checkpoint is written to a new or empty folder")
-    saved = denoiser_of(pipeline) if what == "denoiser" else pipeline
+    saved: Any = denoiser_of(pipeline) if what == "denoiser" else pipeline
     if not hasattr(saved, "save_pretrained") or (what == "pipeline" and isinstance(pipeline, nn.Module)):
         raise ValueError(f"a {type(saved).__name__} cannot be written as a {what}: it is no model of diffusers")
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")

@@ -100,8 +100,9 @@ def evaluation_rows(evaluation: Any) -> list[tuple[str, ...]]:
     """Cells of a table of before and after, from ``provenance["evaluation"]``; empty when it holds none."""
     if not isinstance(evaluation, dict):
         return []
-    concepts = evaluation.get("concepts") if isinstance(evaluation.get("concepts"), dict) else {}
-    targets = evaluation.get("targets") if isinstance(evaluation.get("targets"), list) else []
+    concepts, targets = evaluation.get("concepts"), evaluation.get("targets")
+    concepts = concepts if isinstance(concepts, dict) else {}
+    targets = targets if isinstance(targets, list) else []
     worst = evaluation.get("worst_other")
     named = [
         (", ".join(map(str, targets)) or "target", evaluation.get("target")),

@@ -124,7 +124,7 @@ def load_peft(pipeline: Any, folder: str | Path, adapter_name: str = "edit") -> 
     _check_adapter(folder, config, tensors, denoiser)
     peft.inject_adapter_in_model(config, denoiser, adapter_name)
     peft.set_peft_model_state_dict(denoiser, tensors, adapter_name=adapter_name)
-    denoiser._hf_peft_config_loaded = True  # what diffusers' adapter methods ask for
+    denoiser._hf_peft_config_loaded = True  # type: ignore[assignment]  # what diffusers' adapter methods ask for
 
 
 def _check_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], denoiser: nn.Module) -> None:

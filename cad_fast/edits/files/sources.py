@@ -28,6 +28,7 @@ class EditSource:
         """The edit. Raises ValueError when its files are not those that were there when it was added."""
         if self.edit is not None:
             return self.edit
+        assert self.place is not None, "what has no edit has a place"
         edit = read_edit(self.place, **self.hub_kwargs)
         if edit.digest() != self.digest:
             raise ValueError(f"{self.place} holds another edit than when it was loaded as {self.name!r}: load it again")

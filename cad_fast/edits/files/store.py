@@ -62,7 +62,11 @@ def _as_json(edit: EditData, config: dict[str, Any]) -> str:
 
 
 def read_edit(
-    source: str | Path, pipeline: Any = None, *, kind: type[AnyEdit] = EditData, **hub_kwargs: Any
+    source: str | Path,
+    pipeline: Any = None,
+    *,
+    kind: type[AnyEdit] = EditData,  # type: ignore[assignment]  # mypy knows no default of a type variable
+    **hub_kwargs: Any,
 ) -> AnyEdit:
     """Read an edit as ``kind``: see ``Edit.from_pretrained``. ``hub_kwargs`` (revision, token, ...) go to the download.
 

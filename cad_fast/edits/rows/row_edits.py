@@ -9,14 +9,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ...components.fingerprint import Fingerprint
 from ...diffusion.denoisers import ForwardSignature, denoiser_of, timestep_value
-from ...diffusion.timesteps import TimestepWindow
+from ...diffusion.timesteps import TimestepWindow, Window
 from ...row_engine.engine import runs_under_ablations
 from ...row_engine.slots import Plan, Slot, open_slots
 from ..data import EditData, check_edit_name
@@ -49,7 +49,9 @@ class CallFacts:
     timestep: Any
 
 
-Assignment = Sequence[RowUses] | Callable[[CallFacts], Sequence[RowUses]]
+GivenUse: TypeAlias = "EditUse | tuple[str] | tuple[str, float] | tuple[str, float, Window | None]"
+GivenRows = Sequence[Sequence[GivenUse]]
+Assignment = GivenRows | Callable[[CallFacts], Sequence[RowUses]]
 
 
 class RowEdits:
@@ -98,7 +100,7 @@ class RowEdits:
         self._fingerprint: Fingerprint | None = None
         self._sources: dict[str, EditSource] = {}
         self._slots: dict[str, Slot] = {}
-        self._assignment: Assignment | None = None
+        self._assignment: Sequence[RowUses] | Callable[[CallFacts], Sequence[RowUses]] | None = None
         self._unhook: contextlib.ExitStack | None = None
         self._acting: list[Slot] = []
         self._thread: int | None = None
@@ -167,7 +169,7 @@ class RowEdits:
             raise ValueError(f"there is no edit {name!r}; loaded are: {known}")
         return name
 
-    def checked(self, rows: Sequence[Sequence[Any]]) -> list[RowUses]:
+    def checked(self, rows: GivenRows) -> list[RowUses]:
         """Return ``rows`` with every use as an EditUse and its window as a TimestepWindow.
 
         Raises ValueError for unknown names, a row that names an edit twice, strengths that are not finite and what is
@@ -175,7 +177,7 @@ class RowEdits:
         """
         return [self._checked_row(number, row) for number, row in enumerate(rows)]
 
-    def _checked_row(self, number: int, row: Sequence[Any]) -> RowUses:
+    def _checked_row(self, number: int, row: Sequence[GivenUse]) -> RowUses:
         uses = tuple(EditUse(*use) for use in row)
         names = [self.require(use.name) for use in uses]
         if len(set(names)) < len(names):

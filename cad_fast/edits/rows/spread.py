@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from ...diffusion.timesteps import TimestepWindow
+from ...diffusion.timesteps import TimestepWindow, Window
 from .row_edits import EditUse, RowEdits, checked_strength, checked_window
+
+Names: TypeAlias = Sequence[str | Sequence[str] | None]
+Weights: TypeAlias = float | Sequence[float | Sequence[float | None] | None] | None
+Windows: TypeAlias = "Window | Sequence[Window | Sequence[Window | None] | None] | None"
+Branches: TypeAlias = str | Sequence[str | Sequence[str]]
 
 BASE = "__base__"
 BRANCHES = ("both", "conditional")
@@ -29,7 +34,7 @@ PromptUses = tuple[PromptUse, ...]
 
 
 def per_prompt_uses(
-    edits: RowEdits, edit_names: Sequence[Any], edit_weights: Any, windows: Any, branch: Any
+    edits: RowEdits, edit_names: Names, edit_weights: Weights, windows: Windows, branch: Branches
 ) -> list[PromptUses]:
     """One tuple per prompt. Raises ValueError naming what does not fit; nothing else happens then."""
     if isinstance(edit_names, str):
@@ -44,16 +49,18 @@ def per_prompt_uses(
     return [tuple(map(_checked_use, own, *rest)) for own, *rest in zip(names, weights, spans, sides, strict=True)]
 
 
-def active_uses(edits: RowEdits, names: Any, edit_weights: Any, windows: Any, branch: Any) -> PromptUses:
+def active_uses(
+    edits: RowEdits, names: str | Sequence[str], edit_weights: Weights, windows: Windows, branch: Branches
+) -> PromptUses:
     """What ``set_edits`` is given: names, and one value for all or a list with one per name."""
     listed = [names] if isinstance(names, str) else list(names)
     if not listed:
         return ()
-    nested = [[value] if isinstance(value, list) else value for value in (edit_weights, windows, branch)]
+    nested: list[Any] = [[value] if isinstance(value, list) else value for value in (edit_weights, windows, branch)]
     return per_prompt_uses(edits, [listed], *nested)[0]
 
 
-def _names(edits: RowEdits, entry: Any, number: int) -> list[str]:
+def _names(edits: RowEdits, entry: str | Sequence[str] | None, number: int) -> list[str]:
     listed = [entry] if entry is None or isinstance(entry, str) else list(entry)
     names = [edits.require(name) for name in listed if name not in (None, BASE)]
     if names and len(names) < len(listed):

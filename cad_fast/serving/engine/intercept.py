@@ -61,7 +61,8 @@ def intercepted(pipeline: Any, intercept: Intercept) -> tuple[Any, Part]:
     vae = getattr(pipeline, "vae", None)
     if isinstance(vae, nn.Module) and hasattr(vae, "decode"):
         ignores = frozenset({"generator"}) if type(vae).__name__ in DRAWS_NOTHING else frozenset()
-        stand_ins[id(vae)] = ("decode", Part("vae", vae.decode, inspect.signature(vae.decode), FIRST, ignores))
+        decode: Any = vae.decode
+        stand_ins[id(vae)] = ("decode", Part("vae", decode, inspect.signature(decode), FIRST, ignores))
     for name, module in list(vars(pipeline).items()):
         if id(module) in stand_ins:
             twin.__dict__[name] = _stand_in(module, *stand_ins[id(module)], intercept)

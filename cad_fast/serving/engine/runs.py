@@ -72,14 +72,13 @@ class PipelineRuns:
 
     def step(self) -> None:
         """Make the call that has waited longest, together with all others that fit into its pass."""
-        waiting = sorted(
-            (run for run in self.active if run.call), key=lambda run: (run.call.part.priority, run.call.number)
-        )
-        first = waiting[0].call
-        together = [run for run in waiting if run is waiting[0] or first.fits(run.call)][: self._max_batch_size]
+        waiting = [(run, run.call) for run in self.active if run.call]
+        waiting.sort(key=lambda pair: (pair[1].part.priority, pair[1].number))
+        oldest, first = waiting[0]
+        together = [(run, call) for run, call in waiting if run is oldest or first.fits(call)][: self._max_batch_size]
         if first.part is self._denoiser:  # equal edits side by side
-            together.sort(key=lambda run: run.picture.edit_keys)
-        self._make([(run, run.call) for run in together])
+            together.sort(key=lambda pair: pair[0].picture.edit_keys)
+        self._make(together)
 
     def _draw(self, picture: JobPicture) -> Image.Image:
         generator = torch.Generator("cpu").manual_seed(picture.seed)

@@ -88,7 +88,7 @@ def _add_images(app: FastAPI, server: Server, pictures: PictureStore) -> None:
         try:
             job, files = await answer_request(server, body, client, request_id, _as_png, lambda: _gone(request))
         except ClientGone:
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # type: ignore[return-value]  # FastAPI sends it as it is, and nobody reads it
         as_url = body.response_format == "url"
         data = [
             ImageData(url=f"{request.base_url}v1/images/files/{pictures.put(file)}.png", seed=job.seed + i)

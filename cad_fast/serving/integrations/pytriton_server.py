@@ -64,13 +64,13 @@ def _answering(model: TensorModel) -> Any:
 
 
 def _refused() -> type[Exception]:
-    exceptions = require("pytriton.exceptions", EXTRA)
+    refusal: Any = require("pytriton.exceptions", EXTRA).PyTritonInvalidOperationError
 
-    class Refused(exceptions.PyTritonInvalidOperationError):
+    class Refused(refusal):
         """A request that is refused, or that failed."""
 
         # pytriton sends clients the whole traceback of an error. This one has none.
-        __traceback__ = property(lambda self: None)  # type: ignore[assignment]
+        __traceback__ = property(lambda self: None)
 
     return Refused
 

@@ -101,6 +101,7 @@ class RayArguments(ServerArguments):
     @property
     def replica_range(self) -> tuple[int, int, int]:
         """The numbers of replicas under autoscaling (fewest, at the start, most)."""
+        assert self.max_replicas is not None, "without autoscaling there is no range"
         first = self.replicas or max(1, self.min_replicas or 0)
         return first if self.min_replicas is None else self.min_replicas, first, self.max_replicas
 

@@ -11,12 +11,14 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from transformers import CLIPTextModel
 
 from ..classifier import EmojiClassifier
 from ..concepts import OBJECTS, RARE_OBJECT, STYLES, caption
@@ -58,10 +60,13 @@ def _generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-class Stage:
+Trained = TypeVar("Trained", bound=nn.Module)
+
+
+class Stage(Generic[Trained]):
     """A training loop with an EMA of the weights and a checkpoint file from which it continues."""
 
-    def __init__(self, name: str, module: nn.Module, recipe: Recipe, work: Path, weight_decay: float = 0.01) -> None:
+    def __init__(self, name: str, module: Trained, recipe: Recipe, work: Path, weight_decay: float = 0.01) -> None:
         self.name, self.module, self.recipe = name, module, recipe
         self.path = work / f"{name}.pt"
         self.ema = copy.deepcopy(module).requires_grad_(False)
@@ -94,7 +99,7 @@ class Stage:
             for mine, theirs in zip(self.ema.buffers(), self.module.buffers(), strict=True):
                 mine.copy_(theirs)
 
-    def run(self, loss: Callable[[torch.Generator, int], Tensor], seed: int) -> nn.Module:
+    def run(self, loss: Callable[[torch.Generator, int], Tensor], seed: int) -> Trained:
         """Minimise ``loss(generator, step)`` for the recipe's steps; returns the averaged module in eval mode."""
         bar = tqdm(total=self.recipe.steps, initial=self.step, desc=self.name, mininterval=5)
         average = None
@@ -145,7 +150,7 @@ def encode(vae: AutoencoderKL, images: Tensor, batch: int = 256) -> Tensor:
 class TextToLatent(nn.Module):
     """The text encoder and the UNet, trained together."""
 
-    def __init__(self, text_encoder: nn.Module, unet: nn.Module) -> None:
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.unet = unet
@@ -200,7 +205,7 @@ def train_classifier(
     Without ``use_held_out`` it never sees the held-out emoji, and its accuracy on them can be measured.
     """
     torch.manual_seed(0)
-    module = EmojiClassifier().to(memory_format=torch.channels_last)
+    module = EmojiClassifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it not
     stage = Stage(name, module, CLASSIFIER, work, weight_decay=0.05)
     rows = (data.held_out <= use_held_out).nonzero().flatten()
     counts = torch.bincount(data.objects[rows], minlength=len(OBJECTS)).float()
