@@ -129,7 +129,7 @@ def of_dtype(dtype: str, arguments: argparse.Namespace, output: Path, done: Call
     one("generate", [*draw, "--edit", str(edits / "no-car"), "-o", str(folder / "pictures")], folder / "pictures")
     port = free_port()
     body = {"prompt": PROMPT, "size": size, "seed": 0, "edits": [{"name": "no-car", "strength": 1.0}]}
-    serve = ["serve", *model, "--edit-dir", str(edits), "--port", str(port), *steps, "--size", size]
+    serve = ["serve", *model, "--edit-dir", str(edits), "--port", str(port), *steps, "--sizes", size]
     deadline = ["--deadline", str(READY_SECONDS), "--max-batch-size", "1"]
     ask = served(port, body, folder / "serve.log")
     one("serve", [*serve, *deadline], while_running=ask)
