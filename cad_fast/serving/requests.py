@@ -31,6 +31,7 @@ def request_class(settings: Settings) -> type[BaseModel]:
     assert settings.max_n is not None and settings.sizes is not None, "the settings are not completed"
     edit_use = _edit_use(settings)
     formats = ("b64_json", "url") if settings.picture_urls else ("b64_json",)
+    sizes = ("auto", *settings.sizes)
     text = Annotated[str, Field(max_length=settings.max_prompt)]
     edits = Annotated[
         list[edit_use],  # type: ignore[valid-type]  # a model made just now
@@ -40,7 +41,7 @@ def request_class(settings: Settings) -> type[BaseModel]:
         "prompt": (Annotated[text, Field(min_length=1)], ...),
         "model": (str | None, None),
         "n": (Annotated[Whole, Field(ge=1, le=settings.max_n)] | None, 1),
-        "size": (Literal[("auto", *settings.sizes)] | None, "auto"),
+        "size": (Literal[sizes] | None, "auto"),
         "response_format": (Literal[formats] | None, "b64_json"),
         "user": (Annotated[str, Field(max_length=256)] | None, None),
         # Further fields of OpenAI, which leave nothing to choose here.
