@@ -22,7 +22,7 @@ from .attribution.scores import Scores
 from .choices import Method
 from .diffusion.layers import PRESETS
 from .diffusion.timesteps import TimestepWindow, Window
-from .edits.damage import Moved, objectives_under
+from .edits.damage import Expressed, Moved, objectives_under
 from .edits.edit import Edit
 from .edits.refining import refine
 from .edits.selection import Selection, Sign
@@ -45,10 +45,11 @@ REFINED_ROUNDS = 12
 # Refining to erase aims as far beyond the base as the concept was on this side of it: edits that only cancel the
 # concept leave traces, which guidance brings out again.
 NEGATIVE_GUIDANCE = 1.0
-# An edit erases enough when so much of the concept's J is left, and costs too much when it moves the outputs on the
-# concepts to keep by so much of what their prompts do (the mean over them).
-ENOUGH_LEFT = 0.2
-MOST_MOVED = 0.05
+# An edit erases enough when no more of the concept is expressed than this (1 before, 0 at the base, see ``Expressed``):
+# edits that stop short of the base leave traces. It costs too much when it moves the outputs on the concepts to keep by
+# so much of what their prompts do (the mean over them). Both were chosen on the embedded model.
+ENOUGH_LEFT = -0.05
+MOST_MOVED = 0.1
 METHOD_SPARING: Method = "sensitivity"
 
 
@@ -71,7 +72,7 @@ def erase(
 
     The pipeline draws the concept and what is to be kept, and is left as it was. Components are scored to first order,
     ranked by gain against damage, and refined for the edit as a whole. Without ``ratio`` the smallest of ``RATIOS`` is
-    taken that leaves little of the concept's J and moves little of what is kept, as predicted from the recordings.
+    taken that leaves nothing of the concept and moves little of what is kept, as predicted from the recordings.
 
     Args:
         pipeline: any diffusers pipeline with one denoiser.
@@ -163,21 +164,22 @@ def amplify(
 class _Candidate:
     """An edit of one size, and what it is predicted to do.
 
-    ``left``: J of the concept under the edit, relative to before. ``moved``: per kept concept, how far its outputs
-    move, relative to what its prompt does.
+    ``left``: to erase, how much of the concept is expressed (see ``Expressed``); to amplify, the loss relative to
+    before. ``moved``: per kept concept, how far its outputs move, relative to what its prompt does.
     """
 
     ratio: float
     edit: Edit
     left: float
     moved: dict[str, float]
+    left_of: str = "concept"
 
     @property
     def damage(self) -> float:
         return sum(self.moved.values()) / len(self.moved)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ratio": self.ratio, "left": self.left, "moved": self.moved}
+        return {"ratio": self.ratio, "left": self.left, "left_of": self.left_of, "moved": self.moved}
 
 
 @dataclass
@@ -320,25 +322,27 @@ class _Making:
         )
         self._bar.update(REFINED_ROUNDS)
         edit = Edit.from_scores(refined, selection, sign=sign)
-        targets = {self.concept: Target(objective, recordings[self.concept])}
+        recording = recordings[self.concept]
+        judged = Expressed(sparing.timesteps, sparing.base) if sign == "positive" else objective
+        targets = {self.concept: Target(judged, recording)}
         for each, recording in recordings.items():
             if each != self.concept:
                 targets[each] = Target(Moved(sparing.timesteps, base=sparing.base), recording)
-        intact = scores.provenance["intact_j"]
-        if intact is None:  # recordings of a denoising loss hold no output
-            intact = objectives_under(self.pipeline, edit, {self.concept: targets[self.concept]}, strength=0.0)
-            intact = intact[self.concept]
         moved = objectives_under(self.pipeline, edit, targets)
-        left = moved.pop(self.concept) / intact
+        left = moved.pop(self.concept)
+        left_of = "concept"
+        if sign == "negative":
+            before = objectives_under(self.pipeline, edit, {self.concept: targets[self.concept]}, strength=0.0)
+            left, left_of = left / before[self.concept], "loss"
         self._bar.update()
-        return _Candidate(ratio, edit, left, moved)
+        return _Candidate(ratio, edit, left, moved, left_of)
 
 
 def _choose(candidates: Sequence[_Candidate], sign: Sign) -> tuple[_Candidate, str]:
     """The edit to take, and why.
 
-    To erase: the smallest that leaves at most ``ENOUGH_LEFT`` of J; if none does, the one that leaves least. To
-    amplify: the one with the least loss left (J is minus the loss). Edits that move what is kept by more than
+    To erase: the smallest that leaves at most ``ENOUGH_LEFT`` of the concept; if none does, the one that leaves least.
+    To amplify: the one with the least loss left. Edits that move what is kept by more than
     ``MOST_MOVED`` are left out, unless all do: then the one that moves it least is taken.
     """
     if len(candidates) == 1:
@@ -350,8 +354,10 @@ def _choose(candidates: Sequence[_Candidate], sign: Sign) -> tuple[_Candidate, s
     if sign == "positive":
         enough = [each for each in gentle if each.left <= ENOUGH_LEFT]
         if enough:
-            return enough[0], f"the smallest size that leaves at most {ENOUGH_LEFT:.0%} of J"
-        return min(gentle, key=lambda each: each.left), "it leaves least of J among those that spare what is kept"
+            return enough[0], f"the smallest size that leaves at most {ENOUGH_LEFT:g} of the concept"
+        return min(
+            gentle, key=lambda each: each.left
+        ), "it leaves least of the concept among those that spare what is kept"
     return min(gentle, key=lambda each: each.left), "it lowers the loss most among those that spare what is kept"
 
 

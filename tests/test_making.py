@@ -14,8 +14,9 @@ from cad_fast import making, zoo
 from cad_fast.attribution.measuring.plans import Target
 from cad_fast.cli import main
 from cad_fast.diffusion.denoisers import denoiser_of
-from cad_fast.edits.damage import objectives_under
+from cad_fast.edits.damage import Expressed, objectives_under
 from cad_fast.objectives import objective_from_config
+from cad_fast.recording.call import DenoiserCall
 from tests.pipelines import flux, stable_diffusion
 
 QUICK = {"samples": 2, "progress": False, "num_inference_steps": 3}
@@ -55,17 +56,31 @@ def test_what_was_done_is_noted(edit, tmp_path) -> None:
     assert [each["ratio"] for each in noted["candidates"]] == list(making.RATIOS)
     assert provenance["predicted"] in noted["candidates"] and noted["chosen_because"]
     assert provenance["prompts"] == ["a photo of a cat", "a picture of a cat"]
-    assert edit.prediction().startswith("predicted: J is ") and "house" in edit.prediction()
+    assert " of the concept is left; " in edit.prediction() and "house" in edit.prediction()
 
 
 def test_the_prediction_is_what_the_recording_shows(pipeline, edit) -> None:
     recording = cad_fast.record(
         pipeline, edit.provenance["prompts"], seeds=0, num_inference_steps=3, guidance_scale=3.0, progress=False
     )
-    objective = objective_from_config(edit.provenance["objective"])
-    measured = objectives_under(pipeline, edit, {"cat": Target(objective, recording)})["cat"]
-    intact = objectives_under(pipeline, edit, {"cat": Target(objective, recording)}, strength=0.0)["cat"]
-    assert edit.provenance["predicted"]["left"] == pytest.approx(measured / intact, rel=1e-3)
+    window = objective_from_config(edit.provenance["objective"]).timesteps
+    measured = objectives_under(pipeline, edit, {"cat": Target(Expressed(window), recording)})["cat"]
+    assert edit.provenance["predicted"]["left"] == pytest.approx(measured, rel=1e-3, abs=1e-4)
+    intact = objectives_under(pipeline, edit, {"cat": Target(Expressed(window), recording)}, strength=0.0)["cat"]
+    assert intact == pytest.approx(1, abs=1e-3)
+
+
+def test_expressed_tells_the_base_from_beyond() -> None:
+    call = DenoiserCall(
+        step=0,
+        timestep=1.0,
+        inputs={"sample": torch.zeros(4, 4, 2, 2), "timestep": torch.tensor(1)},
+        sample_key="sample",
+        output=torch.full((4, 4, 2, 2), 3.0),
+        unconditional_output=torch.ones(4, 4, 2, 2),
+    )
+    outputs = torch.tensor([3.0, 1.0, -1.0, 2.0])[:, None, None, None].expand(4, 4, 2, 2)
+    torch.testing.assert_close(Expressed()(outputs, call), torch.tensor([1.0, 0.0, -1.0, 0.5]))
 
 
 def test_without_guidance_the_empty_prompt_is_the_base() -> None:
@@ -88,9 +103,9 @@ def candidate(left: float, damage: float) -> making._Candidate:
 
 
 def test_the_smallest_edit_that_does_enough_is_taken() -> None:
-    sizes = [candidate(0.5, 0.01), candidate(0.15, 0.02), candidate(0.01, 0.04)]
+    sizes = [candidate(0.5, 0.01), candidate(-0.1, 0.02), candidate(-0.3, 0.04)]
     assert making._choose(sizes, "positive")[0] is sizes[1]
-    sizes = [candidate(0.5, 0.01), candidate(0.4, 0.02), candidate(0.01, 0.4)]
+    sizes = [candidate(0.5, 0.01), candidate(0.4, 0.02), candidate(-0.3, 0.4)]
     assert making._choose(sizes, "positive")[0] is sizes[1]
     sizes = [candidate(0.5, 0.3), candidate(0.4, 0.2)]
     assert making._choose(sizes, "positive")[0] is sizes[1]
@@ -135,7 +150,7 @@ def test_an_edit_in_the_weights_is_named(pipeline, edit) -> None:
 def test_the_commands(tmp_path, capsys) -> None:
     options = ["--keep", "cat", "--samples", "1", "--steps", "4", "--ratio", "0.03", "--quiet"]
     assert main(["erase", "zoo:emoji", "car", *options, "-o", str(tmp_path / "no-car")]) == 0
-    assert "predicted: J is" in capsys.readouterr().out
+    assert "of the concept is left" in capsys.readouterr().out
     assert cad_fast.load_edit(tmp_path / "no-car").name == "car-erase" and (tmp_path / "no-car" / "README.md").exists()
     assert main(["amplify", "zoo:emoji", "book", *options, "--json", "-o", str(tmp_path / "more")]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -142,6 +142,26 @@ class Moved(Objective):
         return moved / squared_distance(call.output, base, call).sum(1).clamp(min=1e-20)
 
 
+class Expressed(Moved):
+    """How far the output lies on the way from the base output to the recorded one.
+
+    That is <output - base, recorded - base> / |recorded - base|^2: 1 for the recorded output, 0 for the base, below 0
+    beyond it. Unlike a squared distance it tells an output that stopped at the base from one that was steered past it.
+
+    Args:
+        timesteps, base: as for ``Moved``.
+    """
+
+    name = "expressed"
+
+    def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
+        base = getattr(call, str(self.needs))
+        assert call.output is not None and base is not None
+        after, before = (squared_distance(each, base, call).sum(1) for each in (output, call.output))
+        moved = squared_distance(output, call.output, call).sum(1)
+        return (after + before - moved) / (2 * before.clamp(min=1e-20))
+
+
 def damage_table(damages: Mapping[str, Damage]) -> str:
     """The predicted damage as lines of text, in percent of J where that is known."""
     width = max(len(concept) for concept in damages)

@@ -5,7 +5,7 @@ import torch
 
 from cad_fast.attribution import Scores
 from cad_fast.edits import Edit, Selection, damage_table, overlap, predicted_damage, select
-from tests.edits.test_select import make_scores
+from tests.edits.test_selection import make_scores
 
 SHAPES = [(5, 37), (11, 8)]
 

@@ -10,7 +10,7 @@ import cad_fast
 from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.edits import Edit, EditManager
 from cad_fast.row_engine.slots import slot_of
-from tests.edits.test_row_edits import random_edit
+from tests.edits.rows.test_row_edits import random_edit
 from tests.pipelines import PIPELINES
 from tests.row_truth import distance
 

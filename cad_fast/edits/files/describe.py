@@ -93,7 +93,9 @@ def prediction_text(predicted: Any) -> str:
     parts = {clean(name, 40): _number(moved, name) for name in list(moved)[:8]}
     others = ", ".join(f"{name} {100 * value:.1f}%" for name, value in parts.items() if value is not None)
     more = f" and {len(moved) - 8} more" if len(moved) > 8 else ""
-    return f"predicted: J is {left:.2f} of before; outputs on others move by {others}{more} of what their prompts do"
+    loss = predicted.get("left_of") == "loss"
+    first = f"the loss on its pictures is {left:.2f} of before" if loss else f"{left:.2f} of the concept is left"
+    return f"predicted: {first}; outputs on others move by {others}{more} of what their prompts do"
 
 
 def evaluation_rows(evaluation: Any) -> list[tuple[str, ...]]:
