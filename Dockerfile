@@ -10,10 +10,9 @@ COPY . .
 RUN CAD_FAST_BUILD_CUDA=off python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim
-# An index with CPU builds of torch saves gigabytes: the default build for Linux brings CUDA along.
-ARG TORCH_INDEX=""
 COPY requirements-dev.lock /tmp/constraints.txt
-RUN python -m pip install --no-cache-dir --constraint /tmp/constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
+# The default build of torch for Linux brings CUDA along, gigabytes of it. pip's own settings can name another source.
+RUN python -m pip install --no-cache-dir --constraint /tmp/constraints.txt torch
 COPY --from=build /wheels /wheels
 RUN python -m pip install --no-cache-dir --constraint /tmp/constraints.txt "$(echo /wheels/*.whl)[serve]" \
     && rm -rf /wheels /tmp/constraints.txt

@@ -266,7 +266,7 @@ class _Making:
         else:
             # What suppresses the concept is not what the others are drawn by: only the damage to them counts.
             self._bar.update(len(kept))
-        sensitivity = Attributor(self.pipeline, sparing, scorer.space, method=METHOD_SPARING)
+        sensitivity = Attributor(self.pipeline, sparing, scorer.space, method="sensitivity")
         spared["sensitivity"] = [self._scores(sensitivity, recordings[each], each) for each in kept]
         aim = objective
         if isinstance(objective, ConceptErasure):
