@@ -19,7 +19,6 @@ from . import zoo
 from .attribution.attributor import Attributor
 from .attribution.measuring.plans import Target
 from .attribution.scores import Scores
-from .choices import Method
 from .diffusion.layers import PRESETS
 from .diffusion.timesteps import TimestepWindow, Window
 from .edits.damage import Expressed, Moved, objectives_under
@@ -50,7 +49,6 @@ NEGATIVE_GUIDANCE = 1.0
 # so much of what their prompts do (the mean over them). Both were chosen on the embedded model.
 ENOUGH_LEFT = -0.05
 MOST_MOVED = 0.1
-METHOD_SPARING: Method = "sensitivity"
 
 
 def erase(
