@@ -19,6 +19,7 @@ def _reference_why_not(op: str, args: tuple[Any, ...]) -> str | None:
 
 
 PREDICATES: dict[str, Callable[[str, tuple[Any, ...]], str | None]] = {
+    "hopper": backends.hopper.why_not,
     "cuda": backends.cuda.why_not,
     "triton": backends.triton.why_not,
     "native": backends.native.why_not_run,

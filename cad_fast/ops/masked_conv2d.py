@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cad_fast.ops import backends, checks, reference
+from cad_fast.ops import backends, checks, layout, reference
 from cad_fast.ops.checks.conv import Geometry
 from cad_fast.ops.define import define
 from cad_fast.ops.registry import OPS
@@ -231,6 +231,15 @@ def _by_product(
             out[part].copy_(target.view(len(padded), rows, images, *size).transpose(1, 2))
 
 
+def _hopper_masked_conv2d(
+    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, *rest: Any
+) -> Tensor:
+    geometry = Geometry(*rest)
+    out = checks.conv.empty_result(x, weight, geometry)
+    weight, words = layout.weight_channels_last(weight), layout.words_channels_last(words, weight)
+    return backends.hopper.masked_conv2d(x, weight, words, bias, factors, geometry, out)
+
+
 def _triton_masked_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     out = checks.conv.empty_result(x, weight, Geometry(*rest[-5:]))
     return backends.triton.of("masked_conv2d", products=True)(x, weight, *rest, out=out)
@@ -242,6 +251,7 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 
 
 _op.implement(
+    hopper=_hopper_masked_conv2d,
     triton=_triton_masked_conv2d,
     native=_native_masked_conv2d,
     reference=_reference,

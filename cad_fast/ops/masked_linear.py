@@ -128,6 +128,7 @@ def _native_masked_linear(
 
 
 _op.implement(
+    hopper=backends.hopper.masked_linear,
     cuda=backends.cuda.masked_linear,
     triton=backends.triton.of("masked_linear", products=True),
     native=_native_masked_linear,

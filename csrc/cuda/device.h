@@ -22,7 +22,7 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Begins to copy so many bytes (4 or 16) to shared memory, zeros if not `inside`; from is readable only if it is.
+// Begins to copy so many bytes (4, 8 or 16) to shared memory, zeros if not `inside`; from is readable only if it is.
 template <int bytes>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
   if constexpr (bytes == 16) {
@@ -30,9 +30,9 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool insi
                  "r"(inside ? 16 : 0)
                  : "memory");
   } else {
-    static_assert(bytes == 4);
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(inside ? 4 : 0)
+    static_assert(bytes == 4 || bytes == 8);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(bytes),
+                 "r"(inside ? bytes : 0)
                  : "memory");
   }
 }

@@ -1,6 +1,7 @@
 #include "simt.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <memory>
 #include <numeric>
@@ -53,12 +54,23 @@ struct Copy {
   bool inside;
 };
 
+struct Product {
+  std::function<void()> finish;
+  const std::uint32_t* a;
+  std::array<std::uint32_t, 4> a_before;
+  const void* b;
+  std::vector<std::uint16_t> b_before;
+};
+
 struct Fiber {
   void* stack_pointer = nullptr;
   std::unique_ptr<unsigned char[]> stack{new unsigned char[stack_bytes]};
   State state = State::done;
   Position position;
   std::vector<std::vector<Copy>> copies;  // by group, the last one open
+  std::vector<std::vector<Product>> products;
+  bool products_open = false;
+  bool unshown = false;  // copies have arrived that products may not read yet
   const char* instruction = nullptr;
   unsigned exchanges = 0;
 };
@@ -107,6 +119,9 @@ extern "C" void simt_fiber_main() {
   for (const auto& group : own().copies) {
     if (!group.empty()) fail("a thread ended with copies under way");
   }
+  for (const auto& group : own().products) {
+    if (!group.empty()) fail("a thread ended with products under way");
+  }
   own().state = State::done;
   to_scheduler(true);
 }
@@ -120,6 +135,8 @@ void start(Fiber& fiber, Position position) {
   fiber.position = position;
   fiber.state = State::ready;
   fiber.copies.assign(1, {});
+  fiber.products.assign(1, {});
+  fiber.products_open = fiber.unshown = false;
   fiber.exchanges = 0;
   auto top = reinterpret_cast<std::uintptr_t>(fiber.stack.get() + stack_bytes) / 16 * 16;
   auto** stack = reinterpret_cast<void**>(top);
@@ -242,6 +259,7 @@ void wait_copies(int groups) {
   const std::ptrdiff_t finished = std::max<std::ptrdiff_t>(0, closed - groups);
   for (std::ptrdiff_t i = 0; i < finished; ++i) {
     for (const Copy& copy : copies[i]) {
+      own().unshown = true;
       if (copy.inside) {
         std::memcpy(copy.to, copy.from, copy.bytes);
       } else {
@@ -251,6 +269,67 @@ void wait_copies(int groups) {
   }
   copies.erase(copies.begin(), copies.begin() + finished);
 }
+
+std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(static_cast<const unsigned char*>(pointer) - grid.shared.get());
+}
+
+std::uint16_t exchanged_element(const void* b, int row, int k) {
+  const std::uint32_t place = shared_address(b) + row * 128 + k * 2;
+  const std::uint32_t exchanged = place ^ (place >> 7 & 7u) << 4;
+  if (exchanged + 2 > static_cast<std::uint32_t>(grid.shared_bytes)) fail("wgmma: a row is not in shared memory");
+  std::uint16_t bits;
+  std::memcpy(&bits, grid.shared.get() + exchanged, 2);
+  return bits;
+}
+
+namespace {
+
+std::vector<std::uint16_t> read_rows(const void* b, int columns) {
+  std::vector<std::uint16_t> bits;
+  for (int i = 0; i < 16 * columns; ++i) bits.push_back(exchanged_element(b, i / 16, i % 16));
+  return bits;
+}
+
+}  // namespace
+
+void begin_product(const std::uint32_t* a, const void* b, int columns, std::function<void()> finish) {
+  if (!own().products_open) fail("wgmma: no fence before it");
+  for (const Fiber& fiber : grid.fibers) {
+    if (fiber.unshown) fail("wgmma: a thread has not shown its copies to products");
+  }
+  Product product{std::move(finish), a, {a[0], a[1], a[2], a[3]}, b, {}};
+  if (grid.running % warp_size == 0) product.b_before = read_rows(b, columns);
+  own().products.back().push_back(std::move(product));
+}
+
+void open_products() { own().products_open = true; }
+
+void close_products() {
+  own().products.emplace_back();
+  own().products_open = false;
+}
+
+void wait_products(int groups) {
+  auto& products = own().products;
+  const std::ptrdiff_t closed = static_cast<std::ptrdiff_t>(products.size()) - 1;
+  const std::ptrdiff_t finished = std::max<std::ptrdiff_t>(0, closed - groups);
+  for (std::ptrdiff_t i = 0; i < finished; ++i) {
+    for (const Product& product : products[i]) {
+      if (!std::equal(product.a_before.begin(), product.a_before.end(), product.a)) {
+        fail("wgmma: its registers changed before it was waited for");
+      }
+      if (!product.b_before.empty() &&
+          product.b_before != read_rows(product.b, static_cast<int>(product.b_before.size()) / 16)) {
+        fail("wgmma: its rows changed before it was waited for");
+      }
+      product.finish();
+    }
+  }
+  products.erase(products.begin(), products.begin() + finished);
+}
+
+void show_to_products() { own().unshown = false; }
 
 int run(std::function<void()> kernel, dim3 size, int threads, int shared_bytes) {
   grid.kernel = std::move(kernel);
@@ -262,7 +341,7 @@ int run(std::function<void()> kernel, dim3 size, int threads, int shared_bytes) 
     for (unsigned x = 0; x < size.x && grid.error.empty(); ++x) {
       // Of exactly this size, so that the sanitizer sees a step beyond its end.
       void* memory = nullptr;
-      if (posix_memalign(&memory, 128, shared_bytes) != 0) std::abort();
+      if (posix_memalign(&memory, 1024, shared_bytes) != 0) std::abort();
       grid.shared.reset(static_cast<unsigned char*>(memory));
       grid.shared_bytes = shared_bytes;
       std::memset(memory, 0xff, shared_bytes);

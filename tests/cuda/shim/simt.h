@@ -5,6 +5,7 @@
 // there yet. Shared memory starts as NaNs; a copy under way leaves NaNs, and its data come when it is waited for.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -50,9 +51,22 @@ struct Given {
 };
 const Given* exchange(const Given& own, const char* instruction);
 
+std::uint32_t shared_address(const void* pointer);
+
 void copy_async(void* to, const void* from, int bytes, bool inside);
 void close_copies();
 void wait_copies(int groups);
+
+// The products of a warpgroup that a thread has begun: `finish` is called when they are waited for. What they read, `a` and
+// `columns` rows of shared memory, may not change before.
+void begin_product(const std::uint32_t* a, const void* b, int columns, std::function<void()> finish);
+void open_products();
+void close_products();
+void wait_products(int groups);
+void show_to_products();
+
+// Element k of a row of 64 in shared memory, whose parts of 16 bytes are exchanged by the row's place.
+std::uint16_t exchanged_element(const void* b, int row, int k);
 
 int run(std::function<void()> kernel, dim3 grid, int threads, int shared_bytes);
 
@@ -147,6 +161,49 @@ void multiply(T, float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0
       const std::uint32_t b_word = given[column * 4 + k % 8 / 2].words[4 + k / 8];
       sums[i] += half_of_word(a_word, k) * half_of_word(b_word, k);
     }
+  }
+}
+
+inline std::uint32_t shared_address(const void* pointer) { return simt::shared_address(pointer); }
+
+// wgmma.m64nNk16 with a from registers and rows of b in shared memory: the layout is that of mma.
+template <int columns, class T>
+void begin_product(T, float (&sums)[columns / 2], const std::uint32_t (&a)[4], const void* b) {
+  const simt::Given* given = simt::exchange({{a[0], a[1], a[2], a[3]}}, "wgmma");
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  std::array<float, 32> elements;  // of rows g and g + 8
+  for (int i = 0; i < 32; ++i) {
+    const int k = i % 16;
+    const std::uint32_t word = given[4 * g + k % 8 / 2].words[i / 16 + k / 8 * 2];
+    elements[i] = to_float(T{static_cast<std::uint16_t>(word >> (k % 2 * 16))});
+  }
+  simt::begin_product(a, b, columns, [&sums, elements, b, t] {
+    for (int i = 0; i < columns / 2; ++i) {
+      const int row = i % 4 / 2, column = i / 4 * 8 + 2 * t + i % 2;
+      for (int k = 0; k < 16; ++k) {
+        sums[i] += elements[16 * row + k] * to_float(T{simt::exchanged_element(b, column, k)});
+      }
+    }
+  });
+}
+inline void open_products() { simt::open_products(); }
+inline void close_products() { simt::close_products(); }
+template <int groups>
+void wait_products() {
+  simt::wait_products(groups);
+}
+inline void show_to_products() { simt::show_to_products(); }
+template <class Registers>
+void settle(Registers&) {}
+
+// stmatrix.m8n8.x4.trans: lane l writes row l % 8 of matrix l / 8, of which the lanes hold the columns as ldmatrix would.
+inline void store_matrices_transposed(void* row, const std::uint32_t (&from)[4]) {
+  if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) simt::fail("stmatrix: a row is not aligned to 16 bytes");
+  const simt::Given* given = simt::exchange({{from[0], from[1], from[2], from[3]}}, "stmatrix.trans");
+  const int lane = threadIdx.x % 32, matrix = lane / 8, r = lane % 8;
+  auto* elements = static_cast<std::uint16_t*>(row);
+  for (int c = 0; c < 8; ++c) {
+    elements[c] = static_cast<std::uint16_t>(given[4 * c + r / 2].words[matrix] >> (r % 2 * 16));
   }
 }
 
