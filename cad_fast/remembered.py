@@ -66,7 +66,7 @@ def report() -> dict[str, Any]:
 
     Where ``evicted`` or ``too_large`` grow with every call, CAD_FAST_REMEMBERED_BYTES is too little.
     """
-    return _memory.report()
+    return {"limit": envs.get("CAD_FAST_REMEMBERED_BYTES"), **_memory.report()}
 
 
 def forget() -> None:
