@@ -49,13 +49,16 @@ class Plan:
     def rows(self, per_row: int) -> Tensor:
         """``bounds`` for a module that sees ``per_row`` rows for each of the denoiser's; int64, on the CPU."""
         if per_row not in self._scaled:
-            self._scaled[per_row] = torch.tensor([bound * per_row for bound in self.bounds])
+            with torch.inference_mode(False):
+                self._scaled[per_row] = torch.tensor([bound * per_row for bound in self.bounds])
         return self._scaled[per_row]
 
     def entries_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """``indices`` and ``factors`` on the device; they stay there."""
         if self.indices.device != device:
-            self.indices, self.factors = self.indices.to(device), self.factors.to(device)
+            # What inference tensors need on a GPU cannot be kept from call to call.
+            with torch.inference_mode(False):
+                self.indices, self.factors = self.indices.to(device), self.factors.to(device)
         return self.indices, self.factors
 
 
@@ -121,7 +124,7 @@ class Slot:
             )
         indices, factors = plan.entries_on(x.device)
         if isinstance(module, nn.Linear):
-            flat = x.reshape(-1, x.shape[-1])
+            flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
             rows = plan.rows(len(flat) // plan.bounds[-1])
             y = edited_linear(flat, module.weight, rows, plan.offsets, indices, factors, module.bias)
             return y.view(*x.shape[:-1], y.shape[-1])
