@@ -127,12 +127,17 @@ def _kept_bounds(variants: int, rows: int) -> Tensor:
     return torch.arange(variants + 1) * rows
 
 
-def group_images(x: Tensor, module: nn.Conv2d, variants: int) -> Tensor:
-    """A convolution's input [V * B, C, H, W] as [V, B, C, H, W], padded where the ops cannot do it themselves."""
+def padded_images(x: Tensor, module: nn.Conv2d) -> Tensor:
+    """A convolution's input, padded where the ops cannot do it themselves."""
     if _pads_first(module):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    return x.unflatten(0, (variants, len(x) // variants))
+        return functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    return x
+
+
+def group_images(x: Tensor, module: nn.Conv2d, variants: int) -> Tensor:
+    """A convolution's input [V * B, C, H, W] as [V, B, C, H, W], padded as by ``padded_images``."""
+    return padded_images(x, module).unflatten(0, (variants, len(x) // variants))
 
 
 def _pads_first(module: nn.Conv2d) -> bool:
@@ -140,7 +145,7 @@ def _pads_first(module: nn.Conv2d) -> bool:
 
 
 def geometry(module: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
-    """Stride, padding, dilation and groups, for images as ``group_images`` gives them."""
+    """Stride, padding, dilation and groups, for images as ``padded_images`` gives them."""
     padding = [0, 0] if isinstance(module.padding, str) or _pads_first(module) else list(module.padding)
     return list(module.stride), padding, list(module.dilation), module.groups
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from ..diffusion.layers import Layer, base_name
 from ..ops.edited_conv2d import edited_conv2d
 from ..ops.edited_linear import edited_linear
-from .forms import geometry, group_images
+from .forms import geometry, padded_images
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -128,7 +128,7 @@ class Slot:
             rows = plan.rows(len(flat) // plan.bounds[-1])
             y = edited_linear(flat, module.weight, rows, plan.offsets, indices, factors, module.bias)
             return y.view(*x.shape[:-1], y.shape[-1])
-        x = group_images(x, module, 1).flatten(0, 1)
+        x = padded_images(x, module)
         rows = plan.rows(per_row)
         return edited_conv2d(x, module.weight, rows, plan.offsets, indices, factors, module.bias, *geometry(module))
 
@@ -194,7 +194,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, number: int) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight.shape[0]))
     module = _slots[number].module
     assert isinstance(module, nn.Conv2d), "the weights of linears have two dimensions"
-    images = group_images(x, module, 1).flatten(0, 1)
+    images = padded_images(x, module)
     stride, padding, dilation, groups = geometry(module)
     shape = functional.conv2d(images, weight, bias, stride, padding, dilation, groups).shape
     return x.new_empty(shape)
