@@ -38,6 +38,12 @@ VARIABLES = {
             "of the mantissa) or tf32x3 (three of these, nearly float32).",
         ),
         Variable(
+            "CAD_FAST_REMEMBERED_BYTES",
+            str(2 << 30),
+            "How much memory may hold what operators on a GPU have prepared from sparse edits, so that it is prepared "
+            "once and not in every call; 0 keeps nothing.",
+        ),
+        Variable(
             "CAD_FAST_BUILD_CUDA",
             "auto",
             "Read by setup.py alone: whether the CUDA kernels are built: auto (where there is an nvcc), on or off.",

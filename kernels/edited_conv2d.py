@@ -19,6 +19,7 @@ from cad_fast.kernels.patches import (
     positions_of,
     store_images,
 )
+from cad_fast.remembered import remembered
 
 BLOCK_ENTRIES = tl.constexpr(16)
 
@@ -94,19 +95,15 @@ def run(
     config = configs.product("edited_conv2d", x, 1, precision)
     weight = weight.contiguous()
     tiles = triton.cdiv(sizes.m_end, config.block_m)
-    edges = entries.tile_edges(tiles, config.block_m, sizes.m_end, x.device)
-    of_groups = torch.arange(groups, device=x.device)[:, None, None] * sizes.m_end
-    prepared = entries.prepare(
-        (weight.shape[0], weight[0].numel()),
-        offsets,
-        indices,
-        factors,
-        input_size is None,
-        *_places(weight, indices, groups, input_size is not None),
-        (groups * sizes.m_end, sizes.depth),
-        (of_groups + edges).flatten(0, 1),
+    transposed = input_size is not None
+    prepared = remembered(
+        "edited_conv2d in Triton",
+        [indices, factors],
+        (weight.shape, groups, transposed, config.block_m, *offsets.tolist()),
+        lambda: _prepare(weight, offsets, indices, factors, groups, transposed, sizes, config.block_m),
     )
-    position_blocks = entries.blocks(rows * (out.shape[2] * out.shape[3]), config.block_rows, x.device)
+    area = out.shape[2] * out.shape[3]
+    position_blocks = entries.row_blocks([row * area for row in rows.tolist()], config.block_rows, x.device)
     edited_conv2d_kernel[(tiles * groups * len(position_blocks),)](
         images(x),
         weight,
@@ -127,6 +124,30 @@ def run(
         **config.options,
     )
     return out
+
+
+def _prepare(
+    weight: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    groups: int,
+    transposed: bool,
+    sizes: Any,
+    block_m: int,
+) -> entries.Entries:
+    edges = entries.tile_edges(triton.cdiv(sizes.m_end, block_m), block_m, sizes.m_end, indices.device)
+    of_groups = torch.arange(groups, device=indices.device)[:, None, None] * sizes.m_end
+    return entries.prepare(
+        (weight.shape[0], weight[0].numel()),
+        offsets,
+        indices,
+        factors,
+        not transposed,
+        *_places(weight, indices, groups, transposed),
+        (groups * sizes.m_end, sizes.depth),
+        (of_groups + edges).flatten(0, 1),
+    )
 
 
 def _places(weight: Tensor, indices: Tensor, groups: int, transposed: bool) -> tuple[Tensor, Tensor]:

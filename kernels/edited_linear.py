@@ -8,6 +8,7 @@ from torch import Tensor
 from cad_fast.kernels import configs, entries
 from cad_fast.kernels.entries import weights_of_entries
 from cad_fast.kernels.tiles import linear_product, place, store_rows
+from cad_fast.remembered import remembered
 
 BLOCK_ENTRIES = tl.constexpr(16)
 
@@ -103,18 +104,13 @@ def run(
     config = configs.product("edited_linear", x, 1, precision)
     bias = None if bias is None else bias.contiguous()
     tiles = triton.cdiv(m_end, config.block_m)
-    row, column = indices // max(k, 1), indices % max(k, 1)
-    prepared = entries.prepare(
-        (n, k),
-        offsets,
-        indices,
-        factors,
-        not transposed,
-        *((column, row) if transposed else (row, column)),
-        (m_end, depth),
-        entries.tile_edges(tiles, config.block_m, m_end, x.device),
+    prepared = remembered(
+        "edited_linear in Triton",
+        [indices, factors],
+        (n, k, transposed, config.block_m, *offsets.tolist()),
+        lambda: _prepare((n, k), offsets, indices, factors, transposed, config.block_m),
     )
-    row_blocks = entries.blocks(rows, config.block_rows, x.device)
+    row_blocks = entries.row_blocks(rows.tolist(), config.block_rows, x.device)
     edited_linear_kernel[(tiles * len(row_blocks),)](
         x,
         weight,
@@ -139,3 +135,12 @@ def run(
         **config.options,
     )
     return y
+
+
+def _prepare(
+    shape: tuple[int, int], offsets: Tensor, indices: Tensor, factors: Tensor, transposed: bool, block_m: int
+) -> entries.Entries:
+    row, column = indices // max(shape[1], 1), indices % max(shape[1], 1)
+    (m, d), sizes = ((column, row), shape[::-1]) if transposed else ((row, column), shape)
+    edges = entries.tile_edges(triton.cdiv(sizes[0], block_m), block_m, sizes[0], indices.device)
+    return entries.prepare(shape, offsets, indices, factors, not transposed, m, d, sizes, edges)

@@ -5,6 +5,7 @@ factor is not 0. To add (factor - 1) * element * input to the plain product woul
 would leave NaN behind where it is removed, and a large one its rounding error.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cad_fast.kernels.tiles import times
+from cad_fast.remembered import remembered
 
 
 class Entries(NamedTuple):
@@ -72,12 +74,21 @@ def _scattered(values: Tensor, target: Tensor) -> Tensor:
     return torch.zeros(len(values) + 1, dtype=values.dtype, device=values.device).scatter_(0, target, values)
 
 
-def blocks(rows: Tensor, block: int, device: torch.device) -> Tensor:
-    """[blocks, 3], int32: the group, first row and end of the group of each block; rows [groups + 1], on cpu."""
-    counts = (rows.diff() + block - 1) // block
-    group = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    number = torch.arange(len(group)) - (counts.cumsum(0) - counts)[group]
-    return torch.stack([group, rows[group] + number * block, rows[group + 1]], -1).to(torch.int32).to(device)
+def row_blocks(rows: list[int], block: int, device: torch.device) -> Tensor:
+    """[blocks, 3], int32: the group, first row and end of the group of each block; rows [groups + 1].
+
+    Made once for the same rows, whatever the edit.
+    """
+    return remembered("row blocks", [], (block, *rows), lambda: _row_blocks(rows, block, device), device)
+
+
+def _row_blocks(rows: list[int], block: int, device: torch.device) -> Tensor:
+    parts = [
+        (group, first, end)
+        for group, (begin, end) in enumerate(itertools.pairwise(rows))
+        for first in range(begin, end, block)
+    ]
+    return torch.tensor(parts, dtype=torch.int32, device=device).view(-1, 3)
 
 
 def tile_edges(tiles: int, block: int, end: int, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ ROOT = Path(cad_fast.__file__).parent
 # From the bottom. What stands on one line may not import one another.
 LAYERS = (
     ("version", "choices", "envs"),
-    ("extras",),
+    ("extras", "remembered"),
     ("files",),
     ("diffusion",),
     ("kernels",),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cad_fast import __version__, envs
+from cad_fast import __version__, envs, remembered
 from cad_fast.ops import backends, crossover
 from cad_fast.ops.registry import OPS
 
@@ -170,6 +170,7 @@ def backend_report() -> dict[str, Any]:
             "count": module.num_threads() if module else 1,
             "torch": torch.get_num_threads(),
         },
+        "remembered": remembered.report(),
         "ops": {
             name: {
                 "backends": list(op.implementations),

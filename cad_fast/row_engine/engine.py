@@ -171,6 +171,7 @@ class RowEngine:
             for entry in self.space
         }
 
+    @torch.inference_mode(False)  # what inference tensors need on a GPU cannot be kept from call to call
     @torch.no_grad()
     def _prepare(self) -> None:
         """Forms and records for the ablations of now; overrides come and go with the modules that have any."""
@@ -201,13 +202,15 @@ class _Override:
     def __init__(self, name: str, module: Layer, variants: int) -> None:
         self.name, self.module, self.variants = name, module, variants
         self.form: AnyForm | None = None
+        self._device: torch.device | None = None
+        """The form's."""
         self.record: Record | None = None
         self._before: Any = None
 
     def install(self, form: AnyForm, record: Record | None) -> None:
         if self.form is None:
             self._before = self.module.__dict__.get("forward")  # of an idle slot
-        self.form, self.record = form, record
+        self.form, self.record, self._device = form, record, form.device
         # On this instance alone: the class, and with it every other model, stays as it is.
         self.module.__dict__["forward"] = self.forward
 
@@ -216,7 +219,7 @@ class _Override:
             self.module.__dict__.pop("forward", None)
             if self._before is not None:
                 self.module.__dict__["forward"] = self._before
-        self.form = self.record = self._before = None
+        self.form = self.record = self._before = self._device = None
 
     def forward(self, x: Tensor) -> Tensor:
         dimensions = 2 if isinstance(self.module, nn.Linear) else 4
@@ -230,13 +233,23 @@ class _Override:
                 f"{self.name} was called with {len(x)} rows, which is no multiple of the {self.variants} variants: "
                 "call the denoiser with the rows of every variant"
             )
-        assert self.form is not None, "this runs from install to remove only"
-        # A denoiser that was offloaded to the CPU on entry, as a whole, is on another device when it runs.
-        form = self.form if self.form.device == x.device else self.form.to(x.device)
+        form = self._form_on(x.device)
         if self.record is not None:
             assert not isinstance(form, Gated), "scores are recorded for single weights"
             return run_scored(form, self.module, x, self.variants, self.record)
         return run_form(form, self.module, x, self.variants)
+
+    def _form_on(self, device: torch.device) -> AnyForm:
+        """The form on the device; a denoiser that was offloaded to the CPU on entry is on another when it runs."""
+        assert self.form is not None, "this runs from install to remove only"
+        if self._device == device:
+            return self.form
+        # Gradients go to the tensors that were made on entry.
+        if torch.compiler.is_compiling() or self.form.requires_grad:
+            return self.form.to(device)
+        with torch.inference_mode(False):
+            self.form, self._device = self.form.to(device), device  # and stays there
+        return self.form
 
 
 def _check_gradients(gradients: Any, space: ComponentSpace) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -31,6 +33,11 @@ class Form:
     @property
     def device(self) -> torch.device:
         return self.tensors()[-1].device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients go through the form's own tensors."""
+        return any(tensor.requires_grad for tensor in self.tensors())
 
     def to(self: SomeForm, device: torch.device) -> SomeForm:
         """The same form with its tensors on ``device``, but for those that the ops read on the CPU."""
@@ -96,8 +103,7 @@ def run_form(form: AnyForm, module: Layer, x: Tensor, variants: int) -> Tensor:
 
 def group_rows(x: Tensor, variants: int) -> Tensor:
     """A linear's input [V * B, ..., K] as [V, R, K]."""
-    flat = x.reshape(-1, x.shape[-1])
-    return flat.unflatten(0, (variants, len(flat) // variants))
+    return x.reshape(variants, math.prod(x.shape[:-1]) // variants, x.shape[-1])
 
 
 def linear(form: Masked | Edited, x: Tensor, module: nn.Linear) -> Tensor:
@@ -110,15 +116,28 @@ def linear(form: Masked | Edited, x: Tensor, module: nn.Linear) -> Tensor:
 
 def _bounds(x: Tensor) -> Tensor:
     """[V + 1], int64, on the CPU: where the rows of each variant of x [V, R, ...] begin and end."""
-    return torch.arange(x.shape[0] + 1) * x.shape[1]
+    if torch.compiler.is_compiling():
+        return torch.arange(x.shape[0] + 1) * x.shape[1]
+    return _kept_bounds(*x.shape[:2])
+
+
+@functools.lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # inference tensors cannot be saved for the way back
+def _kept_bounds(variants: int, rows: int) -> Tensor:
+    return torch.arange(variants + 1) * rows
+
+
+def padded_images(x: Tensor, module: nn.Conv2d) -> Tensor:
+    """A convolution's input, padded where the ops cannot do it themselves."""
+    if _pads_first(module):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        return functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    return x
 
 
 def group_images(x: Tensor, module: nn.Conv2d, variants: int) -> Tensor:
-    """A convolution's input [V * B, C, H, W] as [V, B, C, H, W], padded where the ops cannot do it themselves."""
-    if _pads_first(module):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    return x.unflatten(0, (variants, len(x) // variants))
+    """A convolution's input [V * B, C, H, W] as [V, B, C, H, W], padded as by ``padded_images``."""
+    return padded_images(x, module).unflatten(0, (variants, len(x) // variants))
 
 
 def _pads_first(module: nn.Conv2d) -> bool:
@@ -126,7 +145,7 @@ def _pads_first(module: nn.Conv2d) -> bool:
 
 
 def geometry(module: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
-    """Stride, padding, dilation and groups, for images as ``group_images`` gives them."""
+    """Stride, padding, dilation and groups, for images as ``padded_images`` gives them."""
     padding = [0, 0] if isinstance(module.padding, str) or _pads_first(module) else list(module.padding)
     return list(module.stride), padding, list(module.dilation), module.groups
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from ..diffusion.layers import Layer, base_name
 from ..ops.edited_conv2d import edited_conv2d
 from ..ops.edited_linear import edited_linear
-from .forms import geometry, group_images
+from .forms import geometry, padded_images
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -49,13 +49,16 @@ class Plan:
     def rows(self, per_row: int) -> Tensor:
         """``bounds`` for a module that sees ``per_row`` rows for each of the denoiser's; int64, on the CPU."""
         if per_row not in self._scaled:
-            self._scaled[per_row] = torch.tensor([bound * per_row for bound in self.bounds])
+            with torch.inference_mode(False):
+                self._scaled[per_row] = torch.tensor([bound * per_row for bound in self.bounds])
         return self._scaled[per_row]
 
     def entries_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """``indices`` and ``factors`` on the device; they stay there."""
         if self.indices.device != device:
-            self.indices, self.factors = self.indices.to(device), self.factors.to(device)
+            # What inference tensors need on a GPU cannot be kept from call to call.
+            with torch.inference_mode(False):
+                self.indices, self.factors = self.indices.to(device), self.factors.to(device)
         return self.indices, self.factors
 
 
@@ -121,11 +124,11 @@ class Slot:
             )
         indices, factors = plan.entries_on(x.device)
         if isinstance(module, nn.Linear):
-            flat = x.reshape(-1, x.shape[-1])
+            flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
             rows = plan.rows(len(flat) // plan.bounds[-1])
             y = edited_linear(flat, module.weight, rows, plan.offsets, indices, factors, module.bias)
             return y.view(*x.shape[:-1], y.shape[-1])
-        x = group_images(x, module, 1).flatten(0, 1)
+        x = padded_images(x, module)
         rows = plan.rows(per_row)
         return edited_conv2d(x, module.weight, rows, plan.offsets, indices, factors, module.bias, *geometry(module))
 
@@ -191,7 +194,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, number: int) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight.shape[0]))
     module = _slots[number].module
     assert isinstance(module, nn.Conv2d), "the weights of linears have two dimensions"
-    images = group_images(x, module, 1).flatten(0, 1)
+    images = padded_images(x, module)
     stride, padding, dilation, groups = geometry(module)
     shape = functional.conv2d(images, weight, bias, stride, padding, dilation, groups).shape
     return x.new_empty(shape)

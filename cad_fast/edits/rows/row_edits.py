@@ -305,6 +305,7 @@ class RowEdits:
             return []
         return self._plans.get(keys, lambda: self._assembled(keys), _size_of_plans)
 
+    @torch.inference_mode(False)  # what inference tensors need on a GPU cannot be kept from call to call
     def _assembled(self, keys: tuple[tuple[tuple[int, float], ...], ...]) -> list[tuple[Slot, Plan]]:
         """The plan of every module that some row edits; equal neighbours are one group."""
         groups = [(key, len(list(same))) for key, same in itertools.groupby(keys)]

@@ -5,13 +5,14 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cad_fast import __version__
 from cad_fast.ops.checks import edits, linear
+from cad_fast.remembered import remembered
 
 PATH = Path(__file__).resolve().parents[2] / "libcad_fast_cuda.so"
 LEAST_CAPABILITY = (8, 0)
@@ -179,18 +180,47 @@ def edited_linear(
     """See `cad_fast.ops.edited_linear`; the arguments are checked but for the values of rows, offsets and indices."""
     edits.check_values(x, weight, rows, offsets, indices)
     x, weight, bias = x.contiguous(), weight.contiguous(), linear.contiguous(bias)
-    rows, offsets, indices, factors = (t.contiguous() for t in (rows, offsets, indices, factors))
-    n, k = weight.shape
-    y = torch.empty((x.shape[0], k if transposed else n), dtype=x.dtype, device=x.device)
-    plan, sizes = _plan(rows, offsets, TYPES[x.dtype])
-    plan = plan.to(x.device)
-    count = load().function("edit_positions")(sizes[1], n, k, transposed)
-    positions = torch.empty(count, dtype=torch.int32, device=x.device)
-    pointers = [t.data_ptr() for t in (x, weight, plan)], [t.data_ptr() for t in (indices, factors, positions)]
-    arguments = (*pointers[0], sizes, *pointers[1], linear.address(bias), y.data_ptr())
-    shape = (n, k, transposed, TYPES[x.dtype])
-    on_device(x.device, lambda stream: load().call("edited_linear", *arguments, *shape, stream))
+    shape = (*weight.shape, transposed, TYPES[x.dtype])
+    prepared = remembered(
+        "edited_linear in CUDA",
+        [indices, factors],
+        (*shape, tuple(rows.tolist()), tuple(offsets.tolist())),
+        lambda: _prepare(rows, offsets, indices, factors, shape),
+    )
+    y = torch.empty((x.shape[0], weight.shape[1 if transposed else 0]), dtype=x.dtype, device=x.device)
+    indices = indices if prepared.indices is None else prepared.indices
+    factors = factors if prepared.factors is None else prepared.factors
+    pointers = [t.data_ptr() for t in (x, weight, prepared.plan)]
+    of_edit = [t.data_ptr() for t in (indices, factors, prepared.positions)]
+    arguments = (*pointers, prepared.sizes, *of_edit, linear.address(bias), y.data_ptr(), *shape)
+    on_device(x.device, lambda stream: load().call("edited_linear", *arguments, stream))
     return y
+
+
+class _Prepared(NamedTuple):
+    """What an edited_linear needs beside its arguments, for one edit, and one division of rows among groups.
+
+    plan, sizes: how the rows are divided among blocks. positions: where the kernels look up each row's entries; every
+    call writes the same there, so calls in several streams may share it. indices, factors: copies that are contiguous,
+    or None where the arguments are.
+    """
+
+    plan: Tensor
+    sizes: ctypes.Array
+    positions: Tensor
+    indices: Tensor | None
+    factors: Tensor | None
+
+
+def _prepare(
+    rows: Tensor, offsets: Tensor, indices: Tensor, factors: Tensor, shape: tuple[int, int, bool, int]
+) -> _Prepared:
+    n, k, transposed, dtype = shape
+    plan, sizes = _plan(rows.contiguous(), offsets.contiguous(), dtype)
+    count = load().function("edit_positions")(sizes[1], n, k, transposed)
+    positions = torch.empty(count, dtype=torch.int32, device=indices.device)
+    copies = [None if tensor.is_contiguous() else tensor.contiguous() for tensor in (indices, factors)]
+    return _Prepared(plan.to(indices.device), sizes, positions, *copies)
 
 
 def _plan(rows: Tensor, offsets: Tensor, dtype: int) -> tuple[Tensor, ctypes.Array]:

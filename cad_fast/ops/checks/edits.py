@@ -4,12 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from cad_fast.ops.checks import check
-
-_checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""Indices on a GPU that were found right: their version, and what else they were checked against."""
+from cad_fast.remembered import remembered
 
 
 def check_shapes(x: Tensor, rows: Any, offsets: Any, indices: Any, factors: Any) -> None:
@@ -31,7 +28,8 @@ def check_shapes(x: Tensor, rows: Any, offsets: Any, indices: Any, factors: Any)
 
 
 def remembers(indices: Tensor) -> bool:
-    return indices.device.type != "cpu" and not indices.is_inference()  # which has no version
+    """Whether these indices are looked at once: on the CPU that is cheap, and other libraries may change them."""
+    return indices.device.type != "cpu"
 
 
 def check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor) -> None:
@@ -39,24 +37,28 @@ def check_values(x: Tensor, weight: Tensor, rows: Tensor, offsets: Tensor, indic
 
     Indices on a GPU are checked again only after a change: to look at them means to wait for the GPU.
     """
-    for name, value, last in (("offsets", offsets, indices.shape[0]), ("rows", rows, x.shape[0])):
-        if value[0] != 0 or value[-1] != last or (value.diff() < 0).any():
+    cuts = offsets.tolist()
+    for name, values, last in (("offsets", cuts, indices.shape[0]), ("rows", rows.tolist(), x.shape[0])):
+        if values[0] != 0 or values[-1] != last or values != sorted(values):
             raise ValueError(f"{name} must ascend from 0 to {last}")
-    is_remembered = remembers(indices)
-    state = (indices._version, weight.numel(), offsets.tolist()) if is_remembered else None
-    if is_remembered and _checked.get(indices) == state:
-        return
-    outside = (indices < 0) | (indices >= weight.numel())
+    elements = weight.numel()
+    if remembers(indices):
+        key = (elements, tuple(cuts))
+        remembered("the check of indices", [indices], key, lambda: _check_indices(indices, offsets, elements))
+    else:
+        _check_indices(indices, offsets, elements)
+
+
+def _check_indices(indices: Tensor, offsets: Tensor, elements: int) -> None:
+    outside = (indices < 0) | (indices >= elements)
     disordered = torch.zeros_like(outside)
     disordered[1:] = indices.diff() <= 0
     disordered[offsets[offsets < indices.shape[0]].to(indices.device)] = False
     bad = (outside | disordered).nonzero().flatten()
     if bad.numel() == 0:
-        if is_remembered:
-            _checked[indices] = state
         return
     position = int(bad[0])
     what = f"indices[{position}] = {int(indices[position])}"
     if outside[position]:
-        raise ValueError(f"{what} is out of range for a weight of {weight.numel()} elements")
+        raise ValueError(f"{what} is out of range for a weight of {elements} elements")
     raise ValueError(f"{what} must be above the index before it in its group, {int(indices[position - 1])}")
