@@ -22,6 +22,7 @@ PREDICATES: dict[str, Callable[[str, tuple[Any, ...]], str | None]] = {
     "hopper": backends.hopper.why_not,
     "cuda": backends.cuda.why_not,
     "triton": backends.triton.why_not,
+    "vendor": backends.vendor.why_not,
     "native": backends.native.why_not_run,
     "reference": _reference_why_not,
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cad_fast.ops import backends, checks, reference
 from cad_fast.ops.define import define
+from cad_fast.ops.edit_masks import edit_masks, patched_weight
 from cad_fast.ops.registry import OPS
 
 
@@ -151,6 +152,31 @@ def _native_edited_linear(
     return y
 
 
+def _hopper_edited_linear(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None,
+    transposed: bool,
+) -> Tensor:
+    checks.edits.check_values(x, weight, rows, offsets, indices)
+    bounds, ends = rows.tolist(), offsets.tolist()
+    masks = edit_masks(tuple(weight.shape), ends, indices, factors)
+    y = torch.empty((x.shape[0], weight.shape[1 if transposed else 0]), dtype=x.dtype, device=x.device)
+    runs = backends.hopper.runs_of(bounds, masks.of_group, x.device)
+    backends.hopper.linear_of_runs(x, weight, masks.words, bias, masks.factors, transposed, runs, y)
+    for group, mask in enumerate(masks.of_group):
+        if mask < 0:  # the same product with a weight of its own and no bits
+            patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
+            only = [0 if other == group else -1 for other in range(len(masks.of_group))]
+            runs = backends.hopper.runs_of(bounds, only, x.device)
+            backends.hopper.linear_of_runs(x, patched, masks.words[-1:], bias, None, transposed, runs, y)
+    return y
+
+
 def _triton_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     checks.edits.check_values(x, weight, *rest[:3])
     return backends.triton.of("edited_linear", products=True)(x, weight, *rest)
@@ -162,6 +188,7 @@ def _reference_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 
 
 _op.implement(
+    hopper=_hopper_edited_linear,
     cuda=backends.cuda.edited_linear,
     triton=_triton_edited_linear,
     native=_native_edited_linear,

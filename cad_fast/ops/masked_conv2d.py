@@ -236,8 +236,26 @@ def _hopper_masked_conv2d(
 ) -> Tensor:
     geometry = Geometry(*rest)
     out = checks.conv.empty_result(x, weight, geometry)
-    weight, words = layout.weight_channels_last(weight), layout.words_channels_last(words, weight)
-    return backends.hopper.masked_conv2d(x, weight, words, bias, factors, geometry, out)
+    written, y = layout.images_channels_last(out)
+    runs = backends.hopper.Runs(None, x.shape[1] * math.prod(out.shape[-2:]))
+    arguments = layout.weight_channels_last(weight), layout.words_channels_last(words, weight), bias, factors, geometry
+    backends.hopper.convolution_of_runs(x.movedim(-3, -1).flatten(0, 1), *arguments, runs, y.flatten(0, 1))
+    return out if y is written else out.copy_(y.movedim(-1, -3))
+
+
+def _vendor_masked_conv2d(
+    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, *rest: Any
+) -> Tensor:
+    """The vendor's convolution, one variant after another."""
+    geometry = Geometry(*rest)
+    out = checks.conv.empty_result(x, weight, geometry)
+    filters, channels, *kernel = weight.shape
+    flat = layout.weight_channels_last(weight).flatten(1)
+    for part, weights in backends.vendor.ablated_weights(flat, layout.words_channels_last(words, weight), factors):
+        for v, ablated in zip(range(part.start, part.stop), weights, strict=True):
+            own = ablated.view(filters, *kernel, channels).permute(0, 3, 1, 2)
+            out[v].copy_(checks.conv.convolve(x[v], own, bias, geometry))
+    return out
 
 
 def _triton_masked_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -253,6 +271,7 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 _op.implement(
     hopper=_hopper_masked_conv2d,
     triton=_triton_masked_conv2d,
+    vendor=_vendor_masked_conv2d,
     native=_native_masked_conv2d,
     reference=_reference,
 )

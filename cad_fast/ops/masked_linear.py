@@ -131,6 +131,7 @@ _op.implement(
     hopper=backends.hopper.masked_linear,
     cuda=backends.cuda.masked_linear,
     triton=backends.triton.of("masked_linear", products=True),
+    vendor=backends.vendor.masked_linear,
     native=_native_masked_linear,
     reference=reference.masked_linear,
 )

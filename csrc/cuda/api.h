@@ -33,7 +33,8 @@ __attribute__((visibility("default"))) int cad_fast_cuda_edited_linear(
     const float* factors, std::int32_t* positions, const void* bias, void* y, std::int64_t n, std::int64_t k,
     int transposed, int dtype, void* stream);
 
-// masked_linear on Hopper (sm_90), float16 and bfloat16 only, rows of x and of the weight at multiples of 16 bytes. With
+// masked_linear on Hopper (sm_90), float16 and bfloat16 only, rows of x and of the weight at multiples of 16 bytes, rows
+// of words of an even number. With
 // `runs` [blocks, segments, 3], on the device, the rows of x are divided as it says: each run is of a group (whose words
 // these are), begins at a row, and has up to as many rows as the tile for `rows`; without, it is groups of `rows` rows.
 __attribute__((visibility("default"))) int cad_fast_cuda_wgmma_linear(
@@ -41,13 +42,13 @@ __attribute__((visibility("default"))) int cad_fast_cuda_wgmma_linear(
     const std::int32_t* runs, void* y, std::int64_t blocks, std::int64_t groups, std::int64_t rows, std::int64_t n,
     std::int64_t k, int transposed, int dtype, void* stream);
 
-// masked_conv2d on Hopper, of images [groups * images, height, width, channels] to images of the same layout; the weight
-// and the words are [filters, kernel rows, kernel columns, channels]. shape, on the host: height, width, channels, height
-// and width of the results, filters, height and width of the kernel, and two each of stride, padding and dilation.
-// channels are a multiple of 64, `runs` are of positions.
+// masked_conv2d on Hopper, of images [images, height, width, channels] to images of the same layout; the weight and the
+// words are [filters, kernel rows, kernel columns, channels]. shape, on the host: height, width, channels, height and
+// width of the results, filters, height and width of the kernel, and two each of stride, padding and dilation. channels
+// are a multiple of 64; rows are the positions of all images of a group, and `runs` are of positions.
 __attribute__((visibility("default"))) int cad_fast_cuda_wgmma_conv2d(
     const void* x, const void* weight, const std::uint32_t* words, const void* bias, const float* factors,
-    const std::int32_t* runs, void* y, std::int64_t blocks, std::int64_t groups, std::int64_t images,
+    const std::int32_t* runs, void* y, std::int64_t blocks, std::int64_t groups, std::int64_t rows, std::int64_t images,
     const std::int64_t* shape, int dtype, void* stream);
 
 // The tile that groups of about so many rows are computed with: rows of a run, and runs of a block.

@@ -61,10 +61,9 @@ WideMasks make_masks(const std::uint32_t* words, const float* factors, const std
   masks.runs = reinterpret_cast<const Run*>(runs);
   masks.groups = static_cast<int>(groups);
   masks.rows = static_cast<int>(rows);
-  masks.row_words = static_cast<int>((k + 31) / 32);
+  masks.row_words = static_cast<int>((k + 63) / 64 * 2);
   masks.n = static_cast<int>(n);
   masks.blocks = static_cast<int>(blocks);
-  masks.vectors = aligned(words, masks.row_words * std::int64_t{4});
   return masks;
 }
 
@@ -88,7 +87,7 @@ int cad_fast_cuda_wgmma_linear(const void* x, const void* weight, const std::uin
     using T = decltype(type);
     if constexpr (sizeof(T) == 2) {
       const Linear task = make_linear(x, weight, bias, y, n, k, transposed, sizeof(T));
-      if (!task.x_vectors || !task.weight_vectors) return not_aligned;
+      if (!task.x_vectors || !task.weight_vectors || !aligned(words, 16)) return not_aligned;
       return factors == nullptr ? run<T, is_transposed, false>(task, masks, static_cast<int>(rows), stream)
                                 : run<T, is_transposed, true>(task, masks, static_cast<int>(rows), stream);
     } else {
@@ -99,14 +98,15 @@ int cad_fast_cuda_wgmma_linear(const void* x, const void* weight, const std::uin
 
 int cad_fast_cuda_wgmma_conv2d(const void* x, const void* weight, const std::uint32_t* words, const void* bias,
                                const float* factors, const std::int32_t* runs, void* y, std::int64_t blocks,
-                               std::int64_t groups, std::int64_t images, const std::int64_t* shape, int dtype,
-                               void* stream) {
+                               std::int64_t groups, std::int64_t rows, std::int64_t images, const std::int64_t* shape,
+                               int dtype, void* stream) {
   using namespace cad_fast::cuda;
   const auto [height, width, channels, out_height, out_width, filters, kernel_height, kernel_width] =
       std::array<std::int64_t, 8>{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], shape[7]};
-  const std::int64_t rows = images * out_height * out_width, depth = kernel_height * kernel_width * channels;
+  const std::int64_t depth = kernel_height * kernel_width * channels;
   if (groups == 0 || rows == 0 || filters == 0 || (runs != nullptr && blocks == 0)) return 0;
-  if (!sizes_fit({blocks, groups, groups * rows, groups * images * height * width, filters, depth})) return too_large;
+  if (!sizes_fit({blocks, groups, rows, images * out_height * out_width, filters, depth})) return too_large;
+  if (images * height * width > 0x7fffffff) return too_large;
   if (!sizes_fit({height * 65536, width * 65536})) return too_large;  // half a word for a coordinate
   if (channels % 64 != 0) return not_aligned;
   Window window = {};
@@ -126,7 +126,7 @@ int cad_fast_cuda_wgmma_conv2d(const void* x, const void* weight, const std::uin
     using T = decltype(type);
     if constexpr (sizeof(T) == 2) {
       const Linear task = make_linear(x, weight, bias, y, filters, depth, false, sizeof(T));
-      if (!aligned(x, 16) || !task.weight_vectors) return not_aligned;
+      if (!aligned(x, 16) || !task.weight_vectors || !aligned(words, 16)) return not_aligned;
       return factors == nullptr ? run_convolution<T, false>(task, masks, window, static_cast<int>(rows), stream)
                                 : run_convolution<T, true>(task, masks, window, static_cast<int>(rows), stream);
     } else {

@@ -44,10 +44,9 @@ struct WideMasks {
   int groups;
   int rows;
   int row_tiles;
-  int row_words;
+  int row_words;  // even
   int n;
   int blocks;  // of rows
-  bool vectors;  // rows of words begin at multiples of 16 bytes
 };
 
 // A tile's place: blocks of rows run fastest but for eight tiles of the weight, so that what is read again is in L2.
@@ -172,10 +171,10 @@ class WideProduct {
 
   __device__ __forceinline__ void run() {
     const int lots = (task_.inner + Tile::depth - 1) / Tile::depth;
-    for (int lot = 0; lot < Tile::stages - 2; ++lot) begin(lot, lots);
+    for (int lot = 0; lot < Tile::stages - 2; ++lot) begin(lot);
 #pragma unroll
     for (int segment = 0; segment < Tile::segments; ++segment) settle(sums_[segment]);
-    for (int lot = 0; lot < lots; ++lot) multiply_lot(lot, lots);
+    for (int lot = 0; lot < lots; ++lot) multiply_lot(lot);
     wait_products<0>();
     wait_copies<0>();
     __syncthreads();
@@ -205,14 +204,13 @@ class WideProduct {
     return {group, group * masks_.rows + row, min(Tile::rows, masks_.rows - row)};
   }
 
-  // Begins the copies of a lot of the sum, and closes them; of none behind the last, so that groups can be counted.
-  __device__ __forceinline__ void begin(int lot, int lots) {
-    if (lot < lots) {
-      unsigned char* to = stage(lot);
-      copy_weight(to, lot * Tile::depth);
-      copy_x(to + Tile::weight_bytes, lot * Tile::depth);
-      copy_words(reinterpret_cast<std::uint32_t*>(to + Tile::weight_bytes + Tile::x_bytes), lot * Tile::depth);
-    }
+  // Begins the copies of a lot of the sum, and closes them. Behind the last lot they are zeros: without a branch here,
+  // products may be under way on both sides.
+  __device__ __forceinline__ void begin(int lot) {
+    unsigned char* to = stage(lot);
+    copy_weight(to, lot * Tile::depth);
+    copy_x(to + Tile::weight_bytes, lot * Tile::depth);
+    copy_words(reinterpret_cast<std::uint32_t*>(to + Tile::weight_bytes + Tile::x_bytes), lot * Tile::depth);
     close_copies();
   }
 
@@ -244,32 +242,28 @@ class WideProduct {
     }
   }
 
-  // The words [segments, weight_rows, word_columns] of a lot; zeros where there are none.
+  // The words [segments, weight_rows, word_columns] of a lot; zeros where there are none. A row has an even number.
   __device__ __forceinline__ void copy_words(std::uint32_t* to, int inner) const {
+    constexpr int together = Tile::segments == 1 ? 1 : 2, steps = Tile::word_columns / together;
     const int first_row = Tile::transposed ? inner : place_.outer, first_word = (Tile::transposed ? place_.outer : inner) / 32;
-    const int steps = masks_.vectors ? 1 : Tile::word_columns, width = Tile::word_columns / steps;
-    for (int i = threadIdx.x; i < Tile::segments * Tile::weight_rows * steps; i += wide_threads) {
-      const int row = first_row + i / steps % Tile::weight_rows, segment = i / steps / Tile::weight_rows;
-      const int word = first_word + i % steps;
+#pragma unroll
+    for (int copy = 0; copy < Tile::segments / together; ++copy) {
+      const int i = static_cast<int>(threadIdx.x) + wide_threads * copy;
+      const int segment = i / steps / Tile::weight_rows, row = first_row + i / steps % Tile::weight_rows;
+      const int word = first_word + i % steps * together;
       const Run run = runs_[segment];
       const bool inside = run.rows > 0 && row < masks_.n && word < masks_.row_words;
       const std::int64_t place = (std::int64_t{run.group} * masks_.n + row) * masks_.row_words + word;
-      const std::uint32_t* from = masks_.words + (inside ? place : 0);
-      if (masks_.vectors) {
-        copy_async<4 * Tile::word_columns>(to + i * width, from, inside);
-      } else {
-        copy_async<4>(to + i, from, inside);
-      }
+      copy_async<4 * together>(to + i * together, masks_.words + (inside ? place : 0), inside);
     }
   }
 
   // Ablates and multiplies a lot of the sum, while products of the one before it are under way.
-  __device__ __forceinline__ void multiply_lot(int lot, int lots) {
+  __device__ __forceinline__ void multiply_lot(int lot) {
     wait_copies<Tile::stages - 3>();
     show_to_products();
     wait_products<under_way>();
-    __syncthreads();  // this lot has arrived, and no thread's products read the stage that is filled now
-    begin(lot + Tile::stages - 2, lots);
+    __syncthreads();  // this lot has arrived, and no thread's products read the stage that is filled below
     const unsigned char* weight = stage(lot);
     const unsigned char* x = weight + Tile::weight_bytes;
     const auto* words = reinterpret_cast<const std::uint32_t*>(x + Tile::x_bytes);
@@ -294,6 +288,7 @@ class WideProduct {
           begin_product<Tile::rows>(T{}, sums_[segment], ablated[step], rows + (first + step) * 32);
         }
         close_products();
+        if (segment + first == 0) begin(lot + Tile::stages - 2);  // only now: the tensor cores have work again
       }
     }
   }

@@ -1,13 +1,15 @@
 """Calls the CUDA kernels made of Hopper's own instructions (wgmma, sm_90), and says why they cannot run."""
 
 import ctypes
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cad_fast.ops.backends import cuda
 from cad_fast.ops.checks import conv, linear
+from cad_fast.remembered import remembered
 
 CAPABILITY = (9, 0)
 TYPES = (torch.bfloat16, torch.float16)
@@ -55,53 +57,114 @@ def unsupported_index(index: int) -> str | None:
     return f"the Hopper kernels need compute capability {needed}, {torch.cuda.get_device_name(index)} has {given}"
 
 
+class Runs(NamedTuple):
+    """How rows of x are divided among masks, for the kernels.
+
+    table: [blocks, segments, 3], int32: the mask, the first row and the number of rows of each run; None: one mask after
+    the other has `rows` rows. rows: of the groups, about; it decides how many rows a run has at most.
+    """
+
+    table: Tensor | None
+    rows: int
+
+
+def runs_of(bounds: Sequence[int], masks: Sequence[int], device: torch.device) -> Runs:
+    """The runs of groups of rows.
+
+    Args:
+        bounds: [groups + 1]: group g has the rows from bounds[g] to bounds[g + 1].
+        masks: [groups]: which mask is a group's, or -1 where none of its rows are to be computed.
+    """
+    wanted = [g for g, mask in enumerate(masks) if mask >= 0 and bounds[g + 1] > bounds[g]]
+    rows = max(1, sum(bounds[g + 1] - bounds[g] for g in wanted) // max(1, len(wanted)))
+    sizes = (ctypes.c_int64 * 2)()
+    cuda.load().function("wide_tile")(rows, sizes)
+    most, segments = sizes
+    key = (most, segments, tuple(bounds), tuple(masks))
+
+    def make() -> Tensor:
+        runs = [
+            (masks[g], first, min(most, bounds[g + 1] - first))
+            for g in wanted
+            for first in range(bounds[g], bounds[g + 1], most)
+        ]
+        runs += [(0, 0, 0)] * (-len(runs) % segments)
+        return torch.tensor(runs, dtype=torch.int32, device=device).view(-1, segments, 3)
+
+    return Runs(remembered("runs of rows", [], key, make, device), rows)
+
+
 def masked_linear(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, transposed: bool
 ) -> Tensor:
     """See `cad_fast.ops.masked_linear`; the arguments are checked."""
-    x, weight, words = aligned(x), aligned(weight), words.contiguous()
-    bias, factors = linear.contiguous(bias), linear.contiguous(factors)
-    n, k = weight.shape
     variants, rows, _ = x.shape
-    y = torch.empty((variants, rows, k if transposed else n), dtype=x.dtype, device=x.device)
-    pointers = [linear.address(tensor) for tensor in (x, weight, words, bias, factors, None, y)]
-    sizes = (0, variants, rows, n, k, transposed, cuda.TYPES[x.dtype])
-    cuda.on_device(x.device, lambda stream: cuda.load().call("wgmma_linear", *pointers, *sizes, stream))
+    y = torch.empty((variants, rows, weight.shape[1 if transposed else 0]), dtype=x.dtype, device=x.device)
+    linear_of_runs(x, weight, words, bias, factors, transposed, Runs(None, rows), y)
     return y
 
 
-def masked_conv2d(
+def linear_of_runs(
+    x: Tensor,
+    weight: Tensor,
+    words: Tensor,
+    bias: Tensor | None,
+    factors: Tensor | None,
+    transposed: bool,
+    runs: Runs,
+    y: Tensor,
+) -> None:
+    """Write the rows of y, contiguous, that the runs name, each with the weight under its mask.
+
+    Args:
+        words: [masks, n, ceil(k / 32)]. Without a table of runs mask i is that of rows i * runs.rows and on.
+        factors: [masks], float32, or None for 0.
+    """
+    x, weight, words = aligned(x), aligned(weight), even(words)
+    bias, factors = linear.contiguous(bias), linear.contiguous(factors)
+    pointers = [linear.address(tensor) for tensor in (x, weight, words, bias, factors, runs.table, y)]
+    blocks = 0 if runs.table is None else len(runs.table)
+    sizes = (blocks, len(words), runs.rows, *weight.shape, transposed, cuda.TYPES[x.dtype])
+    cuda.on_device(x.device, lambda stream: cuda.load().call("wgmma_linear", *pointers, *sizes, stream))
+
+
+def convolution_of_runs(
     x: Tensor,
     weight: Tensor,
     words: Tensor,
     bias: Tensor | None,
     factors: Tensor | None,
     geometry: conv.Geometry,
-    out: Tensor,
-) -> Tensor:
-    """See `cad_fast.ops.masked_conv2d`; the arguments are checked, the result is written to `out`.
+    runs: Runs,
+    y: Tensor,
+) -> None:
+    """Write the positions of images y that the runs name, each with the weight under its mask.
 
     Args:
+        x, y: [images, height, width, channels], y contiguous.
         weight: [N, kh, kw, C], contiguous.
-        words: [V, N, ceil(kh * kw * C / 32)]: bits of the weight in this order.
+        words: [masks, N, ceil(kh * kw * C / 32)]: bits of the weight in this order. Without a table of runs mask i is
+            that of positions i * runs.rows and on.
+        factors: [masks], float32, or None for 0.
     """
-    if out.numel() == 0:
-        return out
-    images = aligned(x.movedim(-3, -1))
-    written = out.movedim(-3, -1)
-    y = written if written.is_contiguous() else torch.empty(written.shape, dtype=x.dtype, device=x.device)
+    x, weight, words = aligned(x), aligned(weight), even(words)
     bias, factors = linear.contiguous(bias), linear.contiguous(factors)
-    shape = (*images.shape[2:], *written.shape[2:], *weight.shape[1:3])
-    sizes = [*shape, *geometry.stride, *geometry.padding, *geometry.dilation]
-    counts = (0, x.shape[0], x.shape[1])
-    operands = (images, weight, words, bias, factors, None, y)
-    pointers = [linear.address(tensor) for tensor in operands]
-    arguments = (*pointers, *counts, (ctypes.c_int64 * len(sizes))(*sizes), cuda.TYPES[x.dtype])
+    sizes = [*x.shape[1:], *y.shape[1:], *weight.shape[1:3], *geometry.stride, *geometry.padding, *geometry.dilation]
+    operands = (x, weight, words, bias, factors, runs.table, y)
+    blocks = 0 if runs.table is None else len(runs.table)
+    counts = (blocks, len(words), runs.rows, len(x), (ctypes.c_int64 * len(sizes))(*sizes), cuda.TYPES[x.dtype])
+    arguments = (*[linear.address(tensor) for tensor in operands], *counts)
     cuda.on_device(x.device, lambda stream: cuda.load().call("wgmma_conv2d", *arguments, stream))
-    return out if y is written else out.copy_(y.movedim(-1, -3))
 
 
 def aligned(tensor: Tensor) -> Tensor:
     """The tensor, contiguous and from a multiple of 16 bytes on; a copy if it is not."""
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+def even(words: Tensor) -> Tensor:
+    """The words with an even number in a row, the last of them 0 if it was added, contiguous and aligned."""
+    if words.shape[-1] % 2:
+        return remembered("words of even rows", [words], (), lambda: torch.nn.functional.pad(words, (0, 1)))
+    return aligned(words)

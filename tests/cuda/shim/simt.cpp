@@ -71,6 +71,7 @@ struct Fiber {
   std::vector<std::vector<Product>> products;
   bool products_open = false;
   bool unshown = false;  // copies have arrived that products may not read yet
+  bool unshown_at_barrier = false;
   const char* instruction = nullptr;
   unsigned exchanges = 0;
 };
@@ -136,7 +137,7 @@ void start(Fiber& fiber, Position position) {
   fiber.state = State::ready;
   fiber.copies.assign(1, {});
   fiber.products.assign(1, {});
-  fiber.products_open = fiber.unshown = false;
+  fiber.products_open = fiber.unshown = fiber.unshown_at_barrier = false;
   fiber.exchanges = 0;
   auto top = reinterpret_cast<std::uintptr_t>(fiber.stack.get() + stack_bytes) / 16 * 16;
   auto** stack = reinterpret_cast<void**>(top);
@@ -211,7 +212,10 @@ void run_block(std::mt19937& random) {
       grid.error = "some threads wait where the others do not come";
       return;
     }
-    for (Fiber& fiber : grid.fibers) fiber.state = State::ready;
+    for (Fiber& fiber : grid.fibers) {
+      fiber.state = State::ready;
+      fiber.unshown_at_barrier = fiber.unshown;
+    }
   }
 }
 
@@ -296,7 +300,7 @@ std::vector<std::uint16_t> read_rows(const void* b, int columns) {
 void begin_product(const std::uint32_t* a, const void* b, int columns, std::function<void()> finish) {
   if (!own().products_open) fail("wgmma: no fence before it");
   for (const Fiber& fiber : grid.fibers) {
-    if (fiber.unshown) fail("wgmma: a thread has not shown its copies to products");
+    if (fiber.unshown_at_barrier) fail("wgmma: a thread has not shown its copies to products");
   }
   Product product{std::move(finish), a, {a[0], a[1], a[2], a[3]}, b, {}};
   if (grid.running % warp_size == 0) product.b_before = read_rows(b, columns);

@@ -1,0 +1,95 @@
+"""Weights of variants are written out by a small kernel, and the vendor's library multiplies them, through torch.
+
+To write a weight costs two bytes for each element and variant. With thousands of rows for each variant that is little
+beside the product, and no product is faster than the vendor's.
+"""
+
+import contextlib
+import importlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cad_fast.ops.backends import triton
+
+TYPES = (torch.bfloat16, torch.float16)
+BUFFER_BYTES = 128 << 20
+"""Of weights written at a time; of one weight if it has more."""
+
+_lock = threading.Lock()
+_inside = 0
+_before: tuple[bool, bool] = (True, True)
+
+
+def why_not(op: str, args: tuple[Any, ...]) -> str | None:
+    """Why weights cannot be written out for the vendor's product; None if they can."""
+    if reason := triton.why_not(op, args):
+        return reason
+    x = args[0]
+    if x.dtype not in TYPES:
+        return f"the vendor's products are used for bfloat16 and float16, a tensor is {x.dtype}"
+    return None
+
+
+@contextlib.contextmanager
+def full_sums() -> Iterator[None]:
+    """Have torch's products add in float32 alone, also parts of sums; otherwise torch lets cuBLAS add some in 16 bits."""
+    global _inside, _before
+    settings = torch.backends.cuda.matmul
+    with _lock:
+        if _inside == 0:
+            _before = (
+                settings.allow_bf16_reduced_precision_reduction,
+                settings.allow_fp16_reduced_precision_reduction,
+            )
+            settings.allow_bf16_reduced_precision_reduction = False
+            settings.allow_fp16_reduced_precision_reduction = False
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                (
+                    settings.allow_bf16_reduced_precision_reduction,
+                    settings.allow_fp16_reduced_precision_reduction,
+                ) = _before
+
+
+def ablated_weights(weight: Tensor, words: Tensor, factors: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """The weights [variants, n, k] of some variants after another, in memory that the next ones take over.
+
+    Args:
+        weight: [n, k]; words: [V, n, ceil(k / 32)]; factors: [V] or None for 0.
+    """
+    run = importlib.import_module("cad_fast.kernels.ablated_weights").run
+    words = words.contiguous()
+    together = max(1, BUFFER_BYTES // max(1, weight.numel() * weight.element_size()))
+    buffer = torch.empty((min(together, len(words)), *weight.shape), dtype=weight.dtype, device=weight.device)
+    for first in range(0, len(words), together):
+        part = slice(first, min(first + together, len(words)))
+        own = buffer[: part.stop - part.start]
+        with torch.cuda.device(weight.device) if weight.is_cuda else contextlib.nullcontext():
+            run(weight, words[part], None if factors is None else factors[part].contiguous(), own)
+        yield part, own
+
+
+def masked_linear(
+    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, transposed: bool
+) -> Tensor:
+    """See `cad_fast.ops.masked_linear`; the arguments are checked."""
+    y = torch.empty((*x.shape[:2], weight.shape[1 if transposed else 0]), dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    with full_sums():
+        for part, weights in ablated_weights(weight, words, factors):
+            operand = weights if transposed else weights.mT
+            if bias is None:
+                torch.bmm(x[part], operand, out=y[part])
+            else:
+                torch.baddbmm(bias, x[part], operand, out=y[part])
+    return y

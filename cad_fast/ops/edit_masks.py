@@ -1,0 +1,75 @@
+"""Edits as masks with a factor each, for kernels that know masks; and weights patched for edits that are none."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cad_fast.ops import checks, layout, reference
+from cad_fast.remembered import remembered
+
+
+class EditMasks(NamedTuple):
+    """The masks of groups whose entries all have the same factor.
+
+    words: [masks, n, width], int32, the last of them without bits; factors: [masks], float32, or None if all are 0;
+    of_group: which mask is a group's, the last where it has no entries, -1 where its factors differ.
+    """
+
+    words: Tensor
+    factors: Tensor | None
+    of_group: tuple[int, ...]
+
+
+def edit_masks(
+    shape: Sequence[int], offsets: Sequence[int], indices: Tensor, factors: Tensor, channels_last: bool = False
+) -> EditMasks:
+    """The masks of the groups of an edit, remembered with `indices` and `factors`.
+
+    Args:
+        shape: of the weight.
+        offsets: [groups + 1]: group g has the entries from offsets[g] to offsets[g + 1].
+        channels_last: the words are for the weight [N, C, kh, kw] as [N, kh, kw, C].
+    """
+    key = (*shape, channels_last, *offsets)
+    make = lambda: _make(shape, offsets, indices, factors, channels_last)  # noqa: E731
+    return remembered("masks of edits", [indices, factors], key, make)
+
+
+def _make(
+    shape: Sequence[int], offsets: Sequence[int], indices: Tensor, factors: Tensor, channels_last: bool
+) -> EditMasks:
+    rows, columns, device, groups = shape[0], math.prod(shape[1:]), indices.device, len(offsets) - 1
+    ends = torch.tensor(offsets, device=device)
+    group = torch.bucketize(torch.arange(len(indices), device=device), ends[1:], right=True)
+    first = factors[ends[:-1].clamp(max=max(len(factors) - 1, 0))] if len(factors) else factors.new_zeros(groups)
+    unlike = torch.zeros(groups, dtype=torch.int64, device=device).index_add_(0, group, (factors != first[group]).long())
+    differs, first_factors = unlike.tolist(), first.tolist()
+    empty = [offsets[g] == offsets[g + 1] for g in range(groups)]
+    masked = [g for g in range(groups) if not differs[g] and not empty[g]]
+    of_group = [-1 if differs[g] else len(masked) if empty[g] else masked.index(g) for g in range(groups)]
+    width = checks.bits.words_for(columns)
+    words = torch.zeros((len(masked) + 1) * rows * width, dtype=torch.int32, device=device)
+    mask = torch.tensor(of_group, device=device)[group]
+    chosen = mask >= 0
+    elements = indices[chosen]
+    if channels_last:
+        elements = layout.place_channels_last(elements, shape)
+    row, column = elements // max(columns, 1), elements % max(columns, 1)
+    bits = torch.ones((), dtype=torch.int32, device=device) << (column % 32).to(torch.int32)
+    words.index_add_(0, (mask[chosen] * rows + row) * width + column // 32, bits)  # each bit once: the sum is their union
+    own_factors = [first_factors[g] for g in masked]
+    of_masks = torch.tensor([*own_factors, 0.0], device=device) if any(own_factors) else None
+    return EditMasks(words.view(-1, rows, width), of_masks, tuple(of_group))
+
+
+def patched_weight(weight: Tensor, begin: int, end: int, indices: Tensor, factors: Tensor) -> Tensor:
+    """The weight, contiguous, under the entries from `begin` to `end`, remembered with it, `indices` and `factors`."""
+    return remembered(
+        "a patched weight",
+        [weight, indices, factors],
+        (begin, end),
+        lambda: reference.edited(weight, indices[begin:end], factors[begin:end]).contiguous(),
+    )
