@@ -20,7 +20,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -86,13 +86,8 @@ def limit() -> int:
     return int(given)
 
 
-class _State(NamedTuple):
-    """What differs once a tensor has changed."""
-
-    version: int
-    address: int
-    shape: torch.Size
-    stride: tuple[int, ...]
+_State = tuple[int, int, torch.Size, tuple[int, ...]]
+"""What differs once a tensor has changed: its version, address, shape and strides."""
 
 
 class _Entry:
@@ -109,8 +104,10 @@ class _Entry:
 
     def is_of(self, tensors: Sequence[Tensor], states: list[_State]) -> bool:
         # An id says nothing by itself: that of a tensor which is gone is soon another's.
-        same = all(reference() is tensor for reference, tensor in zip(self.references, tensors, strict=True))
-        return same and self.states == states
+        for reference, tensor in zip(self.references, tensors, strict=True):
+            if reference() is not tensor:
+                return False
+        return self.states == states
 
 
 class Memory:
@@ -146,7 +143,7 @@ class Memory:
                 )
             return make()
         place = (name, key, device, *map(id, tensors))
-        states = [_State(t._version, t.data_ptr(), t.shape, t.stride()) for t in tensors]
+        states = [(t._version, t.data_ptr(), t.shape, t.stride()) for t in tensors]
         with self._lock:
             entry = self._entries.get(place)
             if entry is not None and entry.is_of(tensors, states):

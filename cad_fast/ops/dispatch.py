@@ -95,13 +95,17 @@ def untraced(*tensors: torch.Tensor | None) -> bool:
 
     Passing through a custom op takes some 40 microseconds, as long as a small layer itself.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return False
+    records = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or (records and tensor.requires_grad)):
+            return False
+    return True
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

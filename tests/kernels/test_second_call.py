@@ -325,3 +325,21 @@ def test_what_is_kept_for_cuda_follows_a_change(gpu: Launches, library: Library,
     change(args)
     backends.cuda.edited_linear(*args)
     assert [name for name, *_ in library.calls] == ["plan_edits", "plan_edits", "edited_linear"]
+
+
+@pytest.mark.parametrize("op", ["edited_linear", "edited_conv2d"])
+def test_the_way_back_has_entries_that_are_kept_too(gpu: Launches, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # through torch's dispatcher, as autograd has it
+    monkeypatch.setattr(jit.JITFunction, "run", lambda *args, **options: None)
+    monkeypatch.setattr(configs, "architecture", lambda device: "sm_90")
+    monkeypatch.setitem(dispatch.PREDICATES, "triton", lambda op, args: None)
+    monkeypatch.setattr(checks.edits, "remembers", lambda indices: True)
+    args = linear_case() if op == "edited_linear" else conv_case()
+    args[0].requires_grad_()
+    call = cad_fast.ops.edited_linear if op == "edited_linear" else cad_fast.ops.edited_conv2d
+    counts = []
+    for _ in range(3):
+        before = remembered.report()["prepared"]
+        call(*args, backend="triton").sum().backward()
+        counts.append(remembered.report()["prepared"] - before)
+    assert counts[0] >= 3 and counts[1:] == [0, 0]

@@ -1,5 +1,6 @@
 """Calls the library of CUDA kernels, and says why they cannot run; it loads without a GPU and without CUDA."""
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -147,7 +148,7 @@ def report() -> dict[str, Any]:
 
 def on_device(device: torch.device, call: Callable[[int], None]) -> None:
     """Call with the current stream of the device, on which it is the current one."""
-    with torch.cuda.device(device):
+    with torch.cuda.device(device) if device.index != torch.cuda.current_device() else contextlib.nullcontext():
         load().call("use_device", device.index)
         call(torch.cuda.current_stream(device).cuda_stream)
 

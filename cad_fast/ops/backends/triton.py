@@ -20,16 +20,22 @@ def of(op: str, products: bool = False) -> Callable[..., Any]:
     """The Triton implementation of an operator, in kernels/<op>.py; `products`: whether it multiplies float32."""
 
     def implementation(*args: Any, **options: Any) -> Any:
-        run = importlib.import_module(f"cad_fast.kernels.{op}").run
+        run = kernel(op)
         if products:
             options["precision"] = float32_precision()
         device = device_of(args)
-        if device is None or device.type != "cuda":
+        if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
             return run(*args, **options)
         with torch.cuda.device(device):  # kernels are launched on the current device
             return run(*args, **options)
 
     return implementation
+
+
+@functools.cache
+def kernel(op: str) -> Callable[..., Any]:
+    """What launches the kernel of an operator."""
+    return importlib.import_module(f"cad_fast.kernels.{op}").run
 
 
 def float32_precision() -> str:
@@ -79,10 +85,11 @@ def not_installed() -> str | None:
 
 def unsupported(device: torch.device | None) -> str | None:
     """Why a CUDA device, or the current one, cannot run the kernels; None if it can."""
-    if not torch.cuda.is_available():
+    index = None if device is None else device.index
+    # Where CUDA has been initialised and a device has a number, as that of a tensor has, nobody need be asked.
+    if (index is None or not torch.cuda.is_initialized()) and not torch.cuda.is_available():
         return "there is no CUDA device"
-    index = torch.cuda.current_device() if device is None or device.index is None else device.index
-    return unsupported_index(index)
+    return unsupported_index(torch.cuda.current_device() if index is None else index)
 
 
 @functools.cache

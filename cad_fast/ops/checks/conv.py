@@ -30,6 +30,8 @@ class Geometry(NamedTuple):
 def pair(name: str, value: Any, least: int) -> list[int]:
     """An int, or two of them, as a list of two that are at least `least`."""
     values = [value, value] if isinstance(value, int | torch.SymInt) else value
+    if type(values) is list and [*map(type, values)] == [int, int] and values[0] >= least <= values[1]:
+        return [*values]  # as nearly always: the rest is slower
     if (
         not isinstance(values, list | tuple)
         or len(values) != 2
