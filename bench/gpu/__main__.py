@@ -18,6 +18,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--budget", type=float, default=600, help="seconds for everything (default 600)")
     made.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all of them")
     made.add_argument("--tests", nargs="+", default=None, help="paths of tests marked gpu (default: all of them)")
+    made.add_argument(
+        "--only", default="", help="checks of these alone: text in OPERATOR,BACKEND,DTYPE, such as masked_linear,cuda"
+    )
     made.add_argument("--dry-run", action="store_true", help="the same code on the CPU, with tiny sizes")
     made.add_argument(
         "--plant", choices=("crash", "hang", "wrong"), help="to see it reported: what one case of each check does"

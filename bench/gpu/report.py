@@ -61,15 +61,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 def _errors(lines: Sequence[Finding]) -> list[str]:
     """One line each: what went wrong, then what there was no time for."""
-    bad = [line for line in lines if line.get("error")]
-    bad.sort(key=lambda line: bool(line.get("cut")))
-    shown = []
-    for line in bad[:MOST_LINES]:
-        where = " ".join(str(line[key]) for key in ("op", "backend", "dtype") if line.get(key))
-        shown.append(f"- {where + ', ' if where else ''}{line.get('case', '')}: {_cell(line['error'])[:700]}")
+    bad = [line for line in lines if line.get("error") and not line.get("cut")]
+    shown = [f"- {_where(line)}: {_cell(line['error'])[:700]}" for line in bad[:MOST_LINES]]
     if len(bad) > MOST_LINES:
         shown.append(f"- and {len(bad) - MOST_LINES} more, in gpu.jsonl")
+    late = [f"{_where(line)} ({line['error'].removeprefix('out of time: ')})" for line in lines if line.get("cut")]
+    if late:
+        shown.append(f"- there was no time for: {'; '.join(_cell(each) for each in late)}")
     return [*shown, ""] if shown else []
+
+
+def _where(line: Finding) -> str:
+    where = " ".join(str(line[key]) for key in ("op", "backend", "dtype") if line.get(key))
+    return f"{where}, {line.get('case', '')}" if where else str(line.get("case", ""))
 
 
 def _environment(lines: Sequence[Finding]) -> list[str]:
@@ -110,7 +114,7 @@ def _correct(lines: Sequence[Finding]) -> list[str]:
         groups.setdefault((line["op"], line["backend"], line["dtype"]), []).append(line)
     rows = []
     for key, own in sorted(groups.items()):
-        cases = [line for line in own if line in judged]
+        cases = [line for line in own if "right" in line or (line.get("error") and not line.get("cut"))]
         excess = [line["excess"] for line in cases if line.get("excess") is not None]
         errors = [line["error_norm"] for line in cases if line.get("error_norm") is not None]
         refused = sum("refused" in line for line in own)
@@ -219,10 +223,14 @@ def _models(lines: Sequence[Finding]) -> list[str]:
 def _attribution(lines: Sequence[Finding]) -> list[str]:
     if not lines:
         return []
-    head = ["case", "components", "timesteps", "seconds", "peak memory, GB", "cost"]
+    head = ["case", "components", "timesteps", "seconds", "peak memory, GB", "passes forward and back, of rows"]
     rows = [
-        [line[key] for key in ("case", "components", "timesteps", "seconds", "peak_gb", "cost")]
+        [line[key] for key in ("case", "components", "timesteps", "seconds", "peak_gb")] + [_passes(line["cost"])]
         for line in lines
         if "seconds" in line
     ]
     return ["## Attribution on that UNet", "", *table(head, rows), *_errors(lines)]
+
+
+def _passes(cost: Mapping[str, Any]) -> str:
+    return f"{cost['forward_passes']} + {cost['backward_passes']} of {cost['rows_per_pass']}"

@@ -139,7 +139,8 @@ class Run:
         for check in running:
             check.poll()  # which says that it is out of time
         self._end_of_checks(tests, warming)
-        self.say(f"checks: {total - len(waiting) - len(running)} of {total} processes to their end")
+        if total:
+            self.say(f"checks: {total - len(waiting) - len(running)} of {total} processes to their end")
 
     def _end_of_checks(self, tests: Process | None, warming: list[Process]) -> None:
         if tests is not None:
@@ -166,6 +167,8 @@ class Run:
 
         checks = []
         for group in correct.groups(self.dry):
+            if self.arguments.only not in group:
+                continue
             op, backend, dtype = group.split(",")
             facts = {"section": "correct", "op": op, "backend": backend, "dtype": dtype}
             plant = ["--plant", self.arguments.plant] if self.arguments.plant else []

@@ -51,7 +51,19 @@ def build(worker: Worker) -> Model:
         else:
             unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     unet = unet.to(worker.dtype()).eval().requires_grad_(False)
+    draw_weights(unet, worker.device)
     return Model(unet, batch_for(unet, VARIANTS, worker), 100 if worker.dry else SD_WEIGHTS)
+
+
+@torch.no_grad()
+def draw_weights(unet: nn.Module, device: torch.device) -> None:
+    """Draw all weights here: a model library may leave them as they lie in memory, such as all zero."""
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in unet.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, (3 * parameter[0].numel()) ** -0.5, generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def batch_for(unet: nn.Module, rows: int, worker: Worker, seed: int = 0) -> dict[str, Tensor]:
