@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     worker.add_argument("--group", default="", help="operators, backend and dtype of a check")
     worker.add_argument("--seconds", type=float, default=60)
     worker.add_argument("--skip", type=int, default=0, help="begin with this case")
+    worker.add_argument("--wait", type=Path, help="import, then wait for this file, which says for how long to run")
     worker.add_argument("--warm", default="", help="i/n: run every nth case, from the ith, once and untimed")
     return made
 

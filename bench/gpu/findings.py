@@ -29,7 +29,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 class Place:
-    """The number and the name of the case that a process is at, kept in a file that the run looks at."""
+    """A number and a text that one process writes into a file and another reads: the case that the first is at."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / "places" / name

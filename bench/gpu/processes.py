@@ -41,9 +41,15 @@ class Watched:
     def __init__(self, name: str, command: Sequence[str], facts: dict[str, Any], folder: Path, log: IO[str]) -> None:
         self.name, self.command, self.facts, self.folder, self.log = name, list(command), facts, folder, log
         self.place = findings.Place(folder, name)
+        self.signal = findings.Place(folder, f"{name}.start")
         self.restarts, self.started = 0, 0.0
         self.process: Process | None = None
         self.done = False
+
+    def prepare(self) -> None:
+        """Let the process import what it needs, and wait for `start`."""
+        self.signal.path.unlink(missing_ok=True)
+        self.process = Process([*self.command, "--wait", str(self.signal.path)], self.log)
 
     def start(self, end: float, patience: float, skip: int = 0) -> None:
         """Begin with case number `skip`, until `end` at most; `patience`: seconds for a case before it counts as hung.
@@ -53,6 +59,9 @@ class Watched:
         self.end_at, self.patience = end, patience
         self.started = time.monotonic()
         seconds = max(1.0, end - self.started)
+        if self.process is not None and self.process.code() is None:
+            self.signal.begin(0, f"{seconds:.1f}")
+            return
         more = ["--seconds", f"{seconds:.1f}", "--skip", str(skip)]
         self.process = Process([*self.command, *more], self.log)
 

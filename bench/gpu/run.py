@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,7 +24,7 @@ TESTS = ("tests/kernels/cases", "tests/cuda/test_gpu.py", "tests/ops/test_bits.p
 TEST_LOG = "tests.jsonl"
 # Of the time that is left when a section begins, by how much it weighs against those that are still to come; and the
 # most seconds that it takes.
-WEIGHTS = {"env": 8, "linear": 30, "conv": 14, "model": 22, "attribution": 22, "compile": 30}
+WEIGHTS = {"env": 8, "linear": 30, "conv": 15, "model": 22, "attribution": 22, "compile": 26}
 MOST = {"env": 40, "linear": 90, "conv": 50, "model": 70, "attribution": 75, "compile": 200}
 WARMED = {"linear": 2, "conv": 1, "model": 1, "attribution": 1, "compile": 1}
 """Sections whose kernels are compiled beforehand, and by how many processes."""
@@ -60,9 +61,12 @@ class Run:
         self.folder = require_writable_folder(self.folder)
         for path in (self.folder / findings.NAME, self.folder / TEST_LOG):
             path.unlink(missing_ok=True)  # of a run before
+        shutil.rmtree(self.folder / "places", ignore_errors=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the report of a run that is cut is written
         with (self.folder / "log.txt").open("w", encoding="utf-8") as log, self._ending():
             self.log = log
+            os.environ.update(self.environment())
+            self.sections = {section: self._prepared(section) for section in self.wanted if section in WEIGHTS}
             self.checks()
             for section in self.wanted:
                 if section in WEIGHTS:
@@ -111,7 +115,6 @@ class Run:
         timed = [section for section in self.wanted if section in WEIGHTS and section != "env"]
         if not timed and not {"correct", "tests"} & set(self.wanted):
             return
-        os.environ.update(self.environment())
         share = SHARE_OF_CHECKS if timed else 0.97
         end = self.begin + share * self.arguments.budget
         warming = [] if self.dry else self._warming(timed, end)
@@ -190,6 +193,13 @@ class Run:
 
     # One after the other: times.
 
+    def _prepared(self, section: str) -> Watched:
+        """Its process imports what it needs beside the checks, and uses the device when its turn comes."""
+        watched = Watched(section, self.command("--worker", section), {"section": section}, self.folder, self.log)
+        self.processes.append(watched)
+        watched.prepare()
+        return watched
+
     def section(self, section: str) -> None:
         """Run a section alone, for its share of the time that is left."""
         now = time.monotonic()
@@ -199,9 +209,7 @@ class Run:
             findings.append(self.folder, section=section, case="all", error="out of time: not begun", cut=True)
             self.say(f"{section}: not begun, there is no time")
             return
-        os.environ.update(self.environment())
-        watched = Watched(section, self.command("--worker", section), {"section": section}, self.folder, self.log)
-        self.processes.append(watched)
+        watched = self.sections[section]
         patience = DRY_PATIENCE * 3 if self.dry else PATIENCE.get(section, seconds)
         watched.start(now + seconds, patience)
         while not watched.done:

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -128,9 +129,21 @@ def work(arguments: argparse.Namespace) -> int:
     """Run the cases of a section in this process."""
     if arguments.dry_run:
         torch.set_num_threads(1)
+    module = importlib.import_module(f"bench.gpu.{MODULES[arguments.worker]}")
+    if arguments.wait is not None:
+        arguments.seconds = wait_for(arguments.wait)
     worker = Worker(arguments)
-    cases = importlib.import_module(f"bench.gpu.{MODULES[arguments.worker]}").cases(worker)
-    return worker.run(cases)
+    return worker.run(module.cases(worker))
+
+
+def wait_for(path: Path) -> float:
+    """Sleep until the run has written the file; the seconds that it gives. Nothing has used the device until then."""
+    parent = os.getppid()
+    while not path.exists():
+        if os.getppid() != parent:
+            sys.exit("the run that started this process is gone")
+        time.sleep(0.02)
+    return float(path.read_text(encoding="utf-8").splitlines()[1])
 
 
 def planted(kind: str) -> None:
