@@ -5,5 +5,11 @@ value is a line of the report, and the others go on. First come the checks, the 
 kernels, all at once; then the times, one section after the other, with nothing beside them. A run that is cut short
 has something of everything.
 
-Written into DIR: ``gpu.jsonl``, a line per finding; ``gpu.md``, tables of them; ``log.txt``, what the processes said.
+Written into DIR: ``gpu.jsonl``, a line per finding; ``gpu.md``, tables of them; ``tests.jsonl``, a line per test;
+``log.txt``, what the processes said.
 """
+
+import time
+
+BEGIN = time.monotonic()
+"""The budget counts from here on, before anything else is imported."""

@@ -1,4 +1,4 @@
-"""A plugin of pytest that writes every test's end into a file at once, and runs one of each kind first.
+"""A plugin of pytest that writes every test's end into a file at once, and runs some of each kind first.
 
 A run that is cut short has then tried something of everything, and its failures are known.
 """
@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+FIRST = ("test_row_engine.py", "test_samples_of_operators.py")
+"""They run every operator, the way the library does."""
+IN_TURNS = 16
 MOST = 3000
 """Characters of a failure: its end, where the assertion is."""
 
@@ -22,16 +25,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The first case of every test, then the second, and so on; the same in every worker of xdist."""
+    """Tests of everything, then a few cases of every test in turns, then the rest, tests with many cases last.
+
+    The order is the same in every worker of xdist.
+    """
     if config.getoption("--test-log") is None:
         return
-    seen: Counter[str] = Counter()
-    turn = {}
+    sizes: Counter[str] = Counter()
+    turns = {}
     for item in items:
         test = item.nodeid.split("[")[0]
-        turn[item] = seen[test]
-        seen[test] += 1
-    items.sort(key=turn.__getitem__)
+        turns[item] = sizes[test]
+        sizes[test] += 1
+
+    def order(item: pytest.Item) -> tuple[bool, int, int]:
+        rest = turns[item] >= IN_TURNS
+        return item.path.name not in FIRST, sizes[item.nodeid.split("[")[0]] if rest else 0, turns[item]
+
+    items.sort(key=order)
 
 
 def pytest_configure(config: pytest.Config) -> None:

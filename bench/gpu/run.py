@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cad_fast.files import require_writable_folder, write_text
 
-from . import findings, report
+from . import BEGIN, findings, report
 from .processes import Process, Watched, module
 
 SECTIONS = ("env", "correct", "tests", "linear", "conv", "model", "attribution", "compile")
@@ -42,7 +42,7 @@ class Run:
     """One run of `python -m bench.gpu`."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.begin = time.monotonic()
+        self.begin = BEGIN
         self.end = self.begin + arguments.budget - LAST
         self.arguments, self.dry = arguments, arguments.dry_run
         self.folder = Path(arguments.output)
@@ -119,9 +119,11 @@ class Run:
         end = self.begin + share * self.arguments.budget
         warming = [] if self.dry else self._warming(timed, end)
         waiting = self._check_processes() if "correct" in self.wanted else []
-        testers = max(1, (self.cpus - len(warming)) // (2 if waiting else 1)) if "tests" in self.wanted else 0
+        # A few more processes than processors: they wait for the device, and for the disk when they start.
+        share_of_tests = 0.4 if waiting else 1.0
+        testers = max(1, int(share_of_tests * self.cpus)) if "tests" in self.wanted else 0
         tests = self._tests(testers) if testers else None
-        places = max(1, self.cpus - len(warming) - testers)
+        places = max(1, self.cpus - testers)
         running: list[Watched] = []
         total = len(waiting)
         while time.monotonic() < end:

@@ -126,14 +126,22 @@ def place_name(section: str, group: str) -> str:
 
 
 def work(arguments: argparse.Namespace) -> int:
-    """Run the cases of a section in this process."""
+    """Run the cases of a section in this process; the exit code."""
     if arguments.dry_run:
         torch.set_num_threads(1)
-    module = importlib.import_module(f"bench.gpu.{MODULES[arguments.worker]}")
+    try:
+        module = importlib.import_module(f"bench.gpu.{MODULES[arguments.worker]}")
+    except ImportError as error:
+        Worker(arguments).failed("import", error)
+        return 0
     if arguments.wait is not None:
         arguments.seconds = wait_for(arguments.wait)
     worker = Worker(arguments)
-    return worker.run(module.cases(worker))
+    try:
+        return worker.run(module.cases(worker))
+    except Exception as error:  # of what the cases have in common
+        worker.failed("before a case", error)
+        return 0
 
 
 def wait_for(path: Path) -> float:
