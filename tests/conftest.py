@@ -1,4 +1,4 @@
-"""For all tests: fixed seeds, poisoned allocations, and GPU tests only where there is a GPU."""
+"""For all tests: fixed seeds, poisoned allocations, float32 in full, and GPU tests only where there is a GPU."""
 
 import functools
 
@@ -18,6 +18,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def seed() -> None:
     """Every test starts from the same random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def float32_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless told otherwise cuDNN convolves float32 in TF32, and a reference on a GPU is right to 3 digits only."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def _poisoned(allocate):

@@ -1,0 +1,3 @@
+"""What figures are called that the report treats in its own way."""
+
+AUTO, DENSE, FLOOR = "ours", "dense", "floor"
