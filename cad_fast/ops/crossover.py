@@ -10,11 +10,16 @@ Estimates, measured on no device: with few rows the weight and its words are rea
 many the matrix instructions, which Triton's compiler schedules for each architecture."""
 
 
+HOPPER = ("masked_linear", "edited_linear", "masked_conv2d", "edited_conv2d")
+
+
 def order(op: str, args: tuple[Any, ...]) -> tuple[str, ...]:
     """The backends to try for an operator on these arguments, by name; some may not be there."""
     device = triton.device_of(args)
     if device is None or device.type != "cuda":
         return ("native", "reference")
+    if op in HOPPER:
+        return ("hopper", "triton", "cuda", "reference")
     few = op in CUDA_UP_TO_ROWS and _rows(op, args) <= CUDA_UP_TO_ROWS[op]
     return ("cuda", "triton", "reference") if few else ("triton", "cuda", "reference")
 

@@ -1,8 +1,6 @@
 // masked_linear and masked_conv2d on Hopper, and edits of one factor: rows of groups, each under its own packed mask.
 #include "wgmma_linear.cuh"
 
-#include <array>
-
 #include "api.h"
 
 namespace cad_fast::cuda {
@@ -101,8 +99,8 @@ int cad_fast_cuda_wgmma_conv2d(const void* x, const void* weight, const std::uin
                                std::int64_t groups, std::int64_t rows, std::int64_t images, const std::int64_t* shape,
                                int dtype, void* stream) {
   using namespace cad_fast::cuda;
-  const auto [height, width, channels, out_height, out_width, filters, kernel_height, kernel_width] =
-      std::array<std::int64_t, 8>{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], shape[7]};
+  const std::int64_t height = shape[0], width = shape[1], channels = shape[2], out_height = shape[3];
+  const std::int64_t out_width = shape[4], filters = shape[5], kernel_height = shape[6], kernel_width = shape[7];
   const std::int64_t depth = kernel_height * kernel_width * channels;
   if (groups == 0 || rows == 0 || filters == 0 || (runs != nullptr && blocks == 0)) return 0;
   if (!sizes_fit({blocks, groups, rows, images * out_height * out_width, filters, depth})) return too_large;

@@ -183,9 +183,9 @@ class WideProduct {
 
  private:
   static constexpr int weight_copies = Tile::outer * 8 / wide_threads;
-  // Registers of ablated weights are filled anew while products still read others: of the steps of one segment each has
-  // its own, of more segments every other.
-  static constexpr int sides = Tile::segments == 1 ? 4 : 2, steps_together = Tile::segments == 1 ? 1 : 4;
+  // Registers of ablated weights are filled anew while products still read others: each step of 16 elements has its own;
+  // small products go in pairs.
+  static constexpr int steps_together = Tile::segments == 1 ? 1 : 2, sides = 4 / steps_together;
   static constexpr int under_way = sides - 1;
 
   __device__ __forceinline__ static unsigned char* memory() {
@@ -271,15 +271,15 @@ class WideProduct {
     load_weights(plain, weight);
 #pragma unroll
     for (int segment = 0; segment < Tile::segments; ++segment) {
-      const Gone gone = find_gone(words + segment * Tile::words, segment, lot * Tile::depth);
       const unsigned char* rows = x + segment * Tile::rows * 128;
 #pragma unroll
       for (int first = 0; first < 4; first += steps_together) {
-        std::uint32_t(&ablated)[steps_together][4] = ablated_[sides == 4 ? first : segment % sides];
+        std::uint32_t(&ablated)[steps_together][4] = ablated_[first / steps_together];
+        const Gone gone = find_gone(words + segment * Tile::words, segment, lot * Tile::depth, first);
         if (segment + first > 0) wait_products<under_way>();  // among others those that read these registers
 #pragma unroll
         for (int step = 0; step < steps_together; ++step) {
-          ablate(ablated[step], plain[first + step], gone, first + step);
+          ablate(ablated[step], plain[first + step], gone, first, step);
           settle(ablated[step]);
         }
         open_products();
@@ -308,14 +308,14 @@ class WideProduct {
     }
   }
 
-  // The words of a lot and segment, shifted so that the sign of a byte tells of the element in question.
+  // The words of some steps of a lot, shifted so that the sign of a byte tells of the element in question.
   struct Gone {
-    std::uint32_t even[Tile::transposed ? 8 : 4];
-    std::uint32_t odd[Tile::transposed ? 8 : 4];
+    std::uint32_t even[Tile::transposed ? 2 * steps_together : 2];
+    std::uint32_t odd[Tile::transposed ? 2 * steps_together : 2];
     std::uint32_t factor;  // twice, in its type; 0 if elements are to become 0 whatever they are
   };
 
-  __device__ __forceinline__ Gone find_gone(const std::uint32_t* words, int segment, int inner) const {
+  __device__ __forceinline__ Gone find_gone(const std::uint32_t* words, int segment, int inner, int first_step) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     Gone gone;
     gone.factor = 0;
@@ -325,16 +325,17 @@ class WideProduct {
     }
     if constexpr (Tile::transposed) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {  // elements 8 * i + 2t and the next
-        const std::uint32_t* own = words + (8 * i + 2 * t) * Tile::word_columns + warp / 2;
+      for (int i = 0; i < 2 * steps_together; ++i) {  // elements 8 * i + 2t of the steps and the next
+        const std::uint32_t* own = words + (16 * first_step + 8 * i + 2 * t) * Tile::word_columns + warp / 2;
         gone.even[i] = own[0] << (7 - g);
         gone.odd[i] = own[Tile::word_columns] << (7 - g);
       }
     } else {
+      const int column = first_step / 2;  // of 32 elements
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {  // outputs g, g + 8, and for each the elements from 0 and from 32 on
-        std::uint32_t word = words[(16 * warp + 8 * (i / 2) + g) * Tile::word_columns + i % 2];
-        if constexpr (Tile::with_factors) word &= existing(inner + 32 * (i % 2));
+      for (int i = 0; i < 2; ++i) {  // outputs g and g + 8
+        std::uint32_t word = words[(16 * warp + 8 * i + g) * Tile::word_columns + column];
+        if constexpr (Tile::with_factors) word &= existing(inner + 32 * column);
         gone.even[i] = word << (7 - 2 * t);
         gone.odd[i] = word << (6 - 2 * t);
       }
@@ -342,14 +343,14 @@ class WideProduct {
     return gone;
   }
 
-  // Register i: outputs g + 8 * (i % 2) of the warp, elements 16 * step + 8 * (i / 2) + 2t and the next.
+  // Register i: outputs g + 8 * (i % 2) of the warp, elements 16 * (first_step + step) + 8 * (i / 2) + 2t and the next.
   __device__ __forceinline__ static void ablate(std::uint32_t (&to)[4], const std::uint32_t (&plain)[4],
-                                                const Gone& gone, int step) {
+                                                const Gone& gone, int first_step, int step) {
     const int warp = threadIdx.x / 32;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int word = Tile::transposed ? 2 * step + i / 2 : i % 2 * 2 + step / 2;
-      const int byte = Tile::transposed ? warp % 2 * 2 + i % 2 : step % 2 * 2 + i / 2;
+      const int word = Tile::transposed ? 2 * step + i / 2 : i % 2;
+      const int byte = Tile::transposed ? warp % 2 * 2 + i % 2 : (first_step + step) % 2 * 2 + i / 2;
       to[i] = without(plain[i], permute(gone.even[word], gone.odd[word], 0xcc88u + 0x1111u * byte), gone.factor);
     }
   }
