@@ -23,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--dry-run", action="store_true", help="the same code on the CPU, with tiny sizes")
     made.add_argument(
-        "--plant", choices=("crash", "hang", "wrong"), help="to see it reported: what one case of each check does"
+        "--plant",
+        choices=("crash", "hang", "lost", "wrong"),
+        help="what one case of each check does, to see it reported",
     )
     worker = made.add_argument_group("processes", "What the run starts; of no use by hand.")
     worker.add_argument("--worker", help="a section")

@@ -82,9 +82,9 @@ def cases(worker: Worker) -> Iterator[tuple[str, Callable[[], None]]]:
 def _check(worker: Worker, op: str, backend: str, dtype: str, case: Case, plant: str | None) -> None:
     facts: dict[str, Any] = {"op": op, "backend": backend, "dtype": dtype}
     begin = time.monotonic()
-    if plant is not None:
-        planted(plant)
     try:
+        if plant is not None:
+            planted(plant, worker)
         arguments = case.arguments()
         worker.synchronize()
         results = case.run(op, arguments, None if backend == AUTO else backend)

@@ -15,6 +15,8 @@ from typing import IO, Any
 from . import findings
 
 MOST_RESTARTS = 8
+LOST = 3
+"""Exit code of a process to which the device answers no more, as after an illegal access."""
 
 
 class Process:
@@ -87,7 +89,8 @@ class Watched:
             return
         why = f"hung: no end after {self.patience:.0f} s" if hung else f"crashed: {_meaning(code)}"
         before = reached is not None and self.process_began_a_case()
-        self._note(why, reached if before else None)
+        if code != LOST:  # of which the process itself has said more
+            self._note(why, reached if before else None)
         self.restarts += 1
         if not before or self.restarts > MOST_RESTARTS or self.end_at - time.monotonic() < 1:
             self.done = True
@@ -112,7 +115,7 @@ class Watched:
 def _meaning(code: int | None) -> str:
     if code is not None and code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    return {3: "the device answers no more (CUDA error), see the line before"}.get(code or 0, f"exit code {code}")
+    return f"exit code {code}"
 
 
 def module(*arguments: str) -> list[str]:

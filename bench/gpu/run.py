@@ -72,6 +72,7 @@ class Run:
                 if section in WEIGHTS:
                     self.section(section)
             self.say("done")
+        print((self.folder / "gpu.md").read_text(encoding="utf-8"))
         return int(report.is_bad(findings.read(self.folder), report.read_tests(self.folder / TEST_LOG)))
 
     @contextlib.contextmanager

@@ -19,6 +19,7 @@ from cad_fast.ops.dispatch import BACKENDS
 from cad_fast.ops.registry import OPS
 
 from . import findings
+from .processes import LOST
 
 Case = tuple[str, Callable[[], object]]
 """A name, and what is done; it writes what it finds."""
@@ -101,7 +102,7 @@ class Worker:
                 facts = error.facts if isinstance(error, CaseError) else {}
                 self.failed(name, error, **facts)
                 if not self.alive():
-                    return 3
+                    return LOST
         return 0
 
     def failed(self, case: str, error: Exception, **more: Any) -> None:
@@ -138,10 +139,14 @@ def work(arguments: argparse.Namespace) -> int:
         arguments.seconds = wait_for(arguments.wait)
     worker = Worker(arguments)
     try:
-        return worker.run(module.cases(worker))
+        code = worker.run(module.cases(worker))
     except Exception as error:  # of what the cases have in common
         worker.failed("before a case", error)
         return 0
+    if code == LOST:
+        sys.stderr.flush()
+        os._exit(code)  # what torch would tidy up at a proper end is on the device that is lost
+    return code
 
 
 def wait_for(path: Path) -> float:
@@ -154,9 +159,12 @@ def wait_for(path: Path) -> float:
     return float(path.read_text(encoding="utf-8").splitlines()[1])
 
 
-def planted(kind: str) -> None:
+def planted(kind: str, worker: Worker) -> None:
     """Do what a broken kernel does to its process."""
     if kind == "crash":
         os.abort()
     if kind == "hang":
         signal.pause()
+    if kind == "lost":
+        worker.alive = lambda: False
+        raise RuntimeError("CUDA error: an illegal access, planted")

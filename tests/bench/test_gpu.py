@@ -58,7 +58,13 @@ def test_the_tests_that_fail_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("plant", "said"), [("crash", "crashed: ended by SIGABRT"), ("wrong", "WRONG: element"), ("hang", "hung: no end")]
+    ("plant", "said"),
+    [
+        ("crash", "crashed: ended by SIGABRT"),
+        ("hang", "hung: no end"),
+        ("lost", "CUDA error: an illegal access"),
+        ("wrong", "WRONG: element"),
+    ],
 )
 def test_a_planted_fault_is_one_line_and_the_others_go_on(tmp_path: Path, plant: str, said: str) -> None:
     only = ["--only", "masked_linear_scores,native,float32"]
