@@ -66,10 +66,8 @@ def _make(
 
 
 def patched_weight(weight: Tensor, begin: int, end: int, indices: Tensor, factors: Tensor) -> Tensor:
-    """The weight, contiguous, under the entries from `begin` to `end`, remembered with it, `indices` and `factors`."""
-    return remembered(
-        "a patched weight",
-        [weight, indices, factors],
-        (begin, end),
-        lambda: reference.edited(weight, indices[begin:end], factors[begin:end]).contiguous(),
-    )
+    """The weight, contiguous, under the entries from `begin` to `end`.
+
+    Made in every call: adapters are merged into a weight through `weight.data`, which nothing counts.
+    """
+    return reference.edited(weight, indices[begin:end], factors[begin:end]).contiguous()

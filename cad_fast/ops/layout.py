@@ -21,9 +21,11 @@ def images_channels_last(out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weight_channels_last(weight: Tensor) -> Tensor:
-    """The weight [N, C, kh, kw] as [N, kh, kw, C], contiguous, remembered with it unless it lies so already."""
-    seen = weight.permute(0, 2, 3, 1)
-    return seen if seen.is_contiguous() else remembered("a weight with channels last", [weight], (), seen.contiguous)
+    """The weight [N, C, kh, kw] as [N, kh, kw, C], contiguous.
+
+    A copy unless it lies so already, in every call: adapters are merged through `weight.data`, which nothing counts.
+    """
+    return weight.permute(0, 2, 3, 1).contiguous()
 
 
 def words_channels_last(words: Tensor, weight: Tensor) -> Tensor:

@@ -33,14 +33,14 @@ __attribute__((visibility("default"))) int cad_fast_cuda_edited_linear(
     const float* factors, std::int32_t* positions, const void* bias, void* y, std::int64_t n, std::int64_t k,
     int transposed, int dtype, void* stream);
 
-// masked_linear on Hopper (sm_90), float16 and bfloat16 only, rows of x and of the weight at multiples of 16 bytes, rows
-// of words of an even number. With
-// `runs` [blocks, segments, 3], on the device, the rows of x are divided as it says: each run is of a group (whose words
-// these are), begins at a row, and has up to as many rows as the tile for `rows`; without, it is groups of `rows` rows.
+// masked_linear on Hopper (sm_90), float16 and bfloat16 only, rows of x [all_rows, ...] and of the weight at multiples of 16
+// bytes, rows of words of an even number. With `runs` [blocks, segments, 3], on the device, the rows of x are divided as it
+// says: each run is of a group (whose words these are), begins at a row, and has up to as many rows as the tile; without,
+// it is groups of `rows` rows. tile_sizes is what cad_fast_cuda_wide_tile gave, on the host.
 __attribute__((visibility("default"))) int cad_fast_cuda_wgmma_linear(
     const void* x, const void* weight, const std::uint32_t* words, const void* bias, const float* factors,
-    const std::int32_t* runs, void* y, std::int64_t blocks, std::int64_t groups, std::int64_t rows, std::int64_t n,
-    std::int64_t k, int transposed, int dtype, void* stream);
+    const std::int32_t* runs, void* y, std::int64_t blocks, std::int64_t groups, std::int64_t rows, std::int64_t all_rows,
+    const std::int64_t* tile_sizes, std::int64_t n, std::int64_t k, int transposed, int dtype, void* stream);
 
 // masked_conv2d on Hopper, of images [images, height, width, channels] to images of the same layout; the weight and the
 // words are [filters, kernel rows, kernel columns, channels]. shape, on the host: height, width, channels, height and
@@ -49,10 +49,12 @@ __attribute__((visibility("default"))) int cad_fast_cuda_wgmma_linear(
 __attribute__((visibility("default"))) int cad_fast_cuda_wgmma_conv2d(
     const void* x, const void* weight, const std::uint32_t* words, const void* bias, const float* factors,
     const std::int32_t* runs, void* y, std::int64_t blocks, std::int64_t groups, std::int64_t rows, std::int64_t images,
-    const std::int64_t* shape, int dtype, void* stream);
+    const std::int64_t* tile_sizes, const std::int64_t* shape, int dtype, void* stream);
 
-// The tile that groups of about so many rows are computed with: rows of a run, and runs of a block.
-__attribute__((visibility("default"))) void cad_fast_cuda_wide_tile(std::int64_t rows, std::int64_t* sizes);
+// Sets sizes [2]: the rows of a run and the runs of a block, for so many groups of about so many rows.
+__attribute__((visibility("default"))) void cad_fast_cuda_wide_tile(std::int64_t groups, std::int64_t rows,
+                                                                    std::int64_t outer, int transposed,
+                                                                    std::int64_t* sizes);
 
 // How many devices there are, or minus the code of what prevents using any.
 __attribute__((visibility("default"))) int cad_fast_cuda_device_count();

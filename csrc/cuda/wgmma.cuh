@@ -1,11 +1,32 @@
-// wgmma.m64nNk16: the instruction of a warpgroup for Hopper (sm_90a), whose operand a comes from registers.
+// What the kernels use of Hopper alone (sm_90a): wgmma.m64nNk16, the instruction of a warpgroup, whose operand a comes
+// from registers; copies of tiles that the hardware carries out by itself; and the barriers that tell of them.
 //
 // With CAD_FAST_SIMT the same names come from simt.h.
 #pragma once
 
 #include "device.h"
 
+namespace cad_fast::cuda {
+
+// Images [images, height, width, channels] of a convolution whose weight is [filters, kernel rows, kernel columns,
+// channels]. Pairs are for rows and columns.
+struct Window {
+  int height;
+  int width;
+  int channels;
+  int out_height;
+  int out_width;
+  int kernel[2];
+  int stride[2];
+  int padding[2];
+  int dilation[2];
+};
+
+}  // namespace cad_fast::cuda
+
 #ifndef CAD_FAST_SIMT
+#include <cuda.h>
+
 namespace cad_fast::cuda {
 
 // Operands and their numbers in the text, as many as an instruction has sums in a thread.
@@ -123,14 +144,133 @@ __device__ __forceinline__ void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups) : "memory");
 }
 
-// What this thread wrote to shared memory can be read by products after the next barrier.
-__device__ __forceinline__ void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// A barrier in shared memory: a phase ends when so many threads have arrived, and all bytes that were announced have.
+using Barrier = std::uint64_t;
+
+__device__ __forceinline__ void make_barrier(Barrier* barrier, int threads) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(threads) : "memory");
+}
+
+// Barriers that this thread made are there for copies of tiles, and after a __syncthreads for other threads.
+__device__ __forceinline__ void show_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void arrive(Barrier* barrier, bool really) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %1, 0; @p mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];}" ::"r"(
+                   shared_address(barrier)),
+               "r"(static_cast<int>(really))
+               : "memory");
+}
+
+// Arrives, and announces so many bytes of copies.
+__device__ __forceinline__ void arrive_and_expect(Barrier* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+
+// Waits for the end of a phase: phase 0 has parity 0, phase 1 parity 1, and so on. The phase before the first has ended.
+__device__ __forceinline__ void wait(Barrier* barrier, int parity) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "again: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%0], %1;\n"
+      "@!p bra again;}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// How many registers the threads of this warpgroup have from here on.
+template <int count>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
+template <int count>
+__device__ __forceinline__ void leave_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+}
+
+// A barrier of the first so many threads of the block.
+template <int threads>
+__device__ __forceinline__ void barrier_of_first() {
+  asm volatile("bar.sync 1, %0;" ::"n"(threads) : "memory");
+}
+
+// A matrix of 16-bit elements, or images, of which the hardware copies tiles. Rows of a tile have 128 bytes, whose parts
+// of 16 bytes are exchanged; what a tile has beyond the matrix is zero.
+struct TileMap {
+  CUtensorMap map;
+};
+
+// The tile whose first element is at this column and row of a matrix [rows, columns].
+__device__ __forceinline__ void copy_tile(void* to, const TileMap& from, int column, int row, Barrier* barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+               ::"r"(shared_address(to)),
+               "l"(&from.map), "r"(column), "r"(row), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// Of images [images, height, width, channels], at the positions from (image, y, x) of the kernel's first element on, what
+// is so many rows down and columns right of them: 64 channels from `channel` on.
+__device__ __forceinline__ void copy_positions(void* to, const TileMap& from, int channel, int x, int y, int image,
+                                               int right, int down, Barrier* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6], {%7, %8};" ::"r"(shared_address(to)),
+      "l"(&from.map), "r"(channel), "r"(x), "r"(y), "r"(image), "r"(shared_address(barrier)),
+      "h"(static_cast<short>(right)), "h"(static_cast<short>(down))
+      : "memory");
+}
 
 // Writes four 8x8 matrices of 16-bit elements transposed; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void store_matrices_transposed(void* row, const std::uint32_t (&from)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
                "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
                : "memory");
+}
+
+// The function of the driver by this name, which is not linked: the library must load where there is no driver.
+template <class Function>
+int find_in_driver(const char* name, Function*& function) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result;
+#if CUDART_VERSION >= 12050
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result);
+#else
+  const cudaError_t error = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &result);
+#endif
+  if (error != cudaSuccess) return error;
+  if (result != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+  function = reinterpret_cast<Function*>(found);
+  return 0;
+}
+
+// Tiles of so many rows and 64 columns of a matrix [rows, columns], contiguous; an error code.
+inline int map_tiles(TileMap& map, const void* matrix, std::int64_t rows, std::int64_t columns, int tile_rows) {
+  decltype(cuTensorMapEncodeTiled)* encode = nullptr;
+  if (const int error = find_in_driver("cuTensorMapEncodeTiled", encode); error != 0) return error;
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(columns) * 2};
+  const cuuint32_t tile[] = {64, static_cast<cuuint32_t>(tile_rows)}, steps[] = {1, 1};
+  return encode(&map.map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, const_cast<void*>(matrix), sizes, strides, tile, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+// Tiles of so many positions and 64 channels of images, contiguous; an error code.
+inline int map_positions(TileMap& map, const void* images, std::int64_t count, const Window& window, int positions) {
+  decltype(cuTensorMapEncodeIm2col)* encode = nullptr;
+  if (const int error = find_in_driver("cuTensorMapEncodeIm2col", encode); error != 0) return error;
+  const cuuint64_t channels = window.channels, width = window.width, height = window.height;
+  const cuuint64_t sizes[] = {channels, width, height, static_cast<cuuint64_t>(count)};
+  const cuuint64_t strides[] = {channels * 2, width * channels * 2, height * width * channels * 2};
+  const int lower[] = {-window.padding[1], -window.padding[0]};
+  const int upper[] = {window.padding[1] - (window.kernel[1] - 1) * window.dilation[1],
+                       window.padding[0] - (window.kernel[0] - 1) * window.dilation[0]};
+  const cuuint32_t steps[] = {1, static_cast<cuuint32_t>(window.stride[1]), static_cast<cuuint32_t>(window.stride[0]), 1};
+  return encode(&map.map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(images), sizes, strides, lower, upper, 64,
+                static_cast<cuuint32_t>(positions), steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
 }  // namespace cad_fast::cuda

@@ -1,5 +1,5 @@
 // 16-bit weights on Hopper: as mma_linear.cuh, by the instructions of a warpgroup, which work on their own while the
-// threads ablate the next weights.
+// threads ablate the next weights, and by copies of tiles, which one thread begins for all.
 #pragma once
 
 #include "ablations.cuh"
@@ -7,25 +7,31 @@
 
 namespace cad_fast::cuda {
 
-constexpr int wide_threads = 256;  // two warpgroups, each with half of the outputs
+constexpr int product_threads = 256;  // two warpgroups, each with half of the outputs
+constexpr int wide_threads = product_threads + 128;  // and one of which a thread begins copies
+constexpr int product_warps = product_threads / 32;
 
 // Sizes of a tile: `segments` runs of up to `rows` rows of x, each under its own mask, by 128 outputs of the weight.
-template <class T, int rows_, int segments_, int stages_, bool transposed_, bool with_factors_>
+// `blocks` are together on a multiprocessor.
+template <class T, int rows_, int segments_, int stages_, int blocks_, bool transposed_, bool with_factors_>
 struct WideTile {
   using Type = T;
-  static constexpr int rows = rows_, segments = segments_, stages = stages_, outer = 128, depth = 64;
+  static constexpr int rows = rows_, segments = segments_, stages = stages_, blocks = blocks_, outer = 128, depth = 64;
   static constexpr bool transposed = transposed_, with_factors = with_factors_;
   static constexpr int columns = rows * segments;
 
-  // The weight lies as in memory. Rows of x have 128 bytes. In both, parts of 16 bytes are exchanged (`exchanged`).
-  static constexpr int weight_rows = transposed ? depth : outer, weight_columns = transposed ? outer : depth;
-  static constexpr int word_columns = weight_columns / 32, words = weight_rows * word_columns;
-  static constexpr int weight_bytes = outer * depth * 2, x_bytes = columns * depth * 2, words_bytes = segments * words * 4;
-  static constexpr int stage_bytes = weight_bytes + x_bytes + words_bytes;
-  static constexpr int x_copies = columns * 8 / wide_threads;
-  static constexpr int runs_bytes = 1024;
-  static constexpr int shared_bytes = 1024 + runs_bytes + stages * stage_bytes;  // the first for the alignment
-  static_assert(stage_bytes % 1024 == 0 && shared_bytes <= 227 * 1024 && stages >= 3);
+  // The weight lies as in memory, transposed in two halves. Its rows and those of x have 128 bytes, whose parts of 16
+  // bytes are exchanged (`exchanged`).
+  static constexpr int weight_bytes = outer * depth * 2, x_bytes = columns * depth * 2;
+  static constexpr int stage_bytes = weight_bytes + x_bytes;
+
+  // Each warp copies the words of its 16 outputs and 64 elements, some lots ahead.
+  static constexpr int word_lots = 3, words = transposed ? depth : 32;  // of a warp and segment
+  static constexpr int words_bytes = word_lots * product_warps * segments * words * 4;
+  static constexpr int head_bytes = 1024;  // runs and barriers
+  static constexpr int shared_bytes = 1024 + head_bytes + stages * stage_bytes + words_bytes;  // the first to align
+  static_assert(blocks <= 2 && segments * 12 <= 512 && stages * 16 <= 512);
+  static_assert(stage_bytes % 1024 == 0 && blocks * (shared_bytes + 1024) <= 228 * 1024);
 };
 
 struct Run {  // of rows of x under one mask
@@ -34,7 +40,7 @@ struct Run {  // of rows of x under one mask
   int rows;
 };
 
-// Where part `part` of 16 bytes of a row lies, as the hardware finds it in rows of 128 bytes.
+// Where part `part` of 16 bytes of a row lies, as the hardware has it in rows of 128 bytes.
 __device__ __forceinline__ int exchanged(int row, int part) { return part ^ (row % 8); }
 
 struct WideMasks {
@@ -47,6 +53,11 @@ struct WideMasks {
   int row_words;  // even
   int n;
   int blocks;  // of rows
+};
+
+struct WideMaps {
+  TileMap x;
+  TileMap weight;
 };
 
 // A tile's place: blocks of rows run fastest but for eight tiles of the weight, so that what is read again is in L2.
@@ -63,83 +74,34 @@ struct WidePlace {
   }
 };
 
-// Where the rows of x of a tile are: thread i copies part i % 8 of rows i / 8, i / 8 + 32 and so on.
-template <class Tile>
+// Copies of rows of x.
 class RowsOfLinear {
  public:
-  struct Parameters {};
+  __device__ __forceinline__ explicit RowsOfLinear(const Window&) {}
 
-  __device__ __forceinline__ RowsOfLinear(const Linear& task, const Parameters&) : task_(task) {}
-
-  // The place in x of row i of this thread, or that there is none.
-  __device__ __forceinline__ void set(int i, int row) { rows_[i] = row; }
-  __device__ __forceinline__ void set_none(int i) { rows_[i] = -1; }
-
-  __device__ __forceinline__ void go_to(int inner) { column_ = inner + static_cast<int>(threadIdx.x) % 8 * 8; }
-  __device__ __forceinline__ bool inside(int i) const { return rows_[i] >= 0 && column_ < task_.inner; }
-  __device__ __forceinline__ std::int64_t offset(int i) const { return std::int64_t{rows_[i]} * task_.inner + column_; }
-
- private:
-  const Linear& task_;
-  int rows_[Tile::x_copies];
-  int column_;
+  __device__ __forceinline__ void copy(void* to, const TileMap& x, int first_row, int inner, Barrier* barrier) const {
+    copy_tile(to, x, inner, first_row, barrier);
+  }
 };
 
-// Images [images, height, width, channels] of a convolution whose weight is [filters, kernel rows, kernel columns,
-// channels]: rows are its positions, and a lot of the sum is of one element of the kernel.
-struct Window {
-  int height;
-  int width;
-  int out_height;
-  int out_width;
-  int channels;  // a multiple of 64
-  int kernel_width;
-  int stride[2];
-  int padding[2];
-  int dilation[2];
-};
-
-template <class Tile>
+// Copies of what the positions of a convolution meet: rows are its positions, a lot of the sum is of one element of the
+// kernel, as channels are a multiple of 64.
 class RowsOfConvolution {
  public:
-  using Parameters = Window;
+  __device__ __forceinline__ explicit RowsOfConvolution(const Window& window) : window_(window) {}
 
-  __device__ __forceinline__ RowsOfConvolution(const Linear&, const Window& window) : window_(window) {}
-
-  __device__ __forceinline__ void set(int i, int row) {
-    const int area = window_.out_height * window_.out_width, position = row % area;
-    images_[i] = row / area * window_.height * window_.width;
-    corners_[i] = {static_cast<short>(position / window_.out_width * window_.stride[0] - window_.padding[0]),
-                   static_cast<short>(position % window_.out_width * window_.stride[1] - window_.padding[1])};
-  }
-  __device__ __forceinline__ void set_none(int i) { images_[i] = -1; }
-
-  __device__ __forceinline__ void go_to(int inner) {
+  __device__ __forceinline__ void copy(void* to, const TileMap& x, int first_row, int inner, Barrier* barrier) const {
+    const int area = window_.out_height * window_.out_width, position = first_row % area;
     const int element = inner / window_.channels;
-    channel_ = inner - element * window_.channels + static_cast<int>(threadIdx.x) % 8 * 8;
-    down_ = element / window_.kernel_width * window_.dilation[0];
-    right_ = element % window_.kernel_width * window_.dilation[1];
-  }
-  __device__ __forceinline__ bool inside(int i) const {
-    const unsigned y = corners_[i].y + down_, x = corners_[i].x + right_;  // those before the first are large
-    return images_[i] >= 0 && y < static_cast<unsigned>(window_.height) && x < static_cast<unsigned>(window_.width);
-  }
-  __device__ __forceinline__ std::int64_t offset(int i) const {
-    const int pixel = images_[i] + (corners_[i].y + down_) * window_.width + corners_[i].x + right_;
-    return std::int64_t{pixel} * window_.channels + channel_;
+    copy_positions(to, x, inner % window_.channels,
+                   position % window_.out_width * window_.stride[1] - window_.padding[1],
+                   position / window_.out_width * window_.stride[0] - window_.padding[0], first_row / area,
+                   element % window_.kernel[1] * window_.dilation[1], element / window_.kernel[1] * window_.dilation[0],
+                   barrier);
   }
 
  private:
-  struct Corner {
-    short y;
-    short x;
-  };
   const Window& window_;
-  int images_[Tile::x_copies];
-  Corner corners_[Tile::x_copies];
-  int channel_;
-  int down_;
-  int right_;
 };
 
 template <class Tile, class Rows>
@@ -147,53 +109,84 @@ class WideProduct {
  public:
   using T = typename Tile::Type;
 
-  __device__ __forceinline__ WideProduct(const Linear& task, const WideMasks& masks,
-                                         const typename Rows::Parameters& parameters)
+  __device__ __forceinline__ WideProduct(const Linear& task, const WideMasks& masks, const WideMaps& maps,
+                                         const Window& window)
       : task_(task),
         masks_(masks),
+        maps_(maps),
         place_((task.outer + Tile::outer - 1) / Tile::outer, masks.blocks, Tile::outer),
-        runs_(reinterpret_cast<Run*>(memory())),
-        rows_(task, parameters) {
-    if (threadIdx.x < Tile::segments) runs_[threadIdx.x] = find_run(threadIdx.x);
+        lots_((task.inner + Tile::depth - 1) / Tile::depth),
+        rows_(window) {
+    if (threadIdx.x < Tile::segments) runs()[threadIdx.x] = find_run(threadIdx.x);
+    if (threadIdx.x == 0) {
+      for (int stage = 0; stage < Tile::stages; ++stage) {
+        make_barrier(full(stage), 1);
+        make_barrier(empty(stage), product_warps);
+      }
+      show_barriers();
+    }
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < Tile::x_copies; ++i) {
-      const int row = static_cast<int>(threadIdx.x) / 8 + wide_threads / 8 * i;
-      const Run run = runs_[row / Tile::rows];
-      const int own = row % Tile::rows;
-      if (own < run.rows) {
-        rows_.set(i, run.first_row + own);
+  }
+
+  // For the threads behind those that multiply: begins the copies of all lots, each as soon as there is room.
+  __device__ __forceinline__ void copy() const {
+    if (threadIdx.x != product_threads) return;
+    int bytes = Tile::weight_bytes;
+    for (int segment = 0; segment < Tile::segments; ++segment) {
+      if (runs()[segment].rows > 0) bytes += Tile::rows * 128;
+    }
+    for (int lot = 0; lot < lots_; ++lot) {
+      const int stage = lot % Tile::stages, inner = lot * Tile::depth;
+      wait(empty(stage), (lot / Tile::stages + 1) % 2);  // of the lot that was there before
+      Barrier* arrived = full(stage);
+      arrive_and_expect(arrived, bytes);
+      unsigned char* to = memory_of(stage);
+      if constexpr (Tile::transposed) {
+        copy_tile(to, maps_.weight, place_.outer, inner, arrived);
+        copy_tile(to + Tile::weight_bytes / 2, maps_.weight, place_.outer + 64, inner, arrived);
       } else {
-        rows_.set_none(i);
+        copy_tile(to, maps_.weight, inner, place_.outer, arrived);
+      }
+      for (int segment = 0; segment < Tile::segments; ++segment) {
+        const Run run = runs()[segment];
+        unsigned char* rows = to + Tile::weight_bytes + segment * Tile::rows * 128;
+        if (run.rows > 0) rows_.copy(rows, maps_.x, run.first_row, inner, arrived);
       }
     }
   }
 
-  __device__ __forceinline__ void run() {
-    const int lots = (task_.inner + Tile::depth - 1) / Tile::depth;
-    for (int lot = 0; lot < Tile::stages - 2; ++lot) begin(lot);
+  __device__ __forceinline__ void multiply() {
+    for (int lot = 0; lot < Tile::word_lots - 1; ++lot) begin_words(lot);
 #pragma unroll
     for (int segment = 0; segment < Tile::segments; ++segment) settle(sums_[segment]);
-    for (int lot = 0; lot < lots; ++lot) multiply_lot(lot);
+    for (int lot = 0; lot < lots_; ++lot) multiply_lot(lot);
     wait_products<0>();
     wait_copies<0>();
-    __syncthreads();
+    barrier_of_first<product_threads>();
     write();
   }
 
  private:
-  static constexpr int weight_copies = Tile::outer * 8 / wide_threads;
-  // Registers of ablated weights are filled anew while products still read others: each step of 16 elements has its own;
-  // small products go in pairs.
-  static constexpr int steps_together = Tile::segments == 1 ? 1 : 2, sides = 4 / steps_together;
-  static constexpr int under_way = sides - 1;
+  // Registers of ablated weights are filled anew while products still read others: each step of 16 elements has its own.
+  static constexpr int sides = 4, under_way = sides - 1;
 
   __device__ __forceinline__ static unsigned char* memory() {
     unsigned char* all = shared_memory();
     return all + (1024 - shared_address(all) % 1024) % 1024;
   }
-  __device__ __forceinline__ static unsigned char* stage(int lot) {
-    return memory() + Tile::runs_bytes + lot % Tile::stages * Tile::stage_bytes;
+  __device__ __forceinline__ static Run* runs() { return reinterpret_cast<Run*>(memory()); }
+  __device__ __forceinline__ static Barrier* full(int stage) {
+    return reinterpret_cast<Barrier*>(memory() + 512) + stage;
+  }
+  __device__ __forceinline__ static Barrier* empty(int stage) { return full(Tile::stages + stage); }
+  __device__ __forceinline__ static unsigned char* memory_of(int stage) {
+    return memory() + Tile::head_bytes + stage * Tile::stage_bytes;
+  }
+  // The words [segments, words] of this warp.
+  __device__ __forceinline__ static std::uint32_t* words_of(int lot) {
+    auto* words = reinterpret_cast<std::uint32_t*>(memory_of(Tile::stages));
+    const int warp = threadIdx.x / 32;
+    return words + (lot % Tile::word_lots * product_warps + warp) * Tile::segments * Tile::words;
   }
 
   __device__ __forceinline__ Run find_run(int segment) const {
@@ -204,91 +197,59 @@ class WideProduct {
     return {group, group * masks_.rows + row, min(Tile::rows, masks_.rows - row)};
   }
 
-  // Begins the copies of a lot of the sum, and closes them. Behind the last lot they are zeros: without a branch here,
-  // products may be under way on both sides.
-  __device__ __forceinline__ void begin(int lot) {
-    unsigned char* to = stage(lot);
-    copy_weight(to, lot * Tile::depth);
-    copy_x(to + Tile::weight_bytes, lot * Tile::depth);
-    copy_words(reinterpret_cast<std::uint32_t*>(to + Tile::weight_bytes + Tile::x_bytes), lot * Tile::depth);
-    close_copies();
-  }
-
-  __device__ __forceinline__ void copy_weight(unsigned char* to, int inner) const {
-    constexpr int parts = Tile::weight_columns / 8;
-    const T* weight = static_cast<const T*>(task_.weight);
-    const int rows = Tile::transposed ? task_.inner : task_.outer, columns = Tile::transposed ? task_.outer : task_.inner;
-    const int part = static_cast<int>(threadIdx.x) % parts;
-    const int column = (Tile::transposed ? place_.outer : inner) + part * 8;
-    const int first_row = Tile::transposed ? inner : place_.outer;
+  // Begins to copy this warp's words of a lot, and closes the copies; zeros where there are none. Plain, they are [16
+  // outputs, 2], transposed [64 elements], each with the bits of 32 outputs. There is no branch here, so that products may
+  // be under way on both sides.
+  __device__ __forceinline__ void begin_words(int lot) const {
+    constexpr int together = Tile::transposed || Tile::segments == 1 ? 1 : 2;
+    constexpr int per_segment = Tile::words / together, copies = Tile::segments * per_segment / 32;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, inner = lot * Tile::depth;
+    std::uint32_t* to = words_of(lot);
 #pragma unroll
-    for (int i = 0; i < weight_copies; ++i) {
-      const int own = static_cast<int>(threadIdx.x) / parts + wide_threads / parts * i, row = first_row + own;
-      const bool inside = row < rows && column < columns;
-      const T* from = weight + (inside ? std::int64_t{row} * columns + column : 0);
-      copy_async<16>(to + own * (2 * Tile::weight_columns) + exchanged(own, part) * 16, from, inside);
-    }
-  }
-
-  __device__ __forceinline__ void copy_x(unsigned char* to, int inner) {
-    const T* x = static_cast<const T*>(task_.x);
-    const int part = static_cast<int>(threadIdx.x) % 8;
-    rows_.go_to(inner);
-#pragma unroll
-    for (int i = 0; i < Tile::x_copies; ++i) {
-      const int own = static_cast<int>(threadIdx.x) / 8 + wide_threads / 8 * i;
-      const bool inside = rows_.inside(i);
-      copy_async<16>(to + own * 128 + exchanged(own, part) * 16, x + (inside ? rows_.offset(i) : 0), inside);
-    }
-  }
-
-  // The words [segments, weight_rows, word_columns] of a lot; zeros where there are none. A row has an even number.
-  __device__ __forceinline__ void copy_words(std::uint32_t* to, int inner) const {
-    constexpr int together = Tile::segments == 1 ? 1 : 2, steps = Tile::word_columns / together;
-    const int first_row = Tile::transposed ? inner : place_.outer, first_word = (Tile::transposed ? place_.outer : inner) / 32;
-#pragma unroll
-    for (int copy = 0; copy < Tile::segments / together; ++copy) {
-      const int i = static_cast<int>(threadIdx.x) + wide_threads * copy;
-      const int segment = i / steps / Tile::weight_rows, row = first_row + i / steps % Tile::weight_rows;
-      const int word = first_word + i % steps * together;
-      const Run run = runs_[segment];
+    for (int copy = 0; copy < copies; ++copy) {
+      const int i = lane + 32 * copy, segment = i / per_segment, own = i % per_segment;
+      int row, word;
+      if constexpr (Tile::transposed) {
+        row = inner + own;
+        word = (place_.outer + 16 * warp) / 32;
+      } else {
+        row = place_.outer + 16 * warp + own * together / 2;
+        word = inner / 32 + own * together % 2;
+      }
+      const Run run = runs()[segment];
       const bool inside = run.rows > 0 && row < masks_.n && word < masks_.row_words;
       const std::int64_t place = (std::int64_t{run.group} * masks_.n + row) * masks_.row_words + word;
       copy_async<4 * together>(to + i * together, masks_.words + (inside ? place : 0), inside);
     }
+    close_copies();
   }
 
   // Ablates and multiplies a lot of the sum, while products of the one before it are under way.
   __device__ __forceinline__ void multiply_lot(int lot) {
-    wait_copies<Tile::stages - 3>();
-    show_to_products();
-    wait_products<under_way>();
-    __syncthreads();  // this lot has arrived, and no thread's products read the stage that is filled below
-    const unsigned char* weight = stage(lot);
+    const unsigned char* weight = memory_of(lot % Tile::stages);
     const unsigned char* x = weight + Tile::weight_bytes;
-    const auto* words = reinterpret_cast<const std::uint32_t*>(x + Tile::x_bytes);
+    const std::uint32_t* words = words_of(lot);
+    wait(full(lot % Tile::stages), lot / Tile::stages % 2);
+    wait_copies<Tile::word_lots - 2>();
+    __syncwarp();  // the words of this lot are there, and no lane reads those of the lot before any more
     std::uint32_t plain[4][4];
     load_weights(plain, weight);
 #pragma unroll
     for (int segment = 0; segment < Tile::segments; ++segment) {
       const unsigned char* rows = x + segment * Tile::rows * 128;
 #pragma unroll
-      for (int first = 0; first < 4; first += steps_together) {
-        std::uint32_t(&ablated)[steps_together][4] = ablated_[first / steps_together];
-        const Gone gone = find_gone(words + segment * Tile::words, segment, lot * Tile::depth, first);
-        if (segment + first > 0) wait_products<under_way>();  // among others those that read these registers
-#pragma unroll
-        for (int step = 0; step < steps_together; ++step) {
-          ablate(ablated[step], plain[first + step], gone, first, step);
-          settle(ablated[step]);
+      for (int step = 0; step < 4; ++step) {
+        const Gone gone = find_gone(words + segment * Tile::words, segment, lot * Tile::depth, step);
+        wait_products<under_way>();  // among others those that read these registers
+        if (segment == 0 && step == 3) {  // all of the lot before have been waited for
+          arrive(empty((lot + Tile::stages - 1) % Tile::stages), lot > 0 && threadIdx.x % 32 == 0);
         }
+        ablate(ablated_[step], plain[step], gone, step);
+        settle(ablated_[step]);
         open_products();
-#pragma unroll
-        for (int step = 0; step < steps_together; ++step) {
-          begin_product<Tile::rows>(T{}, sums_[segment], ablated[step], rows + (first + step) * 32);
-        }
+        begin_product<Tile::rows>(T{}, sums_[segment], ablated_[step], rows + step * 32);
         close_products();
-        if (segment + first == 0) begin(lot + Tile::stages - 2);  // only now: the tensor cores have work again
+        if (segment + step == 0) begin_words(lot + Tile::word_lots - 1);  // only now: the tensor cores have work again
       }
     }
   }
@@ -299,8 +260,9 @@ class WideProduct {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       if constexpr (Tile::transposed) {
-        const int row = 16 * step + lane % 8 + lane / 16 * 8, part = 2 * warp + lane / 8 % 2;
-        load_matrices<true>(to[step], weight + row * 256 + exchanged(row, part) * 16);
+        const int row = 16 * step + lane % 8 + lane / 16 * 8, part = 2 * (warp % 4) + lane / 8 % 2;
+        const unsigned char* half = weight + warp / 4 * (Tile::weight_bytes / 2);
+        load_matrices<true>(to[step], half + row * 128 + exchanged(row, part) * 16);
       } else {
         const int row = 16 * warp + lane % 16, part = 2 * step + lane / 16;
         load_matrices<false>(to[step], weight + row * 128 + exchanged(row, part) * 16);
@@ -308,34 +270,30 @@ class WideProduct {
     }
   }
 
-  // The words of some steps of a lot, shifted so that the sign of a byte tells of the element in question.
+  // The words of a step of a lot, shifted so that the sign of a byte tells of the element in question.
   struct Gone {
-    std::uint32_t even[Tile::transposed ? 2 * steps_together : 2];
-    std::uint32_t odd[Tile::transposed ? 2 * steps_together : 2];
+    std::uint32_t even[2];
+    std::uint32_t odd[2];
     std::uint32_t factor;  // twice, in its type; 0 if elements are to become 0 whatever they are
   };
 
-  __device__ __forceinline__ Gone find_gone(const std::uint32_t* words, int segment, int inner, int first_step) const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  __device__ __forceinline__ Gone find_gone(const std::uint32_t* words, int segment, int inner, int step) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     Gone gone;
     gone.factor = 0;
     if constexpr (Tile::with_factors) {
-      const std::uint32_t bits = from_float<T>(masks_.factors[runs_[segment].group]).bits;
+      const std::uint32_t bits = from_float<T>(masks_.factors[runs()[segment].group]).bits;
       if ((bits & 0x7fffu) != 0) gone.factor = bits * 0x10001u;
     }
-    if constexpr (Tile::transposed) {
 #pragma unroll
-      for (int i = 0; i < 2 * steps_together; ++i) {  // elements 8 * i + 2t of the steps and the next
-        const std::uint32_t* own = words + (16 * first_step + 8 * i + 2 * t) * Tile::word_columns + warp / 2;
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (Tile::transposed) {  // elements 8 * i + 2t of the step and the next
+        const std::uint32_t* own = words + 16 * step + 8 * i + 2 * t;
         gone.even[i] = own[0] << (7 - g);
-        gone.odd[i] = own[Tile::word_columns] << (7 - g);
-      }
-    } else {
-      const int column = first_step / 2;  // of 32 elements
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {  // outputs g and g + 8
-        std::uint32_t word = words[(16 * warp + 8 * i + g) * Tile::word_columns + column];
-        if constexpr (Tile::with_factors) word &= existing(inner + 32 * column);
+        gone.odd[i] = own[1] << (7 - g);
+      } else {  // outputs g + 8 * i
+        std::uint32_t word = words[(8 * i + g) * 2 + step / 2];
+        if constexpr (Tile::with_factors) word &= existing(inner + step / 2 * 32);
         gone.even[i] = word << (7 - 2 * t);
         gone.odd[i] = word << (6 - 2 * t);
       }
@@ -343,14 +301,14 @@ class WideProduct {
     return gone;
   }
 
-  // Register i: outputs g + 8 * (i % 2) of the warp, elements 16 * (first_step + step) + 8 * (i / 2) + 2t and the next.
+  // Register i: outputs g + 8 * (i % 2) of the warp, elements 16 * step + 8 * (i / 2) + 2t and the next.
   __device__ __forceinline__ static void ablate(std::uint32_t (&to)[4], const std::uint32_t (&plain)[4],
-                                                const Gone& gone, int first_step, int step) {
+                                                const Gone& gone, int step) {
     const int warp = threadIdx.x / 32;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int word = Tile::transposed ? 2 * step + i / 2 : i % 2;
-      const int byte = Tile::transposed ? warp % 2 * 2 + i % 2 : (first_step + step) % 2 * 2 + i / 2;
+      const int word = Tile::transposed ? i / 2 : i % 2;
+      const int byte = Tile::transposed ? warp % 2 * 2 + i % 2 : step % 2 * 2 + i / 2;
       to[i] = without(plain[i], permute(gone.even[word], gone.odd[word], 0xcc88u + 0x1111u * byte), gone.factor);
     }
   }
@@ -373,7 +331,7 @@ class WideProduct {
   __device__ __forceinline__ void write() {
     constexpr int stride = Tile::outer + 8;
     static_assert(Tile::columns * stride * 2 <= Tile::stages * Tile::stage_bytes && Tile::rows % 16 == 0);
-    T* turned = reinterpret_cast<T*>(stage(0));
+    T* turned = reinterpret_cast<T*>(memory_of(0));
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, outer = place_.outer;
     const T* bias = static_cast<const T*>(task_.bias);
     float added[2] = {};
@@ -395,11 +353,11 @@ class WideProduct {
         store_matrices_transposed(turned + row * stride + 16 * warp + lane / 8 % 2 * 8, pairs);
       }
     }
-    __syncthreads();
+    barrier_of_first<product_threads>();
     constexpr int parts = Tile::outer / 8;
-    for (int i = threadIdx.x; i < Tile::columns * parts; i += wide_threads) {
+    for (int i = threadIdx.x; i < Tile::columns * parts; i += product_threads) {
       const int row = i / parts, column = outer + i % parts * 8;
-      const Run run = runs_[row / Tile::rows];
+      const Run run = runs()[row / Tile::rows];
       if (row % Tile::rows >= run.rows || column >= task_.outer) continue;
       T* y = static_cast<T*>(task_.y) + (std::int64_t{run.first_row} + row % Tile::rows) * task_.outer + column;
       const T* from = turned + row * stride + i % parts * 8;
@@ -417,24 +375,26 @@ class WideProduct {
 
   const Linear& task_;
   const WideMasks& masks_;
+  const WideMaps& maps_;
   WidePlace place_;
-  Run* runs_;
+  int lots_;
   Rows rows_;
-  std::uint32_t ablated_[sides][steps_together][4];
+  std::uint32_t ablated_[sides][4];
   float sums_[Tile::segments][Tile::rows / 2] = {};
 };
 
-template <class Tile>
-__global__ void __launch_bounds__(wide_threads, 1) wgmma_linear(const Linear task, const WideMasks masks) {
-  WideProduct<Tile, RowsOfLinear<Tile>> product(task, masks, {});
-  product.run();
-}
-
-template <class Tile>
-__global__ void __launch_bounds__(wide_threads, 1)
-    wgmma_conv2d(const Linear task, const WideMasks masks, const Window window) {
-  WideProduct<Tile, RowsOfConvolution<Tile>> product(task, masks, window);
-  product.run();
+template <class Tile, class Rows>
+__global__ void __launch_bounds__(wide_threads, Tile::blocks)
+    wgmma_product(const Linear task, const WideMasks masks, const __grid_constant__ WideMaps maps, const Window window) {
+  WideProduct<Tile, Rows> product(task, masks, maps, window);
+  // Those that multiply take over registers of those that do not.
+  if (threadIdx.x < product_threads) {
+    take_registers<Tile::blocks == 1 ? 240 : 104>();
+    product.multiply();
+  } else {
+    leave_registers<24>();
+    product.copy();
+  }
 }
 
 }  // namespace cad_fast::cuda

@@ -1,6 +1,7 @@
 """Calls the CUDA kernels made of Hopper's own instructions (wgmma, sm_90), and says why they cannot run."""
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ CAPABILITY = (9, 0)
 TYPES = (torch.bfloat16, torch.float16)
 ALIGNMENT = 8  # elements of 16 bits in 16 bytes
 CHANNELS = 64  # a step of the sum is of one element of the convolution's kernel
+REACH, STRIDE = 127, 8  # what the hardware describes images by
 
 
 def why_not(op: str, args: tuple[Any, ...]) -> str | None:
@@ -40,6 +42,13 @@ def why_not_shapes(op: str, args: tuple[Any, ...]) -> str | None:
             return "the Hopper kernels do not transpose convolutions"
         if x.shape[-3] % CHANNELS:
             return f"the Hopper kernels take a multiple of {CHANNELS} channels, x has {x.shape[-3]}"
+        stride, padding, dilation = args[-5:-2]
+        reach = max((size - 1) * step for size, step in zip(weight.shape[2:], dilation, strict=True))
+        if reach > REACH or max(padding) > REACH or max(stride) > STRIDE:
+            return (
+                f"the Hopper kernels take strides up to {STRIDE}, paddings and kernels up to {REACH}, given are strides of "
+                f"{stride}, paddings of {padding} and kernels of {list(weight.shape[2:])} with dilations of {dilation}"
+            )
         return None
     sizes = {"the weight's rows": weight.shape[1], "rows of x": x.shape[-1]}
     for name, size in sizes.items():
@@ -61,25 +70,41 @@ class Runs(NamedTuple):
     """How rows of x are divided among masks, for the kernels.
 
     table: [blocks, segments, 3], int32: the mask, the first row and the number of rows of each run; None: one mask after
-    the other has `rows` rows. rows: of the groups, about; it decides how many rows a run has at most.
+    the other has `rows` rows. rows: of each group, about. tile: rows of a run at most, and segments of a block.
     """
 
     table: Tensor | None
     rows: int
+    tile: ctypes.Array
+
+    @property
+    def nothing(self) -> bool:
+        """Whether there is nothing to compute."""
+        return self.table is not None and len(self.table) == 0
 
 
-def runs_of(bounds: Sequence[int], masks: Sequence[int], device: torch.device) -> Runs:
+@functools.lru_cache(maxsize=4096)
+def tile_of(groups: int, rows: int, outer: int, transposed: bool) -> ctypes.Array:
+    """The tile that so many groups of about so many rows are computed with: rows of a run, and runs of a block."""
+    sizes = (ctypes.c_int64 * 2)()
+    cuda.load().function("wide_tile")(groups, rows, outer, transposed, sizes)
+    return sizes
+
+
+def runs_of(
+    bounds: Sequence[int], masks: Sequence[int], outer: int, transposed: bool, device: torch.device
+) -> Runs:
     """The runs of groups of rows.
 
     Args:
         bounds: [groups + 1]: group g has the rows from bounds[g] to bounds[g + 1].
         masks: [groups]: which mask is a group's, or -1 where none of its rows are to be computed.
+        outer: elements of a row of the result.
     """
     wanted = [g for g, mask in enumerate(masks) if mask >= 0 and bounds[g + 1] > bounds[g]]
     rows = max(1, sum(bounds[g + 1] - bounds[g] for g in wanted) // max(1, len(wanted)))
-    sizes = (ctypes.c_int64 * 2)()
-    cuda.load().function("wide_tile")(rows, sizes)
-    most, segments = sizes
+    tile = tile_of(len(wanted), rows, outer, transposed)
+    most, segments = tile
     key = (most, segments, tuple(bounds), tuple(masks))
 
     def make() -> Tensor:
@@ -91,7 +116,7 @@ def runs_of(bounds: Sequence[int], masks: Sequence[int], device: torch.device) -
         runs += [(0, 0, 0)] * (-len(runs) % segments)
         return torch.tensor(runs, dtype=torch.int32, device=device).view(-1, segments, 3)
 
-    return Runs(remembered("runs of rows", [], key, make, device), rows)
+    return Runs(remembered("runs of rows", [], key, make, device), rows, tile)
 
 
 def masked_linear(
@@ -99,8 +124,10 @@ def masked_linear(
 ) -> Tensor:
     """See `cad_fast.ops.masked_linear`; the arguments are checked."""
     variants, rows, _ = x.shape
-    y = torch.empty((variants, rows, weight.shape[1 if transposed else 0]), dtype=x.dtype, device=x.device)
-    linear_of_runs(x, weight, words, bias, factors, transposed, Runs(None, rows), y)
+    outer = weight.shape[1 if transposed else 0]
+    y = torch.empty((variants, rows, outer), dtype=x.dtype, device=x.device)
+    runs = Runs(None, rows, tile_of(variants, rows, outer, transposed))
+    linear_of_runs(x.flatten(0, 1), weight, words, bias, factors, transposed, runs, y)
     return y
 
 
@@ -117,15 +144,19 @@ def linear_of_runs(
     """Write the rows of y, contiguous, that the runs name, each with the weight under its mask.
 
     Args:
+        x: [rows, k], or [rows, n] if `transposed`.
         words: [masks, n, ceil(k / 32)]. Without a table of runs mask i is that of rows i * runs.rows and on.
         factors: [masks], float32, or None for 0.
     """
+    if runs.nothing:
+        return
     x, weight, words = aligned(x), aligned(weight), even(words)
     bias, factors = linear.contiguous(bias), linear.contiguous(factors)
     pointers = [linear.address(tensor) for tensor in (x, weight, words, bias, factors, runs.table, y)]
     blocks = 0 if runs.table is None else len(runs.table)
-    sizes = (blocks, len(words), runs.rows, *weight.shape, transposed, cuda.TYPES[x.dtype])
-    cuda.on_device(x.device, lambda stream: cuda.load().call("wgmma_linear", *pointers, *sizes, stream))
+    counts = (blocks, len(words), runs.rows, len(x), runs.tile)
+    shape = (*weight.shape, transposed, cuda.TYPES[x.dtype])
+    cuda.on_device(x.device, lambda stream: cuda.load().call("wgmma_linear", *pointers, *counts, *shape, stream))
 
 
 def convolution_of_runs(
@@ -147,13 +178,16 @@ def convolution_of_runs(
             that of positions i * runs.rows and on.
         factors: [masks], float32, or None for 0.
     """
+    if runs.nothing:
+        return
     x, weight, words = aligned(x), aligned(weight), even(words)
     bias, factors = linear.contiguous(bias), linear.contiguous(factors)
     sizes = [*x.shape[1:], *y.shape[1:], *weight.shape[1:3], *geometry.stride, *geometry.padding, *geometry.dilation]
     operands = (x, weight, words, bias, factors, runs.table, y)
     blocks = 0 if runs.table is None else len(runs.table)
-    counts = (blocks, len(words), runs.rows, len(x), (ctypes.c_int64 * len(sizes))(*sizes), cuda.TYPES[x.dtype])
-    arguments = (*[linear.address(tensor) for tensor in operands], *counts)
+    counts = (blocks, len(words), runs.rows, len(x), runs.tile)
+    shape = ((ctypes.c_int64 * len(sizes))(*sizes), cuda.TYPES[x.dtype])
+    arguments = (*[linear.address(tensor) for tensor in operands], *counts, *shape)
     cuda.on_device(x.device, lambda stream: cuda.load().call("wgmma_conv2d", *arguments, stream))
 
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -45,7 +46,7 @@ namespace {
 
 constexpr std::size_t stack_bytes = 128 * 1024;
 
-enum class State { ready, at_block_barrier, at_warp, done };
+enum class State { ready, at_block_barrier, at_barrier_of_first, at_barrier, at_warp, done };
 
 struct Copy {
   void* to;
@@ -70,14 +71,25 @@ struct Fiber {
   std::vector<std::vector<Copy>> copies;  // by group, the last one open
   std::vector<std::vector<Product>> products;
   bool products_open = false;
-  bool unshown = false;  // copies have arrived that products may not read yet
-  bool unshown_at_barrier = false;
+  const void* barrier = nullptr;  // where it waits,
+  int parity = 0;                 // and for the end of which phase
+  int first = 0;                  // of how many threads the barrier is
   const char* instruction = nullptr;
   unsigned exchanges = 0;
 };
 
 struct Warp {
   Given given[2][warp_size];  // alternating: a lane may give anew while others still read
+};
+
+struct Barrier {
+  int threads = 0;
+  int missing = 0;
+  int expected = 0;  // bytes
+  int begun = 0;
+  int parity = 0;
+  bool shown = false;
+  std::vector<std::function<void()>> writes;
 };
 
 struct Grid {
@@ -90,6 +102,7 @@ struct Grid {
   const void* scheduler_stack = nullptr;
   std::size_t scheduler_stack_bytes = 0;
   int running = -1;
+  std::map<const void*, Barrier> barriers;
   std::string error;
 };
 
@@ -137,7 +150,7 @@ void start(Fiber& fiber, Position position) {
   fiber.state = State::ready;
   fiber.copies.assign(1, {});
   fiber.products.assign(1, {});
-  fiber.products_open = fiber.unshown = fiber.unshown_at_barrier = false;
+  fiber.products_open = false;
   fiber.exchanges = 0;
   auto top = reinterpret_cast<std::uintptr_t>(fiber.stack.get() + stack_bytes) / 16 * 16;
   auto** stack = reinterpret_cast<void**>(top);
@@ -177,6 +190,19 @@ void release_warp(int warp) {
   for (int lane = 0; lane < warp_size; ++lane) grid.fibers[warp * warp_size + lane].state = State::ready;
 }
 
+// Lets those go on that wait for the end of a phase which has ended, or for the first threads, which have all come.
+void release_barriers() {
+  std::ptrdiff_t come = 0;
+  for (Fiber& fiber : grid.fibers) {
+    come += fiber.state == State::at_barrier_of_first;
+    if (fiber.state == State::at_barrier && grid.barriers[fiber.barrier].parity != fiber.parity) fiber.state = State::ready;
+  }
+  for (int i = 0; come > 0 && i < static_cast<int>(grid.fibers.size()); ++i) {
+    Fiber& fiber = grid.fibers[i];
+    if (fiber.state == State::at_barrier_of_first && fiber.first == come) fiber.state = State::ready;
+  }
+}
+
 // Runs the threads of a block, always one warp as far as it goes before the next.
 void run_block(std::mt19937& random) {
   const int warps = static_cast<int>(grid.warps.size());
@@ -189,6 +215,7 @@ void run_block(std::mt19937& random) {
   }
   const auto is_ready = [](const Fiber& fiber) { return fiber.state == State::ready; };
   while (grid.error.empty()) {
+    release_barriers();
     if (order_kind > 1) {
       std::shuffle(warp_order.begin(), warp_order.end(), random);
       std::shuffle(lane_order.begin(), lane_order.end(), random);
@@ -212,10 +239,7 @@ void run_block(std::mt19937& random) {
       grid.error = "some threads wait where the others do not come";
       return;
     }
-    for (Fiber& fiber : grid.fibers) {
-      fiber.state = State::ready;
-      fiber.unshown_at_barrier = fiber.unshown;
-    }
+    for (Fiber& fiber : grid.fibers) fiber.state = State::ready;
   }
 }
 
@@ -263,7 +287,6 @@ void wait_copies(int groups) {
   const std::ptrdiff_t finished = std::max<std::ptrdiff_t>(0, closed - groups);
   for (std::ptrdiff_t i = 0; i < finished; ++i) {
     for (const Copy& copy : copies[i]) {
-      own().unshown = true;
       if (copy.inside) {
         std::memcpy(copy.to, copy.from, copy.bytes);
       } else {
@@ -299,9 +322,6 @@ std::vector<std::uint16_t> read_rows(const void* b, int columns) {
 
 void begin_product(const std::uint32_t* a, const void* b, int columns, std::function<void()> finish) {
   if (!own().products_open) fail("wgmma: no fence before it");
-  for (const Fiber& fiber : grid.fibers) {
-    if (fiber.unshown_at_barrier) fail("wgmma: a thread has not shown its copies to products");
-  }
   Product product{std::move(finish), a, {a[0], a[1], a[2], a[3]}, b, {}};
   if (grid.running % warp_size == 0) product.b_before = read_rows(b, columns);
   own().products.back().push_back(std::move(product));
@@ -333,7 +353,67 @@ void wait_products(int groups) {
   products.erase(products.begin(), products.begin() + finished);
 }
 
-void show_to_products() { own().unshown = false; }
+namespace {
+
+Barrier& barrier_at(const void* place) {
+  const auto found = grid.barriers.find(place);
+  if (found == grid.barriers.end()) fail("mbarrier: none was made here");
+  if (!found->second.shown) fail("mbarrier: it was not shown");
+  return found->second;
+}
+
+// Ends the phase if all have arrived.
+void proceed(Barrier& barrier) {
+  if (barrier.begun > barrier.expected) fail("mbarrier: more bytes arrive than were announced");
+  if (barrier.missing > 0 || barrier.begun < barrier.expected) return;
+  for (const auto& write : barrier.writes) write();
+  barrier.writes.clear();
+  barrier.missing = barrier.threads;
+  barrier.expected = barrier.begun = 0;
+  barrier.parity ^= 1;
+}
+
+}  // namespace
+
+void make_barrier(const void* place, int threads) {
+  if (shared_address(place) % 8 != 0) fail("mbarrier: not aligned");
+  grid.barriers[place] = {threads, threads, 0, 0, 0, false, {}};
+}
+
+void show_barriers() {
+  for (auto& [place, barrier] : grid.barriers) barrier.shown = true;
+}
+
+void arrive(const void* place, int bytes) {
+  Barrier& barrier = barrier_at(place);
+  if (barrier.missing == 0) fail("mbarrier: more threads arrive than it was made for");
+  barrier.expected += bytes;
+  barrier.missing -= 1;
+  proceed(barrier);
+}
+
+void wait(const void* place, int parity) {
+  if (barrier_at(place).parity != parity) return;
+  own().barrier = place;
+  own().parity = parity;
+  wait_in(State::at_barrier);
+}
+
+void copy_tile(void* to, int bytes, const void* place, std::function<void()> write) {
+  const std::uint32_t address = shared_address(to);
+  if (address % 1024 != 0) fail("a tile's place is not aligned to 1024 bytes");
+  if (address + bytes > static_cast<std::uint32_t>(grid.shared_bytes)) fail("a tile's place is not in shared memory");
+  Barrier& barrier = barrier_at(place);
+  std::memset(to, 0xff, bytes);
+  barrier.begun += bytes;
+  barrier.writes.push_back(std::move(write));
+  proceed(barrier);
+}
+
+void barrier_of_first(int threads) {
+  own().first = threads;
+  wait_in(State::at_barrier_of_first);
+}
 
 int run(std::function<void()> kernel, dim3 size, int threads, int shared_bytes) {
   grid.kernel = std::move(kernel);
@@ -349,6 +429,7 @@ int run(std::function<void()> kernel, dim3 size, int threads, int shared_bytes) 
       grid.shared.reset(static_cast<unsigned char*>(memory));
       grid.shared_bytes = shared_bytes;
       std::memset(memory, 0xff, shared_bytes);
+      grid.barriers.clear();
       for (int i = 0; i < threads; ++i) start(grid.fibers[i], {dim3(i), dim3(x, y)});
       run_block(random);
     }

@@ -17,6 +17,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
   unsigned x, y, z;
@@ -44,6 +45,7 @@ unsigned char* shared_memory();
 [[noreturn]] void fail(const char* message);
 
 void block_barrier();
+void barrier_of_first(int threads);
 
 // All lanes of the warp give 32 bytes and get those of all; `instruction` must be the same for all.
 struct Given {
@@ -63,7 +65,15 @@ void begin_product(const std::uint32_t* a, const void* b, int columns, std::func
 void open_products();
 void close_products();
 void wait_products(int groups);
-void show_to_products();
+
+// Barriers by their place in shared memory, which holds nothing.
+void make_barrier(const void* barrier, int threads);
+void show_barriers();
+void arrive(const void* barrier, int bytes);
+void wait(const void* barrier, int parity);
+
+// Begins to write so many bytes, which arrive at the barrier; `write` is called as late as can be.
+void copy_tile(void* to, int bytes, const void* barrier, std::function<void()> write);
 
 // Element k of a row of 64 in shared memory, whose parts of 16 bytes are exchanged by the row's place.
 std::uint16_t exchanged_element(const void* b, int row, int k);
@@ -81,6 +91,7 @@ float float_of_bfloat16(std::uint16_t bits);
 #define blockIdx (simt::position().block)
 
 inline void __syncthreads() { simt::block_barrier(); }
+inline void __syncwarp() { simt::exchange({}, "syncwarp"); }
 
 namespace cad_fast::cuda {
 
@@ -192,9 +203,94 @@ template <int groups>
 void wait_products() {
   simt::wait_products(groups);
 }
-inline void show_to_products() { simt::show_to_products(); }
 template <class Registers>
 void settle(Registers&) {}
+
+using Barrier = std::uint64_t;
+
+inline void make_barrier(Barrier* barrier, int threads) { simt::make_barrier(barrier, threads); }
+inline void show_barriers() { simt::show_barriers(); }
+inline void arrive(Barrier* barrier, bool really) {
+  if (really) simt::arrive(barrier, 0);
+}
+inline void arrive_and_expect(Barrier* barrier, int bytes) { simt::arrive(barrier, bytes); }
+inline void wait(Barrier* barrier, int parity) { simt::wait(barrier, parity); }
+template <int threads>
+void barrier_of_first() {
+  simt::barrier_of_first(threads);
+}
+template <int count>
+void take_registers() {}
+template <int count>
+void leave_registers() {}
+
+// As the driver would describe it: a matrix, or images with a window.
+struct Window;
+struct TileMap {
+  const std::uint16_t* data;
+  std::int64_t rows;
+  std::int64_t columns;
+  int tile_rows;
+  std::int64_t sizes[4];  // channels, width, height, images
+  int lower[2], upper[2], stride[2];  // of columns, of rows
+};
+
+inline int map_tiles(TileMap& map, const void* matrix, std::int64_t rows, std::int64_t columns, int tile_rows) {
+  if (reinterpret_cast<std::uintptr_t>(matrix) % 16 != 0 || columns % 8 != 0 || tile_rows > 256) return 9001;
+  map = {static_cast<const std::uint16_t*>(matrix), rows, columns, tile_rows, {}, {}, {}, {}};
+  return 0;
+}
+
+template <class Window>
+int map_positions(TileMap& map, const void* images, std::int64_t count, const Window& window, int positions) {
+  if (reinterpret_cast<std::uintptr_t>(images) % 16 != 0 || window.channels % 64 != 0 || positions > 256) return 9001;
+  map = {static_cast<const std::uint16_t*>(images), 0, 0, positions, {window.channels, window.width, window.height, count},
+         {}, {}, {}};
+  for (int i = 0; i < 2; ++i) {
+    map.lower[i] = -window.padding[1 - i];
+    map.upper[i] = window.padding[1 - i] - (window.kernel[1 - i] - 1) * window.dilation[1 - i];
+    map.stride[i] = window.stride[1 - i];
+  }
+  return 0;
+}
+
+inline std::uint16_t* exchanged_place(void* to, int row, int column) {
+  const std::uint32_t place = simt::shared_address(to) + row * 128 + column * 2;
+  return reinterpret_cast<std::uint16_t*>(simt::shared_memory() + (place ^ (place >> 7 & 7u) << 4));
+}
+
+inline void copy_tile(void* to, const TileMap& from, int column, int row, Barrier* barrier) {
+  simt::copy_tile(to, from.tile_rows * 128, barrier, [=] {
+    for (int i = 0; i < from.tile_rows * 64; ++i) {
+      const std::int64_t r = row + i / 64, c = column + i % 64;
+      const bool inside = r < from.rows && c < from.columns;
+      *exchanged_place(to, i / 64, i % 64) = inside ? from.data[r * from.columns + c] : 0;
+    }
+  });
+}
+
+// The positions go through the box between the corners of each image, in steps of the stride.
+inline void copy_positions(void* to, const TileMap& from, int channel, int x, int y, int image, int right, int down,
+                           Barrier* barrier) {
+  if (right > 255 || down > 255) simt::fail("im2col: an offset is too large");
+  simt::copy_tile(to, from.tile_rows * 128, barrier, [=] {
+    const auto [channels, width, height, images] = from.sizes;
+    std::int64_t at_x = x, at_y = y, at_image = image;
+    for (int r = 0; r < from.tile_rows; ++r) {
+      const std::int64_t column = at_x + right, row = at_y + down;
+      const bool inside = column >= 0 && column < width && row >= 0 && row < height && at_image < images;
+      const auto* pixel = from.data + ((at_image * height + row) * width + column) * channels + channel;
+      for (int c = 0; c < 64; ++c) *exchanged_place(to, r, c) = inside ? pixel[c] : 0;
+      at_x += from.stride[0];
+      if (at_x < width + from.upper[0]) continue;
+      at_x = from.lower[0];
+      at_y += from.stride[1];
+      if (at_y < height + from.upper[1]) continue;
+      at_y = from.lower[1];
+      at_image += 1;
+    }
+  });
+}
 
 // stmatrix.m8n8.x4.trans: lane l writes row l % 8 of matrix l / 8, of which the lanes hold the columns as ldmatrix would.
 inline void store_matrices_transposed(void* row, const std::uint32_t (&from)[4]) {
