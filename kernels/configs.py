@@ -78,6 +78,14 @@ CONVOLUTION: dict[tuple[str, str], tuple[Config, ...]] = {
 }
 """masked_conv2d and gated_conv2d."""
 
+CHANNELS_LAST: dict[tuple[str, str], tuple[Config, ...]] = {
+    **CONVOLUTION,
+    ("sm_80", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 64, 4, 3), Config(128, 128, 32, 8, 3)),
+    ("sm_90", "half"): (Config(64, 16, 64, 4, 4), Config(64, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
+    ("sm_100", "half"): (Config(64, 16, 64, 4, 4), Config(128, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
+}
+"""masked_conv2d and gated_conv2d in the order of `channels_last`."""
+
 # With edits a row's result must not depend on who else is in the batch, and the number of rows does. So there is one
 # entry, or several that sum in one order: the tile of the weight and the step are the same, and with the tile the
 # entries that go through one matrix instruction. wgmma sums over 16 of the depth at a time, whatever its width; how it
@@ -142,11 +150,13 @@ PRODUCTS = {
     "gated_conv2d": CONVOLUTION,
     "masked_linear": LINEAR,
     "masked_conv2d": CONVOLUTION,
+    "masked_conv2d_last": CHANNELS_LAST,
+    "gated_conv2d_last": CHANNELS_LAST,
     "edited_linear": EDITED_LINEAR,
     "edited_conv2d": EDITED_CONVOLUTION,
 }
-"""Operator to (architecture, arithmetic) to entries, which grow in rows. The first whose rows hold all rows (positions,
-of images) of a variant is taken, or the last."""
+"""Operator to (architecture, arithmetic) to entries, which grow in rows. `_last` is the order of `channels_last`. The
+first whose rows hold all rows (positions, of images) of a variant is taken, or the last."""
 
 
 def architecture(device: torch.device) -> str:

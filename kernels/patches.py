@@ -45,6 +45,8 @@ class Window(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     transposed: bool
+    last: bool = False
+    """Whether depth is in the order of `channels_last`."""
 
 
 class Outputs(NamedTuple):
