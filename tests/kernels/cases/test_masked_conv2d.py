@@ -112,11 +112,11 @@ def test_gradients(device) -> None:
 
 
 # (variants, images, channels, rows, columns, filters, kernel), and the geometry: channels by 32 take the order of
-# `channels_last`; two groups of 32; images smaller than the kernel.
+# `channels_last`, and transposed filters by 32; two groups; images smaller than the kernel.
 LAST = [
     ((2, 2, 64, 5, 7, 40, 3, 3), "padded"),
-    ((3, 1, 64, 6, 5, 66, 3, 2), "strided"),
-    ((2, 1, 128, 7, 4, 70, 3, 3), "grouped"),
+    ((3, 1, 64, 6, 5, 64, 3, 2), "strided"),
+    ((2, 1, 128, 5, 4, 128, 3, 3), "grouped"),
     ((1, 3, 64, 1, 2, 34, 3, 3), "padded"),
     ((2, 1, 128, 4, 5, 64, 1, 1), "pointwise"),
 ]
