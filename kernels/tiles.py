@@ -6,7 +6,11 @@ read from registers, and few rows cost little, as only the side of the weight ha
 
 import triton
 import triton.language as tl
-from triton.language import target_info
+
+try:
+    from triton.language import target_info
+except ImportError:  # triton 3.3, in which kernels cannot ask what they are compiled for
+    target_info = None
 
 
 @triton.jit
@@ -55,7 +59,7 @@ def times(tile, factor):
 
 
 # The interpreter cannot run PTX. Where it is in force, triton.jit makes something else than a JITFunction of `times`.
-HAS_PTX = tl.constexpr(isinstance(times, triton.JITFunction))
+HAS_PTX = tl.constexpr(target_info is not None and isinstance(times, triton.JITFunction))
 
 # Two elements of 16 bits share a register. The bit of each is shifted to the top of its word; prmt then repeats it
 # through that element's half of a mask. The compiler would compare and select the elements one by one, and take the
