@@ -1,7 +1,12 @@
 """Launch configurations of the Triton kernels, by architecture and arithmetic; apart from the kernels themselves.
 
-Every entry is an estimate: chosen by shared memory, registers and the shapes of the matrix instructions, compiled ahead
-of time for each architecture, but measured on none.
+Entries with `measured` were the best of a sweep on an H200 (sm_90) with bfloat16, 16 variants or edits, and layers of
+Stable Diffusion, SDXL and FLUX, among those that may serve: seven ways to cut up masked_linear for 1 and 16 rows,
+eleven for 64, 256, 1024 and 4096; three and six for edited_linear, with elements that are removed. Of masked_linear the
+larger ones were timed again with the bits dropped on pairs (`tiles.ablate`).
+
+All others are estimates: chosen by shared memory, registers and the shapes of the matrix instructions, compiled ahead
+of time for each architecture, but never timed.
 """
 
 from typing import NamedTuple
@@ -39,7 +44,7 @@ class Config(NamedTuple):
 # block_m is a multiple of 64, the least that wgmma and tcgen05 take; a variant with few rows fills block_rows, which
 # may be as low as 16. sm_80 also serves sm_86, sm_89 and sm_120, so it stays within 99 KiB of shared memory.
 LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
-    ("sm_80", "ieee"): (Config(64, 16, 32, 4, 2), Config(64, 64, 32, 8, 2)),
+    ("sm_80", "ieee"): (Config(64, 16, 32, 4, 2), Config(64, 32, 32, 4, 2)),
     ("sm_90", "ieee"): (Config(64, 16, 32, 4, 2), Config(64, 64, 32, 8, 2)),
     ("sm_100", "ieee"): (Config(64, 16, 32, 4, 2), Config(64, 64, 32, 8, 2)),
     ("gfx942", "ieee"): (Config(64, 16, 32, 4, 2), Config(64, 64, 32, 4, 2)),
@@ -50,7 +55,12 @@ LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
     ("sm_90", "tf32x3"): (Config(64, 16, 32, 4, 3), Config(64, 64, 32, 8, 3)),
     ("sm_100", "tf32x3"): (Config(64, 16, 32, 4, 3), Config(64, 64, 32, 8, 3)),
     ("sm_80", "half"): (Config(64, 16, 64, 4, 4), Config(64, 64, 64, 4, 3), Config(128, 128, 32, 8, 3)),
-    ("sm_90", "half"): (Config(64, 16, 64, 4, 4), Config(64, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
+    ("sm_90", "half"): (
+        Config(64, 16, 64, 4, 4, measured=True),
+        Config(64, 64, 64, 4, 4, measured=True),
+        Config(128, 128, 64, 4, 3, measured=True),
+        Config(128, 256, 64, 8, 3, measured=True),
+    ),
     ("sm_100", "half"): (Config(128, 16, 64, 4, 4), Config(128, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
     ("gfx942", "half"): (Config(64, 16, 64, 4, 2), Config(64, 64, 64, 4, 2), Config(128, 128, 32, 8, 2)),
 }
@@ -60,15 +70,27 @@ LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
 # Every element of a tile has an address of its own, for which a step of 64 leaves no registers.
 CONVOLUTION: dict[tuple[str, str], tuple[Config, ...]] = {
     **LINEAR,
+    ("sm_80", "ieee"): (Config(64, 16, 32, 4, 2), Config(64, 64, 32, 8, 2)),
     ("sm_90", "tf32"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 4)),
-    ("sm_80", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 3), Config(128, 128, 32, 8, 3)),
+    ("sm_80", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 3), Config(64, 128, 32, 8, 3)),
     ("sm_90", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 4), Config(128, 128, 32, 8, 4)),
     ("sm_100", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 32, 4, 4), Config(128, 128, 32, 8, 4)),
 }
 """masked_conv2d and gated_conv2d."""
 
-# With edits there is one entry, as a row's result must not depend on who else is in the batch. The sum over entries
-# that follows the product takes registers too.
+CHANNELS_LAST: dict[tuple[str, str], tuple[Config, ...]] = {
+    **CONVOLUTION,
+    ("sm_80", "half"): (Config(64, 16, 32, 4, 4), Config(64, 64, 64, 4, 3), Config(128, 128, 32, 8, 3)),
+    ("sm_90", "half"): (Config(64, 16, 64, 4, 4), Config(64, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
+    ("sm_100", "half"): (Config(64, 16, 64, 4, 4), Config(128, 64, 64, 4, 4), Config(128, 128, 64, 8, 3)),
+}
+"""masked_conv2d and gated_conv2d in the order of `channels_last`."""
+
+# With edits a row's result must not depend on who else is in the batch, and the number of rows does. So there is one
+# entry, or several that sum in one order: the tile of the weight and the step are the same, and with the tile the
+# entries that go through one matrix instruction. wgmma sums over 16 of the depth at a time, whatever its width; how it
+# sums these NVIDIA does not say. On the H200 all widths gave the same bits, which a test on a GPU compares.
+# The sum over entries that follows the product takes registers too.
 EDITED_LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
     ("sm_80", "ieee"): (Config(64, 16, 32, 4, 2),),
     ("sm_90", "ieee"): (Config(64, 16, 32, 4, 2),),
@@ -81,7 +103,12 @@ EDITED_LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
     ("sm_90", "tf32x3"): (Config(64, 32, 32, 4, 3),),
     ("sm_100", "tf32x3"): (Config(64, 32, 32, 4, 3),),
     ("sm_80", "half"): (Config(64, 64, 64, 4, 3),),
-    ("sm_90", "half"): (Config(64, 64, 64, 4, 3),),
+    ("sm_90", "half"): (
+        Config(64, 16, 64, 4, 4, measured=True),
+        Config(64, 64, 64, 4, 3, measured=True),
+        Config(64, 128, 64, 4, 3, measured=True),
+        Config(64, 256, 64, 8, 3, measured=True),
+    ),
     ("sm_100", "half"): (Config(64, 64, 64, 4, 3),),
     ("gfx942", "half"): (Config(64, 64, 64, 4, 2),),
 }
@@ -89,7 +116,7 @@ EDITED_LINEAR: dict[tuple[str, str], tuple[Config, ...]] = {
 
 EDITED_CONVOLUTION: dict[tuple[str, str], tuple[Config, ...]] = {
     **EDITED_LINEAR,
-    ("sm_80", "ieee"): (Config(64, 64, 32, 8, 2),),
+    ("sm_80", "ieee"): (Config(64, 32, 32, 8, 2),),
     ("sm_90", "ieee"): (Config(64, 64, 32, 8, 2),),
     ("sm_100", "ieee"): (Config(64, 64, 32, 8, 2),),
     ("sm_80", "tf32x3"): (Config(64, 16, 32, 4, 3),),
@@ -123,11 +150,13 @@ PRODUCTS = {
     "gated_conv2d": CONVOLUTION,
     "masked_linear": LINEAR,
     "masked_conv2d": CONVOLUTION,
+    "masked_conv2d_last": CHANNELS_LAST,
+    "gated_conv2d_last": CHANNELS_LAST,
     "edited_linear": EDITED_LINEAR,
     "edited_conv2d": EDITED_CONVOLUTION,
 }
-"""Operator to (architecture, arithmetic) to entries, which grow in rows. The first whose rows hold all rows (positions,
-of images) of a variant is taken, or the last."""
+"""Operator to (architecture, arithmetic) to entries, which grow in rows. `_last` is the order of `channels_last`. The
+first whose rows hold all rows (positions, of images) of a variant is taken, or the last."""
 
 
 def architecture(device: torch.device) -> str:

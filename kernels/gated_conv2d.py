@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cad_fast.kernels import configs
+from cad_fast.kernels.channels_last import arrange, channels_last_product
 from cad_fast.kernels.patches import (
     convolution_product,
     geometry,
@@ -45,10 +46,13 @@ def gated_conv2d_kernel(
     variant, number, inside = rows_of_variant(block, blocks_per_variant, positions, BR)
     at = positions_of(out, variant * images_per_variant, number, inside)
     own_gates = gates + variant * sizes.groups * sizes.filters + outputs.group * sizes.filters
-    inner_gates = own_gates if WINDOW.transposed else None
-    sums = convolution_product(
-        x, at, weight, outputs, sizes, None, None, None, inner_gates, WINDOW, PRECISION, BM, BR, BD
-    )
+    if WINDOW.last:
+        sums = channels_last_product(x, at, weight, outputs, sizes, None, None, None, WINDOW, PRECISION, BM, BR, BD)
+    else:
+        inner_gates = own_gates if WINDOW.transposed else None
+        sums = convolution_product(
+            x, at, weight, outputs, sizes, None, None, None, inner_gates, WINDOW, PRECISION, BM, BR, BD
+        )
     if not WINDOW.transposed:
         gate = tl.load(own_gates + outputs.m, mask=outputs.inside, other=0.0).to(tl.float32)
         sums = tl.where((gate == 0)[:, None], 0.0, sums * gate[:, None])
@@ -78,12 +82,17 @@ def run(
     flat, written = x.flatten(0, 1), out.flatten(0, 1)
     sizes, window = geometry(flat, written, weight, stride, padding, dilation, groups, input_size)
     positions = x.shape[1] * out.shape[3] * out.shape[4]
-    config = configs.product("gated_conv2d", x, positions, precision)
+    if window.transposed:  # gates within the sum forbid to read single channels
+        config, weight = configs.product("gated_conv2d", x, positions, precision), weight.contiguous()
+    else:
+        config, window, flat, weight, _ = arrange(
+            "gated_conv2d", flat, weight, None, positions, precision, sizes, window
+        )
     blocks_per_variant = triton.cdiv(positions, config.block_rows)
     blocks = x.shape[0] * blocks_per_variant
     gated_conv2d_kernel[(triton.cdiv(sizes.m_end, config.block_m) * groups * blocks,)](
         images(flat),
-        weight.contiguous(),
+        weight,
         gates.contiguous(),
         None if bias is None else bias.contiguous(),
         images(written),

@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cad_fast.kernels import configs
+from cad_fast.kernels.channels_last import arrange, channels_last_product
 from cad_fast.kernels.patches import (
     convolution_product,
     geometry,
@@ -44,9 +45,14 @@ def masked_conv2d_kernel(
     at = positions_of(out, variant * images_per_variant, number, inside)
     own_words = words + variant * sizes.groups * sizes.filters * words_width
     factor = None if factors is None else tl.load(factors + variant)
-    sums = convolution_product(
-        x, at, weight, outputs, sizes, own_words, words_width, factor, None, WINDOW, PRECISION, BM, BR, BD
-    )
+    if WINDOW.last:
+        sums = channels_last_product(
+            x, at, weight, outputs, sizes, own_words, words_width, factor, WINDOW, PRECISION, BM, BR, BD
+        )
+    else:
+        sums = convolution_product(
+            x, at, weight, outputs, sizes, own_words, words_width, factor, None, WINDOW, PRECISION, BM, BR, BD
+        )
     store_images(out, at, outputs, sizes, sums, bias)
 
 
@@ -73,14 +79,15 @@ def run(
         return out
     flat, written = x.flatten(0, 1), out.flatten(0, 1)
     sizes, window = geometry(flat, written, weight, stride, padding, dilation, groups, input_size)
-    words = words.contiguous()
     positions = x.shape[1] * out.shape[3] * out.shape[4]
-    config = configs.product("masked_conv2d", x, positions, precision)
+    config, window, flat, weight, words = arrange(
+        "masked_conv2d", flat, weight, words, positions, precision, sizes, window
+    )
     blocks_per_variant = triton.cdiv(positions, config.block_rows)
     blocks = x.shape[0] * blocks_per_variant
     masked_conv2d_kernel[(triton.cdiv(sizes.m_end, config.block_m) * groups * blocks,)](
         images(flat),
-        weight.contiguous(),
+        weight,
         words,
         None if bias is None else bias.contiguous(),
         None if factors is None else factors.contiguous(),

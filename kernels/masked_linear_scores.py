@@ -59,7 +59,8 @@ def masked_linear_scores_kernel(
             b = tl.load(x_at, mask=row_inside[:, None] & inside_k[None, :], other=0.0)
             gradient = tl.dot(a, b, gradient, input_precision=PRECISION)
         packed = tl.load(words_at, mask=inside_n[:, None] & (word < width)[None, :], other=0)
-        is_ablated = spread(packed, BN, BK, False) != 0
+        wide, places = spread(packed, BN, BK, False)
+        is_ablated = ((wide >> places) & 1) != 0
         of_kept += tl.where(is_ablated, 0.0, gradient)
         of_ablated += tl.where(is_ablated, gradient, 0.0)
         words_at += one * n * width

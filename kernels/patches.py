@@ -45,6 +45,8 @@ class Window(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     transposed: bool
+    last: bool = False
+    """Whether depth is in the order of `channels_last`."""
 
 
 class Outputs(NamedTuple):
@@ -154,14 +156,17 @@ def load_patches(x, at, d, d_inside, group, sizes, WINDOW: tl.constexpr):
 def load_bits(
     words, width, outputs, start, d, d_inside, sizes, WINDOW: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
 ):
-    """[BM, BD]: the bits of the outputs' elements d [BD] from `start` on, a multiple of 32 as is the first of m."""
+    """The words of the outputs' elements d [BD] from `start` on, and the places of their bits, as from `spread`.
+
+    `start` is a multiple of 32 as is the first of m.
+    """
     m, m_inside, group = outputs.m, outputs.inside, outputs.group
     if WINDOW.transposed and WINDOW.kernel[0] * WINDOW.kernel[1] > 1:
         # The words of neighbouring m have gaps: each element reads its own.
         filter, inside_filter = element(m[:, None], d[None, :], group, sizes, WINDOW)
         at = words + filter * width + inside_filter // 32
         packed = tl.load(at, mask=m_inside[:, None] & d_inside[None, :], other=0)
-        bits = (packed >> (inside_filter % 32)) & 1
+        wide, places = packed, inside_filter % 32
     else:
         if WINDOW.transposed:
             column = outputs.start // 32 + tl.arange(0, BM // 32)
@@ -171,8 +176,8 @@ def load_bits(
             column = start // 32 + tl.arange(0, BD // 32)
             at = words + (group * sizes.filters + m)[:, None] * width + column[None, :]
             packed = tl.load(at, mask=m_inside[:, None] & (column < width)[None, :], other=0)
-        bits = spread(packed, BM, BD, WINDOW.transposed)
-    return bits
+        wide, places = spread(packed, BM, BD, WINDOW.transposed)
+    return wide, places
 
 
 @triton.jit
@@ -205,8 +210,10 @@ def convolution_product(
         tile_at = element_at(weight, outputs.m[:, None], d[None, :], outputs.group, sizes, WINDOW)
         tile = tl.load(tile_at, mask=inside, other=0.0)
         if words is not None:
-            bits = load_bits(words, words_width, outputs, start, d, d_inside, sizes, WINDOW, BM, BD)
-            tile = ablate(tile, bits, inside, factor)
+            wide, places = load_bits(words, words_width, outputs, start, d, d_inside, sizes, WINDOW, BM, BD)
+            # An element with a word and a place of its own leaves no registers for pairs.
+            PAIRS: tl.constexpr = not WINDOW.transposed or WINDOW.kernel[0] * WINDOW.kernel[1] == 1
+            tile = ablate(tile, wide, places, inside, factor, PAIRS)
         if gates is not None:
             gate = tl.load(gates + d // (WINDOW.kernel[0] * WINDOW.kernel[1]), mask=d_inside, other=0.0)
             tile = tl.where((gate == 0)[None, :], 0.0, times(tile, gate[None, :]))

@@ -7,6 +7,11 @@ read from registers, and few rows cost little, as only the side of the weight ha
 import triton
 import triton.language as tl
 
+try:
+    from triton.language import target_info
+except ImportError:  # triton 3.3, in which kernels cannot ask what they are compiled for
+    target_info = None
+
 
 @triton.jit
 def place(tiles_m, blocks, GROUP: tl.constexpr):
@@ -33,14 +38,17 @@ def rows_of_variant(block, blocks_per_variant, rows, BR: tl.constexpr):
 
 @triton.jit
 def spread(words, BM: tl.constexpr, BD: tl.constexpr, ALONG_M: tl.constexpr):
-    """Words [BM, BD / 32], or [BM / 32, BD] if ALONG_M, to [BM, BD] with the bit of each element lowest."""
+    """Words [BM, BD / 32], or [BM / 32, BD] if ALONG_M: the word of each element, and the place of its bit in there.
+
+    [BM, BD], and places that can be broadcast to it.
+    """
     if ALONG_M:
         wide = tl.reshape(tl.broadcast_to(words[:, None, :], (BM // 32, 32, BD)), (BM, BD))
-        bits = wide >> (tl.arange(0, BM) % 32)[:, None]
+        places = (tl.arange(0, BM) % 32)[:, None]
     else:
         wide = tl.reshape(tl.broadcast_to(words[:, :, None], (BM, BD // 32, 32)), (BM, BD))
-        bits = wide >> (tl.arange(0, BD) % 32)[None, :]
-    return bits & 1
+        places = (tl.arange(0, BD) % 32)[None, :]
+    return wide, places
 
 
 @triton.jit
@@ -50,18 +58,75 @@ def times(tile, factor):
     return (tile.to(tl.float32) * factor.to(tile.dtype).to(tl.float32)).to(tile.dtype)
 
 
-@triton.jit
-def ablate(tile, bits, inside, factor):
-    """The tile with the elements whose bit is set multiplied by the factor; exactly zero where that rounds to zero.
+# The interpreter cannot run PTX. Where it is in force, triton.jit makes something else than a JITFunction of `times`.
+HAS_PTX = tl.constexpr(target_info is not None and isinstance(times, triton.JITFunction))
 
-    None stands for a factor of 0.
+# Two elements of 16 bits share a register. The bit of each is shifted to the top of its word; prmt then repeats it
+# through that element's half of a mask. The compiler would compare and select the elements one by one, and take the
+# pairs apart and together again for that.
+DROP_PAIRS = tl.constexpr("""{
+.reg .b32 low, high, mask;
+shl.b32 low, $2, $4;
+shl.b32 high, $3, $5;
+prmt.b32 mask, low, high, 0xFFBB;
+not.b32 mask, mask;
+and.b32 $0, $1, mask;
+}""")
+CHOOSE_PAIRS = tl.constexpr("""{
+.reg .b32 low, high, mask;
+shl.b32 low, $3, $5;
+shl.b32 high, $4, $6;
+prmt.b32 mask, low, high, 0xFFBB;
+lop3.b32 $0, mask, $2, $1, 0xCA;
+}""")
+
+
+@triton.jit
+def ablate_pairs(tile, words, places, inside, scaled):
+    """As `ablate_elements`, by PTX, for elements of 16 bits."""
+    left = tl.broadcast_to(31 - places, tile.shape)
+    if scaled is not None:
+        scaled = tl.where(inside, scaled, 0.0)
+        result = tl.inline_asm_elementwise(
+            CHOOSE_PAIRS, "=r,r,r,r,r,r,r", [tile, scaled, words, left], dtype=tile.dtype, is_pure=True, pack=2
+        )
+    else:
+        result = tl.inline_asm_elementwise(
+            DROP_PAIRS, "=r,r,r,r,r,r", [tile, words, left], dtype=tile.dtype, is_pure=True, pack=2
+        )
+    return result
+
+
+@triton.jit
+def ablate_elements(tile, words, places, inside, scaled):
+    """The tile, zero outside, with the elements whose bit is set replaced by those of `scaled`; None stands for zeros.
+
+    Bits outside mean nothing, and what is scaled may be NaN there.
     """
-    if factor is not None:
-        scaled = tl.where(factor.to(tile.dtype).to(tl.float32) == 0, 0.0, times(tile, factor))
-        # Bits behind the end mean nothing, and an infinite factor would make NaN of the zeros there.
+    bits = (words >> places) & 1
+    if scaled is not None:
         result = tl.where((bits != 0) & inside, scaled, tile)
     else:
         result = tl.where(bits != 0, 0.0, tile)
+    return result
+
+
+@triton.jit
+def ablate(tile, words, places, inside, factor, PAIRS: tl.constexpr = True):
+    """The tile with the elements whose bit is set multiplied by the factor; exactly zero where that rounds to zero.
+
+    None stands for a factor of 0. Words and places are as `spread` gives them; `inside` is what there is of the tile.
+    Without PAIRS elements are ablated one by one on every device.
+    """
+    scaled = None
+    if factor is not None:
+        scaled = tl.where(factor.to(tile.dtype).to(tl.float32) == 0, 0.0, times(tile, factor))
+    # AMD has no PTX, and elements of 32 bits do not share registers. The interpreter takes their way; a test on a GPU
+    # holds the two ways against each other.
+    result = ablate_elements(tile, words, places, inside, scaled)
+    if PAIRS and HAS_PTX:
+        if target_info.is_cuda() and tile.dtype.primitive_bitwidth == 16:
+            result = ablate_pairs(tile, words, places, inside, scaled)  # the compiler drops the other result
     return result
 
 
@@ -115,7 +180,8 @@ def linear_product(
             packed = tl.load(words_at, mask=m_inside[:, None] & (start // 32 + word_column < width)[None, :], other=0)
             words_at += BD // 32
         rows = tl.load(x_at, mask=d_inside[:, None] & row_inside[None, :], other=0.0)
-        tile = ablate(tile, spread(packed, BM, BD, TRANSPOSED), inside, factor)
+        wide, places = spread(packed, BM, BD, TRANSPOSED)
+        tile = ablate(tile, wide, places, inside, factor)
         sums = tl.dot(tile, rows, sums, input_precision=PRECISION)
         x_at += step * x_depth_stride
         weight_at += step * d_stride

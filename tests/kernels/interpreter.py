@@ -1,16 +1,21 @@
 """Mends Triton's interpreter, which runs kernels on the CPU, where it would let wrong kernels pass.
 
 Of bfloat16 it has the 16 bits as an integer: it multiplies, adds and compares these. Addresses it does not check at
-all: here every pointer remembers the tensor it came from, and may be used for elements of that tensor alone.
+all: here every pointer remembers the tensor it came from, and may be used for elements of that tensor alone. PTX it
+refuses: here `tests.kernels.ptx` computes it.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from tests.kernels import ptx
 
 ARITHMETIC = ["fadd", "fsub", "fmul", "fdiv", "minimumf", "maximumf", "minnumf", "maxnumf"]
 COMPARISONS = [f"fcmp{order}{relation}" for order in "OU" for relation in ("LT", "GT", "LE", "GE", "EQ", "NE")]
@@ -35,10 +40,25 @@ def narrow(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
+def why_not() -> str | None:
+    """Why Triton's interpreter cannot run here; None if it can."""
+    found, numpy_found = (tuple(map(int, m.__version__.split(".")[:2])) for m in (triton, np))
+    if found < (3, 7) and numpy_found >= (2, 4):
+        return f"the interpreter of triton {triton.__version__} needs numpy below 2.4, this is {np.__version__}"
+    return None
+
+
 def mend() -> None:
-    """Patch the interpreter of this process."""
+    """Patch the interpreter of this process.
+
+    Raises:
+        RuntimeError: the interpreter does not run with this numpy.
+    """
+    if reason := why_not():
+        raise RuntimeError(reason)
     _mend_bfloat16()
     _check_bounds()
+    InterpreterBuilder.create_inline_asm = _inline_asm
 
 
 def _is_bfloat16(handle: TensorHandle) -> bool:
@@ -87,6 +107,24 @@ def _mend_bfloat16() -> None:
 
     InterpreterBuilder.create_dot = mended_dot
     interpreter.ReduceOps.sum = mended_sum
+
+
+def _inline_asm(
+    self: Any, text: str, constraints: str, values: list[TensorHandle], types: list[Any], pure: bool, pack: int
+) -> Any:
+    """Of two elements at a time, side by side: those of 16 bits share a register, those of 32 have one each."""
+    if pack != 2 or len(types) != 1 or values[0].data.itemsize != 2 or types[0].scalar != values[0].dtype.scalar:
+        raise NotImplementedError("PTX is only interpreted for pairs of elements of 16 bits that become such a pair")
+    registers = []
+    for value in values:
+        data = np.ascontiguousarray(value.data)
+        if data.itemsize == 2:
+            registers.append(data.view(np.uint32))
+        else:
+            registers += [data.view(np.uint32)[..., 0::2], data.view(np.uint32)[..., 1::2]]
+    result = np.ascontiguousarray(ptx.run(text, registers)).view(values[0].data.dtype)
+    handle = TensorHandle(result, types[0].scalar)
+    return SimpleNamespace(get_result=lambda number: handle)
 
 
 def _check_bounds() -> None:

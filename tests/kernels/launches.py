@@ -43,11 +43,11 @@ def launch_edited_linear(rows: int, dtype: torch.dtype, precision: str, other: b
     edited_linear.run(x, weight, bounds, *_edit(2), None if other else bias, other, precision=precision)
 
 
-def launch_masked_conv2d(rows: int, dtype: torch.dtype, precision: str, other: bool) -> None:
-    """Rows are positions: images of rows / 4 by 4."""
-    weight, words = torch.zeros(640, 320, 3, 3, dtype=dtype), torch.zeros(4, 640, 90).int()
+def launch_masked_conv2d(rows: int, dtype: torch.dtype, precision: str, other: bool, channels: int = 336) -> None:
+    """Rows are positions: images of rows / 4 by 4. 336 channels are no multiple of 32, so they come in any order."""
+    weight, words = torch.zeros(640, channels, 3, 3, dtype=dtype), torch.zeros(4, 640, -(-channels * 9 // 32)).int()
     x, out = (
-        torch.zeros(4, 1, channels, rows // 4, 4, dtype=dtype) for channels in ((640, 320), (320, 640))[not other]
+        torch.zeros(4, 1, size, rows // 4, 4, dtype=dtype) for size in ((640, channels), (channels, 640))[not other]
     )
     bias, factors = (None, torch.zeros(4)) if other else (torch.zeros(640, dtype=dtype), None)
     size = [rows // 4, 4] if other else None
@@ -72,12 +72,25 @@ def launch_gated_linear(rows: int, dtype: torch.dtype, precision: str, other: bo
 
 def launch_gated_conv2d(rows: int, dtype: torch.dtype, precision: str, other: bool) -> None:
     """As launch_masked_conv2d."""
-    weight, gates = torch.zeros(640, 320, 3, 3, dtype=dtype), torch.zeros(4, 640, dtype=dtype)
+    weight, gates = torch.zeros(640, 336, 3, 3, dtype=dtype), torch.zeros(4, 640, dtype=dtype)
     x, out = (
-        torch.zeros(4, 1, channels, rows // 4, 4, dtype=dtype) for channels in ((640, 320), (320, 640))[not other]
+        torch.zeros(4, 1, channels, rows // 4, 4, dtype=dtype) for channels in ((640, 336), (336, 640))[not other]
     )
     size, bias = ([rows // 4, 4], None) if other else (None, torch.zeros(640, dtype=dtype))
     gated_conv2d.run(x, weight, gates, bias, *SAME, size, out=out, precision=precision)
+
+
+def launch_masked_conv2d_last(rows: int, dtype: torch.dtype, precision: str, other: bool) -> None:
+    """Channels by 64, in the order of `channels_last`."""
+    launch_masked_conv2d(rows, dtype, precision, other, 320)
+
+
+def launch_gated_conv2d_last(rows: int, dtype: torch.dtype, precision: str, other: bool) -> None:
+    """As launch_masked_conv2d_last; the other way without a bias, as transposed they go in any order."""
+    weight, gates = torch.zeros(640, 320, 3, 3, dtype=dtype), torch.zeros(4, 640, dtype=dtype)
+    x, out = (torch.zeros(4, 1, size, rows // 4, 4, dtype=dtype) for size in (320, 640))
+    bias = None if other else torch.zeros(640, dtype=dtype)
+    gated_conv2d.run(x, weight, gates, bias, *SAME, None, out=out, precision=precision)
 
 
 PRODUCTS = {
@@ -86,6 +99,8 @@ PRODUCTS = {
     "masked_linear": launch_masked_linear,
     "edited_linear": launch_edited_linear,
     "masked_conv2d": launch_masked_conv2d,
+    "masked_conv2d_last": launch_masked_conv2d_last,
+    "gated_conv2d_last": launch_gated_conv2d_last,
     "edited_conv2d": launch_edited_conv2d,
 }
 """Kernels with a product, by operator: called with rows per variant, dtype, precision, and which of two ways."""

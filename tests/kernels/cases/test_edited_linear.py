@@ -102,6 +102,32 @@ def test_rows_do_not_depend_on_their_company(device, transposed: bool) -> None:
         assert torch.equal(alone, whole[first : first + 1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+def test_every_configuration_sums_in_the_same_order(device, dtype: torch.dtype, transposed: bool) -> None:
+    """The largest group chooses the configuration. Sums that cancel are what rounding leaves: it shows the order."""
+    sizes = [5, 60, 100, 150]
+    x, weight, rows, offsets, indices, factors = case(device, sizes, 70, 70, dtype, transposed)
+    x, weight = torch.cat([x, -x], 1), torch.cat([weight, weight], 0 if transposed else 1)
+    if not transposed:
+        indices = indices // 70 * 140 + indices % 70
+    whole = edited_linear(x, weight, rows, offsets, indices, factors, None, transposed, backend="triton")
+    for group in range(len(sizes)):
+        edit = slice(int(offsets[group]), int(offsets[group + 1]))
+        alone = edited_linear(
+            x[rows[group] : rows[group + 1]],
+            weight,
+            torch.tensor([0, sizes[group]]),
+            torch.tensor([0, edit.stop - edit.start]),
+            indices[edit],
+            factors[edit],
+            None,
+            transposed,
+            backend="triton",
+        )
+        assert torch.equal(alone, whole[rows[group] : rows[group + 1]])
+
+
 @pytest.mark.parametrize(
     ("indices", "message"),
     [([7, 40, 0, 1], r"indices\[1\] = 40 is out of range"), ([7, 39, 5, 1], r"indices\[3\] = 1 must be above")],

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cad_fast.ops import gated_conv2d, reference
-from tests.kernels.cases.test_masked_conv2d import DTYPES, SIZES, on
+from tests.kernels.cases.test_masked_conv2d import DTYPES, GEOMETRIES_LAST, LAST, SIZES, on
 from tests.kernels.judge import assert_right
 from tests.ops import exact
 from tests.ops.test_gated_conv2d import inputs
@@ -29,6 +29,18 @@ def test_against_reference(device, precision, size: tuple[int, ...], geometry: s
     x, weight, gates, bias = on(device, inputs(size, dtype, how[3]))
     # With and without a bias, each with every second geometry and size, as each takes its time.
     check(x, weight, gates, bias if (len(geometry) + size[0]) % 2 else None, *how)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize(("size", "geometry"), LAST[:3], ids=str)
+def test_channels_by_32(device, precision, size: tuple[int, ...], geometry: str, dtype: torch.dtype) -> None:
+    how = pairs(**GEOMETRIES_LAST[geometry])
+    x, weight, gates, bias = on(device, inputs(size, dtype, how[3]))
+    expected = check(x, weight, gates, bias, *how)
+    views = (x.transpose(-1, -2).contiguous().transpose(-1, -2), weight.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(gated_conv2d(*views, gates, bias, *how, backend="triton"), expected)
+    grad = torch.randn_like(expected)
+    check(grad, weight, gates, None, *how, list(x.shape[-2:]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

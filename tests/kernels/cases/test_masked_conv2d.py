@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cad_fast.kernels import channels_last
 from cad_fast.ops import masked_conv2d, pack_bits, reference
 from tests.kernels.judge import assert_right
 from tests.ops import exact
@@ -108,3 +109,60 @@ def test_gradients(device) -> None:
     reference.masked_conv2d(*wide[:2], words, wide[2], factors.double(), *how).backward(grad.double())
     for leaf, right in zip(leaves, wide, strict=True):
         torch.testing.assert_close(leaf.grad, right.grad.float(), rtol=1e-4, atol=1e-4)
+
+
+# (variants, images, channels, rows, columns, filters, kernel), and the geometry: channels by 32 take the order of
+# `channels_last`, and transposed filters by 32; two groups; images smaller than the kernel.
+LAST = [
+    ((2, 2, 64, 5, 7, 40, 3, 3), "padded"),
+    ((3, 1, 64, 6, 5, 64, 3, 2), "strided"),
+    ((2, 1, 128, 5, 4, 128, 3, 3), "grouped"),
+    ((1, 3, 64, 1, 2, 34, 3, 3), "padded"),
+    ((2, 1, 128, 4, 5, 64, 1, 1), "pointwise"),
+]
+GEOMETRIES_LAST = {
+    "padded": {"padding": 1},
+    "strided": {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)},
+    "grouped": {"stride": 2, "padding": 1, "groups": 2},
+    "pointwise": {},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize(("size", "geometry"), LAST, ids=str)
+def test_channels_by_32(
+    device, precision, monkeypatch, size: tuple[int, ...], geometry: str, dtype: torch.dtype
+) -> None:
+    how = pairs(**GEOMETRIES_LAST[geometry])
+    x, weight, words, bias, factors = on(device, inputs(size, dtype, how[3]))
+    # Each way with every second case, as each takes its time.
+    bias, factors = (bias, factors) if (len(geometry) + size[0] + dtype.itemsize // 4) % 2 else (None, None)
+    expected = check(x, weight, words, bias, factors, *how)
+    # Whatever the order in memory, and from words that are remembered.
+    views = (x.transpose(-1, -2).contiguous().transpose(-1, -2), weight.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(masked_conv2d(*views, words, bias, factors, *how, backend="triton"), expected)
+    grad = torch.randn_like(expected)
+    check(grad, weight, words, None, factors, *how, list(x.shape[-2:]))
+    gathered = []
+    monkeypatch.setattr(channels_last, "reorder_bits", lambda *given: gathered.append(given))
+    masked_conv2d(x, weight, words, bias, factors, *how, backend="triton")
+    assert gathered == [], "the order of the bits is remembered"
+
+
+def test_channels_by_32_see_changed_words_and_weights(device) -> None:
+    x, weight, words, bias, _ = on(device, inputs((2, 1, 64, 5, 4, 34, 3, 3), torch.float32))
+    check(x, weight, words, bias, None, *pairs(padding=1))
+    words.copy_(words.roll(1, 0).roll(3, 2))
+    weight.data += 1
+    check(x, weight, words, bias, None, *pairs(padding=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_removed_elements_of_channels_by_32_leave_nothing_behind(device, dtype: torch.dtype) -> None:
+    x, weight, _, bias, _ = on(device, inputs((2, 1, 64, 5, 4, 34, 3, 3), dtype))
+    ablated = torch.rand(weight.shape, device=device) < 0.3
+    words = pack_bits(ablated.flatten(1)).expand(2, -1, -1)
+    spoiled = weight.masked_fill(ablated, float("nan"))
+    expected = masked_conv2d(x, weight, words, bias, padding=1, backend="triton")
+    for factors in (None, torch.zeros(2, device=device)):
+        assert torch.equal(masked_conv2d(x, spoiled, words, bias, factors, padding=1, backend="triton"), expected)
