@@ -90,6 +90,7 @@ def masked_linear(
             operand = weights if transposed else weights.mT
             if bias is None:
                 torch.bmm(x[part], operand, out=y[part])
-            else:
-                torch.baddbmm(bias, x[part], operand, out=y[part])
+                continue
+            for v, own in zip(range(part.start, part.stop), operand, strict=True):
+                torch.addmm(bias, x[v], own, out=y[v])  # a batch would round before it adds the bias
     return y
