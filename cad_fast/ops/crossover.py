@@ -1,16 +1,19 @@
-"""The backends that the automatic choice tries on a device, in order; the one table of who goes first on GPUs."""
+"""The backends that the automatic choice tries on a device, in order; the one table of who goes first on GPUs.
+
+Measured on one NVIDIA H200 (docs/gpu.md); on other GPUs an estimate. What is before another in an order but cannot run on
+the device or on such sizes says so, and the next one is tried. No choice depends on how many variants share a call.
+"""
 
 from typing import Any
 
 from cad_fast.ops.backends import triton
 
-CUDA_UP_TO_ROWS = {"masked_linear": 4, "edited_linear": 4}
-"""Up to so many rows per variant the CUDA kernels go first, above it the Triton ones; operators not listed: Triton.
-Estimates, measured on no device: with few rows the weight and its words are read once and memory is what counts, with
-many the matrix instructions, which Triton's compiler schedules for each architecture."""
+MANY_ROWS = 4096
+"""From so many rows of a variant on, to write its weight out costs little beside the vendor's product."""
+ROWS_OF_SHORT_SUMS, SHORT_SUM = 1024, 1024
+"""The same from so many rows on where the sum has at most so many elements: a tile then ends soon after it began."""
 
-
-HOPPER = ("masked_linear", "edited_linear", "masked_conv2d", "edited_conv2d")
+GATED = ("gated_linear", "gated_conv2d")
 
 
 def order(op: str, args: tuple[Any, ...]) -> tuple[str, ...]:
@@ -18,13 +21,12 @@ def order(op: str, args: tuple[Any, ...]) -> tuple[str, ...]:
     device = triton.device_of(args)
     if device is None or device.type != "cuda":
         return ("native", "reference")
-    if op in HOPPER:
-        return ("hopper", "triton", "cuda", "reference")
-    few = op in CUDA_UP_TO_ROWS and _rows(op, args) <= CUDA_UP_TO_ROWS[op]
-    return ("cuda", "triton", "reference") if few else ("triton", "cuda", "reference")
+    if op in GATED:
+        return ("vendor", "triton", "reference")
+    if op == "masked_linear" and _vendor_pays(*args[0].shape[1:]):
+        return ("vendor", "hopper", "triton", "cuda", "reference")
+    return ("hopper", "triton", "cuda", "vendor", "reference")
 
 
-def _rows(op: str, args: tuple[Any, ...]) -> int:
-    """Rows per variant, on average where they differ."""
-    x = args[0]
-    return x.shape[1] if x.dim() == 3 else x.shape[0] // max(1, len(args[2]) - 1)
+def _vendor_pays(rows: int, depth: int) -> bool:
+    return rows >= MANY_ROWS or (rows >= ROWS_OF_SHORT_SUMS and depth <= SHORT_SUM)

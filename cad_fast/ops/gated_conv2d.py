@@ -139,6 +139,29 @@ def _triton_gated_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return backends.triton.of("gated_conv2d", products=True)(x, weight, *rest, out=out)
 
 
+def _vendor_gated_conv2d(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    geometry = Geometry(*rest)
+    images = x.flatten(0, 1)
+    if geometry.input_size is not None:
+        gated = _vendor_gate(images, x.shape[1], gates, None, in_place=False)
+        y = checks.conv.convolve(gated, weight, None, geometry)
+    else:
+        y = checks.conv.convolve(images, weight, None, geometry)
+        y = _vendor_gate(y, x.shape[1], gates, bias, in_place=True)
+    return checks.conv.laid_out(y.unflatten(0, x.shape[:2]), x, weight, geometry)
+
+
+def _vendor_gate(images: Tensor, each: int, gates: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
+    """The channels of images [V * each, C, H, W] times gates [V, C], in whichever layout they are."""
+    channels, area = images.shape[1], images.shape[2] * images.shape[3]
+    last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+    if not last:
+        images = images.contiguous()
+    seen = (images.permute(0, 2, 3, 1) if last else images).unflatten(0, (-1, each))
+    gated = backends.vendor.gate_channels(seen, gates, bias, channels, 1 if last else area, in_place).flatten(0, 1)
+    return gated.permute(0, 3, 1, 2) if last else gated
+
+
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return checks.conv.laid_out(reference.gated_conv2d(x, weight, *rest), x, weight, Geometry(*rest[-5:]))
 
@@ -146,6 +169,7 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 _op.implement(
     kernels=("gate_channels",),
     triton=_triton_gated_conv2d,
+    vendor=_vendor_gated_conv2d,
     native=_native_gated_conv2d,
     reference=_reference,
 )

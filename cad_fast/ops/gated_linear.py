@@ -148,6 +148,7 @@ def _by_product(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None) -
 _op.implement(
     kernels=("gated_linear", "gate_channels"),
     triton=backends.triton.of("gated_linear", products=True),
+    vendor=backends.vendor.gated_linear,
     native=_native_gated_linear,
     reference=reference.gated_linear,
 )

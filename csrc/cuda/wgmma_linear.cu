@@ -15,7 +15,9 @@ std::int64_t count_tiles(const Linear& task, WideMasks& masks) {
     if (!sizes_fit({blocks})) return -1;
     masks.blocks = static_cast<int>(blocks);
   }
-  const std::int64_t tiles = std::int64_t{masks.blocks} * ((task.outer + Tile::outer - 1) / Tile::outer);
+  const int outer_tiles = (task.outer + Tile::outer - 1) / Tile::outer;
+  const int of_clusters = (outer_tiles + Tile::cluster - 1) / Tile::cluster * Tile::cluster;
+  const std::int64_t tiles = std::int64_t{masks.blocks} * of_clusters;
   return tiles <= 0x7fffffff && masks.blocks <= 0x7fffffff / 8 ? tiles : -1;
 }
 
@@ -28,9 +30,9 @@ int start(const Linear& task, WideMasks masks, const Window& window, MapX map_x,
   const int rows = Tile::transposed ? task.inner : task.outer, columns = Tile::transposed ? task.outer : task.inner;
   const int tile_rows = Tile::transposed ? Tile::depth : Tile::outer;
   if (const int error = map_tiles(maps.weight, task.weight, rows, columns, tile_rows); error != 0) return error;
-  if (const int error = map_x(maps.x, Tile::rows); error != 0) return error;
-  return launch(wgmma_product<Tile, Rows>, dim3(static_cast<unsigned>(tiles)), wide_threads, Tile::shared_bytes, stream,
-                task, masks, maps, window);
+  if (const int error = map_x(maps.x, Tile::shared_rows); error != 0) return error;
+  return launch_clusters<Tile::cluster>(wgmma_product<Tile, Rows>, dim3(static_cast<unsigned>(tiles)), wide_threads,
+                                        Tile::shared_bytes, stream, task, masks, maps, window);
 }
 
 // Tiles are as large as the rows of a mask fill; smaller if there are too few for all multiprocessors.
@@ -39,8 +41,7 @@ int run(const Linear& task, const WideMasks& masks, const Window& window, const 
         void* stream) {
   const std::int64_t rows = tile_sizes[0], segments = tile_sizes[1];
   const auto with = [&](auto tile) { return start<decltype(tile), Rows>(task, masks, window, map_x, stream); };
-  constexpr int of_sixteen = transposed ? 8 : 16;
-  if (rows == 16 && segments == of_sixteen) return with(WideTile<T, 16, of_sixteen, 3, 1, transposed, with_factors>{});
+  if (rows == 16 && segments == 8) return with(WideTile<T, 16, 8, 3, 1, transposed, with_factors>{});
   if (rows == 16) return with(WideTile<T, 16, 4, 3, 2, transposed, with_factors>{});
   if (rows == 64 && segments == 4) return with(WideTile<T, 64, 4, 4, 1, transposed, with_factors>{});
   if (rows == 64) return with(WideTile<T, 64, 1, 4, 2, transposed, with_factors>{});
@@ -70,7 +71,7 @@ void cad_fast_cuda_wide_tile(std::int64_t groups, std::int64_t rows, std::int64_
                              std::int64_t* sizes) {
   constexpr std::int64_t multiprocessors = 132;  // of an H100 or H200
   const std::int64_t most = rows <= 16 ? 16 : rows <= 64 ? 64 : rows <= 128 ? 128 : 256;
-  const std::int64_t many = most == 16 && transposed ? 8 : 256 / most, few = most == 16 ? 4 : most == 64 ? 1 : many;
+  const std::int64_t many = most == 16 ? 8 : 256 / most, few = most == 16 ? 4 : most == 64 ? 1 : many;
   const std::int64_t runs = groups * ((rows + most - 1) / most), outer_tiles = (outer + 127) / 128;
   sizes[0] = most;
   sizes[1] = (runs + many - 1) / many * outer_tiles < multiprocessors ? few : many;

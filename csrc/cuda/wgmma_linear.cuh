@@ -19,6 +19,8 @@ struct WideTile {
   static constexpr int rows = rows_, segments = segments_, stages = stages_, blocks = blocks_, outer = 128, depth = 64;
   static constexpr bool transposed = transposed_, with_factors = with_factors_;
   static constexpr int columns = rows * segments;
+  // Blocks of a cluster have the same rows of x and neighbouring outputs: each copies a part of x for all.
+  static constexpr int cluster = rows == 256 ? 2 : 1, shared_rows = rows / cluster;
 
   // The weight lies as in memory, transposed in two halves. Its rows and those of x have 128 bytes, whose parts of 16
   // bytes are exchanged (`exchanged`).
@@ -61,16 +63,18 @@ struct WideMaps {
 };
 
 // A tile's place: blocks of rows run fastest but for eight tiles of the weight, so that what is read again is in L2.
+template <int cluster>
 struct WidePlace {
   int block;
-  int outer;
+  int outer_tile;
 
-  __device__ __forceinline__ WidePlace(int outer_tiles, int blocks, int tile_outer) {
-    constexpr int together = 8;
-    const int program = static_cast<int>(blockIdx.x), per_lot = together * blocks, first = program / per_lot * together;
-    const int size = min(outer_tiles - first, together), inside = program % per_lot;
+  __device__ __forceinline__ WidePlace(int outer_tiles, int blocks) {
+    constexpr int together = 8 / cluster;
+    const int clusters = (outer_tiles + cluster - 1) / cluster, program = static_cast<int>(blockIdx.x) / cluster;
+    const int per_lot = together * blocks, first = program / per_lot * together;
+    const int size = min(clusters - first, together), inside = program % per_lot;
     block = inside / size;
-    outer = (first + inside % size) * tile_outer;
+    outer_tile = (first + inside % size) * cluster + static_cast<int>(blockIdx.x) % cluster;
   }
 };
 
@@ -79,8 +83,9 @@ class RowsOfLinear {
  public:
   __device__ __forceinline__ explicit RowsOfLinear(const Window&) {}
 
+  template <int cluster>
   __device__ __forceinline__ void copy(void* to, const TileMap& x, int first_row, int inner, Barrier* barrier) const {
-    copy_tile(to, x, inner, first_row, barrier);
+    copy_tile<cluster>(to, x, inner, first_row, barrier);
   }
 };
 
@@ -90,10 +95,11 @@ class RowsOfConvolution {
  public:
   __device__ __forceinline__ explicit RowsOfConvolution(const Window& window) : window_(window) {}
 
+  template <int cluster>
   __device__ __forceinline__ void copy(void* to, const TileMap& x, int first_row, int inner, Barrier* barrier) const {
     const int area = window_.out_height * window_.out_width, position = first_row % area;
     const int element = inner / window_.channels;
-    copy_positions(to, x, inner % window_.channels,
+    copy_positions<cluster>(to, x, inner % window_.channels,
                    position % window_.out_width * window_.stride[1] - window_.padding[1],
                    position / window_.out_width * window_.stride[0] - window_.padding[0], first_row / area,
                    element % window_.kernel[1] * window_.dilation[1], element / window_.kernel[1] * window_.dilation[0],
@@ -114,18 +120,19 @@ class WideProduct {
       : task_(task),
         masks_(masks),
         maps_(maps),
-        place_((task.outer + Tile::outer - 1) / Tile::outer, masks.blocks, Tile::outer),
+        place_((task.outer + Tile::outer - 1) / Tile::outer, masks.blocks),
+        outer_(place_.outer_tile * Tile::outer),
         lots_((task.inner + Tile::depth - 1) / Tile::depth),
         rows_(window) {
     if (threadIdx.x < Tile::segments) runs()[threadIdx.x] = find_run(threadIdx.x);
     if (threadIdx.x == 0) {
       for (int stage = 0; stage < Tile::stages; ++stage) {
         make_barrier(full(stage), 1);
-        make_barrier(empty(stage), product_warps);
+        make_barrier(empty(stage), product_warps * Tile::cluster);
       }
       show_barriers();
     }
-    __syncthreads();
+    barrier_of_cluster<Tile::cluster>();
   }
 
   // For the threads behind those that multiply: begins the copies of all lots, each as soon as there is room.
@@ -137,20 +144,21 @@ class WideProduct {
     }
     for (int lot = 0; lot < lots_; ++lot) {
       const int stage = lot % Tile::stages, inner = lot * Tile::depth;
-      wait(empty(stage), (lot / Tile::stages + 1) % 2);  // of the lot that was there before
+      wait<Tile::cluster>(empty(stage), (lot / Tile::stages + 1) % 2);  // of the lot that was there before
       Barrier* arrived = full(stage);
       arrive_and_expect(arrived, bytes);
       unsigned char* to = memory_of(stage);
       if constexpr (Tile::transposed) {
-        copy_tile(to, maps_.weight, place_.outer, inner, arrived);
-        copy_tile(to + Tile::weight_bytes / 2, maps_.weight, place_.outer + 64, inner, arrived);
+        copy_tile<1>(to, maps_.weight, outer_, inner, arrived);
+        copy_tile<1>(to + Tile::weight_bytes / 2, maps_.weight, outer_ + 64, inner, arrived);
       } else {
-        copy_tile(to, maps_.weight, inner, place_.outer, arrived);
+        copy_tile<1>(to, maps_.weight, inner, outer_, arrived);
       }
       for (int segment = 0; segment < Tile::segments; ++segment) {
         const Run run = runs()[segment];
-        unsigned char* rows = to + Tile::weight_bytes + segment * Tile::rows * 128;
-        if (run.rows > 0) rows_.copy(rows, maps_.x, run.first_row, inner, arrived);
+        const int own = static_cast<int>(blockIdx.x) % Tile::cluster * Tile::shared_rows;  // and for the whole cluster
+        unsigned char* rows = to + Tile::weight_bytes + (segment * Tile::rows + own) * 128;
+        if (run.rows > 0) rows_.template copy<Tile::cluster>(rows, maps_.x, run.first_row + own, inner, arrived);
       }
     }
   }
@@ -167,8 +175,10 @@ class WideProduct {
   }
 
  private:
-  // Registers of ablated weights are filled anew while products still read others: each step of 16 elements has its own.
-  static constexpr int sides = 4, under_way = sides - 1;
+  // Registers of ablated weights are filled anew while products still read others. To begin products takes a warpgroup
+  // some hundred cycles, so that several are begun together: all of a segment, or half of them where there is but one or
+  // registers are few.
+  static constexpr int sides = 2, steps_together = Tile::segments == 1 || Tile::blocks == 2 ? 2 : 4;
 
   __device__ __forceinline__ static unsigned char* memory() {
     unsigned char* all = shared_memory();
@@ -211,9 +221,9 @@ class WideProduct {
       int row, word;
       if constexpr (Tile::transposed) {
         row = inner + own;
-        word = (place_.outer + 16 * warp) / 32;
+        word = (outer_ + 16 * warp) / 32;
       } else {
-        row = place_.outer + 16 * warp + own * together / 2;
+        row = outer_ + 16 * warp + own * together / 2;
         word = inner / 32 + own * together % 2;
       }
       const Run run = runs()[segment];
@@ -229,7 +239,7 @@ class WideProduct {
     const unsigned char* weight = memory_of(lot % Tile::stages);
     const unsigned char* x = weight + Tile::weight_bytes;
     const std::uint32_t* words = words_of(lot);
-    wait(full(lot % Tile::stages), lot / Tile::stages % 2);
+    wait<1>(full(lot % Tile::stages), lot / Tile::stages % 2);
     wait_copies<Tile::word_lots - 2>();
     __syncwarp();  // the words of this lot are there, and no lane reads those of the lot before any more
     std::uint32_t plain[4][4];
@@ -237,19 +247,27 @@ class WideProduct {
 #pragma unroll
     for (int segment = 0; segment < Tile::segments; ++segment) {
       const unsigned char* rows = x + segment * Tile::rows * 128;
+      const Words found = load_words(words + segment * Tile::words, segment, lot * Tile::depth);
 #pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        const Gone gone = find_gone(words + segment * Tile::words, segment, lot * Tile::depth, step);
-        wait_products<under_way>();  // among others those that read these registers
-        if (segment == 0 && step == 3) {  // all of the lot before have been waited for
-          arrive(empty((lot + Tile::stages - 1) % Tile::stages), lot > 0 && threadIdx.x % 32 == 0);
+      for (int first = 0; first < 4; first += steps_together) {
+        const int group = segment * (4 / steps_together) + first / steps_together;
+        std::uint32_t(&ablated)[steps_together][4] = ablated_[group % sides];
+        wait_products<sides - 1>();  // among others those that read these registers
+        if (group == 1) {            // all of the lot before have been waited for
+          arrive<Tile::cluster>(empty((lot + Tile::stages - 1) % Tile::stages), lot > 0 && threadIdx.x % 32 == 0);
         }
-        ablate(ablated_[step], plain[step], gone, step);
-        settle(ablated_[step]);
+#pragma unroll
+        for (int step = 0; step < steps_together; ++step) {
+          ablate(ablated[step], plain[first + step], found, first + step);
+          settle(ablated[step]);
+        }
         open_products();
-        begin_product<Tile::rows>(T{}, sums_[segment], ablated_[step], rows + step * 32);
+#pragma unroll
+        for (int step = 0; step < steps_together; ++step) {
+          begin_product<Tile::rows>(T{}, sums_[segment], ablated[step], rows + (first + step) * 32);
+        }
         close_products();
-        if (segment + step == 0) begin_words(lot + Tile::word_lots - 1);  // only now: the tensor cores have work again
+        if (group == 0) begin_words(lot + Tile::word_lots - 1);  // only now: the tensor cores have work again
       }
     }
   }
@@ -270,46 +288,49 @@ class WideProduct {
     }
   }
 
-  // The words of a step of a lot, shifted so that the sign of a byte tells of the element in question.
-  struct Gone {
-    std::uint32_t even[2];
-    std::uint32_t odd[2];
+  // The words of a lot and segment: plain, of outputs g and g + 8, for each those of two times 32 elements; transposed, of
+  // elements 2t, 2t + 8 and so on, for each that of the next element too.
+  struct Words {
+    std::uint32_t of[Tile::transposed ? 8 : 2][2];
     std::uint32_t factor;  // twice, in its type; 0 if elements are to become 0 whatever they are
   };
 
-  __device__ __forceinline__ Gone find_gone(const std::uint32_t* words, int segment, int inner, int step) const {
+  __device__ __forceinline__ Words load_words(const std::uint32_t* words, int segment, int inner) const {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    Gone gone;
-    gone.factor = 0;
+    Words found;
+    found.factor = 0;
     if constexpr (Tile::with_factors) {
       const std::uint32_t bits = from_float<T>(masks_.factors[runs()[segment].group]).bits;
-      if ((bits & 0x7fffu) != 0) gone.factor = bits * 0x10001u;
+      if ((bits & 0x7fffu) != 0) found.factor = bits * 0x10001u;
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if constexpr (Tile::transposed) {  // elements 8 * i + 2t of the step and the next
-        const std::uint32_t* own = words + 16 * step + 8 * i + 2 * t;
-        gone.even[i] = own[0] << (7 - g);
-        gone.odd[i] = own[1] << (7 - g);
-      } else {  // outputs g + 8 * i
-        std::uint32_t word = words[(8 * i + g) * 2 + step / 2];
-        if constexpr (Tile::with_factors) word &= existing(inner + step / 2 * 32);
-        gone.even[i] = word << (7 - 2 * t);
-        gone.odd[i] = word << (6 - 2 * t);
+    for (int i = 0; i < (Tile::transposed ? 8 : 2); ++i) {
+      const std::uint32_t* own = words + (Tile::transposed ? 8 * i + 2 * t : (8 * i + g) * 2);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        found.of[i][j] = own[j];
+        if constexpr (Tile::with_factors && !Tile::transposed) found.of[i][j] &= existing(inner + 32 * j);
       }
     }
-    return gone;
+    return found;
   }
 
-  // Register i: outputs g + 8 * (i % 2) of the warp, elements 16 * step + 8 * (i / 2) + 2t and the next.
+  // Register i: outputs g + 8 * (i % 2) of the warp, elements 16 * step + 8 * (i / 2) + 2t and the next. The words are
+  // shifted so that the sign of a byte tells of the element in question.
   __device__ __forceinline__ static void ablate(std::uint32_t (&to)[4], const std::uint32_t (&plain)[4],
-                                                const Gone& gone, int step) {
-    const int warp = threadIdx.x / 32;
+                                                const Words& found, int step) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
+    std::uint32_t even[2], odd[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      even[i] = Tile::transposed ? found.of[2 * step + i][0] << (7 - g) : found.of[i][step / 2] << (7 - 2 * t);
+      odd[i] = Tile::transposed ? found.of[2 * step + i][1] << (7 - g) : found.of[i][step / 2] << (6 - 2 * t);
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int word = Tile::transposed ? i / 2 : i % 2;
       const int byte = Tile::transposed ? warp % 2 * 2 + i % 2 : step % 2 * 2 + i / 2;
-      to[i] = without(plain[i], permute(gone.even[word], gone.odd[word], 0xcc88u + 0x1111u * byte), gone.factor);
+      to[i] = without(plain[i], permute(even[word], odd[word], 0xcc88u + 0x1111u * byte), found.factor);
     }
   }
 
@@ -332,7 +353,7 @@ class WideProduct {
     constexpr int stride = Tile::outer + 8;
     static_assert(Tile::columns * stride * 2 <= Tile::stages * Tile::stage_bytes && Tile::rows % 16 == 0);
     T* turned = reinterpret_cast<T*>(memory_of(0));
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, outer = place_.outer;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, outer = outer_;
     const T* bias = static_cast<const T*>(task_.bias);
     float added[2] = {};
     for (int half = 0; half < 2; ++half) {
@@ -376,25 +397,27 @@ class WideProduct {
   const Linear& task_;
   const WideMasks& masks_;
   const WideMaps& maps_;
-  WidePlace place_;
+  WidePlace<Tile::cluster> place_;
+  int outer_;
   int lots_;
   Rows rows_;
-  std::uint32_t ablated_[sides][4];
+  std::uint32_t ablated_[sides][steps_together][4];
   float sums_[Tile::segments][Tile::rows / 2] = {};
 };
 
 template <class Tile, class Rows>
-__global__ void __launch_bounds__(wide_threads, Tile::blocks)
+__global__ void __cluster_dims__(Tile::cluster, 1, 1) __launch_bounds__(wide_threads, Tile::blocks)
     wgmma_product(const Linear task, const WideMasks masks, const __grid_constant__ WideMaps maps, const Window window) {
   WideProduct<Tile, Rows> product(task, masks, maps, window);
   // Those that multiply take over registers of those that do not.
   if (threadIdx.x < product_threads) {
-    take_registers<Tile::blocks == 1 ? 240 : 104>();
+    take_registers<Tile::blocks == 1 ? 232 : 104>();
     product.multiply();
   } else {
-    leave_registers<24>();
+    leave_registers<Tile::blocks == 1 ? 40 : 32>();
     product.copy();
   }
+  if constexpr (Tile::cluster > 1) barrier_of_cluster<Tile::cluster>();  // others copy to here and arrive here
 }
 
 }  // namespace cad_fast::cuda

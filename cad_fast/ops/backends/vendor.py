@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cad_fast.ops.backends import triton
+from cad_fast.ops.checks import linear
 
 TYPES = (torch.bfloat16, torch.float16)
 BUFFER_BYTES = 128 << 20
@@ -94,3 +95,29 @@ def masked_linear(
             for v, own in zip(range(part.start, part.stop), operand, strict=True):
                 torch.addmm(bias, x[v], own, out=y[v])  # a batch would round before it adds the bias
     return y
+
+
+def gate_channels(
+    source: Tensor, gates: Tensor, bias: Tensor | None, channels: int, per_channel: int, in_place: bool = False
+) -> Tensor:
+    """Source [V, ...], contiguous, times its gates [V, G], plus the bias [channels], in one pass; zero where a gate is.
+
+    Args:
+        channels: how many there are; gate g is that of channels / G neighbouring ones.
+        per_channel: how many entries of a channel lie side by side.
+    """
+    run = importlib.import_module("cad_fast.kernels.gate_channels").run
+    target = source if in_place else torch.empty_like(source)
+    with torch.cuda.device(source.device) if source.is_cuda else contextlib.nullcontext():
+        return run(source, gates, linear.contiguous(bias), target, channels, per_channel)
+
+
+def gated_linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    """See `cad_fast.ops.gated_linear`; the arguments are checked."""
+    columns = weight.shape[1]
+    with full_sums():
+        if transposed:
+            y = (x.flatten(0, 1) @ weight).view(*x.shape[:2], columns)
+            return gate_channels(y, gates, None, columns, 1, in_place=True)
+        gated = gate_channels(x.contiguous(), gates, None, columns, 1)
+        return torch.nn.functional.linear(gated.flatten(0, 1), weight, bias).view(*x.shape[:2], weight.shape[0])

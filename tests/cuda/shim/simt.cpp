@@ -46,7 +46,7 @@ namespace {
 
 constexpr std::size_t stack_bytes = 128 * 1024;
 
-enum class State { ready, at_block_barrier, at_barrier_of_first, at_barrier, at_warp, done };
+enum class State { ready, at_block_barrier, at_barrier_of_first, at_cluster_barrier, at_barrier, at_warp, done };
 
 struct Copy {
   void* to;
@@ -96,7 +96,8 @@ struct Grid {
   std::function<void()> kernel;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  std::unique_ptr<unsigned char, decltype(&std::free)> shared{nullptr, &std::free};
+  std::vector<std::unique_ptr<unsigned char, decltype(&std::free)>> shared;  // of each block of the cluster
+  int threads = 0;                                                            // of a block
   std::ptrdiff_t shared_bytes = 0;
   void* scheduler = nullptr;
   const void* scheduler_stack = nullptr;
@@ -111,6 +112,8 @@ std::string last_error;
 int order_kind = 0;  // 0 forward, 1 reverse, else the seed of random orders
 
 Fiber& own() { return grid.fibers[grid.running]; }
+
+unsigned char* memory_of(int block) { return grid.shared[block].get(); }
 
 void to_scheduler(bool for_good) {
   Fiber& fiber = own();
@@ -190,21 +193,32 @@ void release_warp(int warp) {
   for (int lane = 0; lane < warp_size; ++lane) grid.fibers[warp * warp_size + lane].state = State::ready;
 }
 
-// Lets those go on that wait for the end of a phase which has ended, or for the first threads, which have all come.
+// Lets those go on that wait for the end of a phase which has ended, or at a barrier to which all have come.
 void release_barriers() {
-  std::ptrdiff_t come = 0;
+  const auto all = static_cast<int>(grid.fibers.size());
+  const auto count = [&](int first, int end, State state) {
+    return std::count_if(grid.fibers.begin() + first, grid.fibers.begin() + end,
+                         [=](const Fiber& f) { return f.state == state; });
+  };
+  const auto release = [&](int first, int end, State state) {
+    for (int i = first; i < end; ++i) {
+      if (grid.fibers[i].state == state) grid.fibers[i].state = State::ready;
+    }
+  };
   for (Fiber& fiber : grid.fibers) {
-    come += fiber.state == State::at_barrier_of_first;
     if (fiber.state == State::at_barrier && grid.barriers[fiber.barrier].parity != fiber.parity) fiber.state = State::ready;
   }
-  for (int i = 0; come > 0 && i < static_cast<int>(grid.fibers.size()); ++i) {
-    Fiber& fiber = grid.fibers[i];
-    if (fiber.state == State::at_barrier_of_first && fiber.first == come) fiber.state = State::ready;
+  for (int first = 0; first < all; first += grid.threads) {
+    const int end = first + grid.threads;
+    if (count(first, end, State::at_block_barrier) == grid.threads) release(first, end, State::at_block_barrier);
+    const auto come = count(first, end, State::at_barrier_of_first);
+    if (come > 0 && come == grid.fibers[first].first) release(first, end, State::at_barrier_of_first);
   }
+  if (count(0, all, State::at_cluster_barrier) == all) release(0, all, State::at_cluster_barrier);
 }
 
-// Runs the threads of a block, always one warp as far as it goes before the next.
-void run_block(std::mt19937& random) {
+// Runs the threads of a cluster, always one warp as far as it goes before the next.
+void run_cluster(std::mt19937& random) {
   const int warps = static_cast<int>(grid.warps.size());
   std::vector<int> warp_order(warps), lane_order(warp_size);
   std::iota(warp_order.begin(), warp_order.end(), 0);
@@ -230,16 +244,12 @@ void run_block(std::mt19937& random) {
       release_warp(*next);
       continue;
     }
-    const auto count = [&](State state) {
-      return std::count_if(grid.fibers.begin(), grid.fibers.end(), [=](const Fiber& f) { return f.state == state; });
-    };
-    const auto threads = static_cast<std::ptrdiff_t>(grid.fibers.size());
-    if (count(State::done) == threads) return;
-    if (count(State::at_block_barrier) != threads) {
+    release_barriers();
+    if (std::any_of(grid.fibers.begin(), grid.fibers.end(), is_ready)) continue;
+    if (std::any_of(grid.fibers.begin(), grid.fibers.end(), [](const Fiber& f) { return f.state != State::done; })) {
       grid.error = "some threads wait where the others do not come";
-      return;
     }
-    for (Fiber& fiber : grid.fibers) fiber.state = State::ready;
+    return;
   }
 }
 
@@ -247,7 +257,7 @@ void run_block(std::mt19937& random) {
 
 const Position& position() { return own().position; }
 
-unsigned char* shared_memory() { return grid.shared.get(); }
+unsigned char* shared_memory() { return memory_of(grid.running / grid.threads); }
 
 void fail(const char* message) {
   grid.error = message;
@@ -269,7 +279,7 @@ const Given* exchange(const Given& given, const char* instruction) {
 }
 
 void copy_async(void* to, const void* from, int bytes, bool inside) {
-  const std::ptrdiff_t place = static_cast<unsigned char*>(to) - grid.shared.get();
+  const std::ptrdiff_t place = static_cast<unsigned char*>(to) - shared_memory();
   if (place % bytes != 0) fail("cp.async: the destination is not aligned");
   if (inside && reinterpret_cast<std::uintptr_t>(from) % bytes != 0) fail("cp.async: the source is not aligned");
   if (place < 0 || place + bytes > grid.shared_bytes) {
@@ -298,7 +308,7 @@ void wait_copies(int groups) {
 }
 
 std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(static_cast<const unsigned char*>(pointer) - grid.shared.get());
+  return static_cast<std::uint32_t>(static_cast<const unsigned char*>(pointer) - shared_memory());
 }
 
 std::uint16_t exchanged_element(const void* b, int row, int k) {
@@ -306,7 +316,7 @@ std::uint16_t exchanged_element(const void* b, int row, int k) {
   const std::uint32_t exchanged = place ^ (place >> 7 & 7u) << 4;
   if (exchanged + 2 > static_cast<std::uint32_t>(grid.shared_bytes)) fail("wgmma: a row is not in shared memory");
   std::uint16_t bits;
-  std::memcpy(&bits, grid.shared.get() + exchanged, 2);
+  std::memcpy(&bits, shared_memory() + exchanged, 2);
   return bits;
 }
 
@@ -364,8 +374,8 @@ Barrier& barrier_at(const void* place) {
 
 // Ends the phase if all have arrived.
 void proceed(Barrier& barrier) {
-  if (barrier.begun > barrier.expected) fail("mbarrier: more bytes arrive than were announced");
   if (barrier.missing > 0 || barrier.begun < barrier.expected) return;
+  if (barrier.begun > barrier.expected) fail("mbarrier: more bytes arrive than were announced");
   for (const auto& write : barrier.writes) write();
   barrier.writes.clear();
   barrier.missing = barrier.threads;
@@ -384,12 +394,26 @@ void show_barriers() {
   for (auto& [place, barrier] : grid.barriers) barrier.shown = true;
 }
 
-void arrive(const void* place, int bytes) {
-  Barrier& barrier = barrier_at(place);
-  if (barrier.missing == 0) fail("mbarrier: more threads arrive than it was made for");
-  barrier.expected += bytes;
-  barrier.missing -= 1;
-  proceed(barrier);
+// The same place in each block of the cluster, or in this one alone.
+template <class Place>
+std::vector<Place*> everywhere(Place* place, bool in_all) {
+  if (!in_all) return {place};
+  std::vector<Place*> places;
+  for (const auto& memory : grid.shared) {
+    auto* there = memory.get() + shared_address(place);
+    places.push_back(reinterpret_cast<Place*>(there));
+  }
+  return places;
+}
+
+void arrive(const void* place, int bytes, bool at_all) {
+  for (const void* there : everywhere(static_cast<const unsigned char*>(place), at_all)) {
+    Barrier& barrier = barrier_at(there);
+    if (barrier.missing == 0) fail("mbarrier: more threads arrive than it was made for");
+    barrier.expected += bytes;
+    barrier.missing -= 1;
+    proceed(barrier);
+  }
 }
 
 void wait(const void* place, int parity) {
@@ -399,39 +423,50 @@ void wait(const void* place, int parity) {
   wait_in(State::at_barrier);
 }
 
-void copy_tile(void* to, int bytes, const void* place, std::function<void()> write) {
+void copy_tile(void* to, int bytes, const void* place, bool to_all, std::function<void(void*)> write) {
   const std::uint32_t address = shared_address(to);
   if (address % 1024 != 0) fail("a tile's place is not aligned to 1024 bytes");
   if (address + bytes > static_cast<std::uint32_t>(grid.shared_bytes)) fail("a tile's place is not in shared memory");
-  Barrier& barrier = barrier_at(place);
-  std::memset(to, 0xff, bytes);
-  barrier.begun += bytes;
-  barrier.writes.push_back(std::move(write));
-  proceed(barrier);
+  const auto targets = everywhere(static_cast<unsigned char*>(to), to_all);
+  const auto places = everywhere(static_cast<const unsigned char*>(place), to_all);
+  for (std::size_t i = 0; i < targets.size(); ++i) {
+    Barrier& barrier = barrier_at(places[i]);
+    unsigned char* target = targets[i];
+    std::memset(target, 0xff, bytes);
+    barrier.begun += bytes;
+    barrier.writes.push_back([=] { write(target); });
+    proceed(barrier);
+  }
 }
+
+void barrier_of_cluster() { wait_in(State::at_cluster_barrier); }
 
 void barrier_of_first(int threads) {
   own().first = threads;
   wait_in(State::at_barrier_of_first);
 }
 
-int run(std::function<void()> kernel, dim3 size, int threads, int shared_bytes) {
+int run(std::function<void()> kernel, dim3 size, int threads, int shared_bytes, int cluster) {
   grid.kernel = std::move(kernel);
-  grid.fibers.resize(threads);
-  grid.warps.resize(threads / warp_size);
-  grid.error.clear();
+  grid.threads = threads;
+  grid.fibers.resize(threads * cluster);
+  grid.warps.resize(threads * cluster / warp_size);
+  grid.error = size.x % cluster == 0 ? "" : "the grid is not divided by its clusters";
   std::mt19937 random(order_kind);
   for (unsigned y = 0; y < size.y; ++y) {
-    for (unsigned x = 0; x < size.x && grid.error.empty(); ++x) {
-      // Of exactly this size, so that the sanitizer sees a step beyond its end.
-      void* memory = nullptr;
-      if (posix_memalign(&memory, 1024, shared_bytes) != 0) std::abort();
-      grid.shared.reset(static_cast<unsigned char*>(memory));
+    for (unsigned x = 0; x < size.x && grid.error.empty(); x += cluster) {
+      grid.shared.clear();
       grid.shared_bytes = shared_bytes;
-      std::memset(memory, 0xff, shared_bytes);
+      for (int block = 0; block < cluster; ++block) {
+        // Of exactly this size, so that the sanitizer sees a step beyond its end.
+        void* memory = nullptr;
+        if (posix_memalign(&memory, 1024, shared_bytes) != 0) std::abort();
+        grid.shared.emplace_back(static_cast<unsigned char*>(memory), &std::free);
+        std::memset(memory, 0xff, shared_bytes);
+        for (int i = 0; i < threads; ++i) start(grid.fibers[block * threads + i], {dim3(i), dim3(x + block, y)});
+      }
       grid.barriers.clear();
-      for (int i = 0; i < threads; ++i) start(grid.fibers[i], {dim3(i), dim3(x, y)});
-      run_block(random);
+      run_cluster(random);
     }
   }
   last_error = grid.error;
