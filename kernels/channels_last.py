@@ -7,9 +7,6 @@ position: wide copies, and one comparison with the image's edges per position. I
 Images and weights that are not in torch's `channels_last` format are copied to it. Words are reordered once.
 """
 
-import weakref
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +16,7 @@ from cad_fast.kernels import configs
 from cad_fast.kernels.configs import Config
 from cad_fast.kernels.patches import Sizes, Window
 from cad_fast.kernels.tiles import ablate, spread
+from cad_fast.remembered import remembered
 
 
 @triton.jit
@@ -55,28 +53,6 @@ def reorder_bits(words: Tensor, channels: int, area: int) -> Tensor:
     return ordered
 
 
-_REMEMBERED: dict[tuple[int, str], tuple[weakref.ref, int, Tensor]] = {}
-
-
-def _remembered(tensor: Tensor, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
-    """make(tensor), another one, kept for as long as the tensor lives and is not written to."""
-    if tensor.is_inference():  # nobody counts what is written to it
-        return make(tensor)
-    key = id(tensor), name
-    entry = _REMEMBERED.get(key)
-    if entry is not None and entry[0]() is tensor and entry[1] == tensor._version:
-        return entry[2]
-    result = make(tensor)
-    _REMEMBERED[key] = weakref.ref(tensor, lambda gone: _forget(key, gone)), tensor._version, result
-    return result
-
-
-def _forget(key: tuple[int, str], gone: weakref.ref) -> None:
-    # Another tensor may have come to the same address meanwhile.
-    if key in _REMEMBERED and _REMEMBERED[key][0] is gone:
-        del _REMEMBERED[key]
-
-
 def arrange(
     op: str,
     x: Tensor,
@@ -103,7 +79,8 @@ def arrange(
     if words is not None and area == 1:
         words = words.contiguous()
     elif words is not None:
-        words = _remembered(words, f"{sizes.channels}x{area}", lambda given: reorder_bits(given, sizes.channels, area))
+        given, key = words, (sizes.channels, area)
+        words = remembered("words with channels last, in Triton", [words], key, lambda: reorder_bits(given, *key))
     return config, window._replace(last=True), x, weight, words
 
 

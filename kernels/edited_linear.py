@@ -1,5 +1,7 @@
 """edited_linear in Triton: the edited elements are removed as in masked_linear, those with a factor are added after."""
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -101,7 +103,9 @@ def run(
     y = torch.empty((x.shape[0], m_end), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    config = configs.product("edited_linear", x, int(rows.diff().max()), precision)
+    bounds = rows.tolist()
+    most = max(end - begin for begin, end in itertools.pairwise(bounds))
+    config = configs.product("edited_linear", x, most, precision)
     bias = None if bias is None else bias.contiguous()
     tiles = triton.cdiv(m_end, config.block_m)
     prepared = remembered(
@@ -110,7 +114,7 @@ def run(
         (n, k, transposed, config.block_m, *offsets.tolist()),
         lambda: _prepare((n, k), offsets, indices, factors, transposed, config.block_m),
     )
-    row_blocks = entries.row_blocks(rows.tolist(), config.block_rows, x.device)
+    row_blocks = entries.row_blocks(bounds, config.block_rows, x.device)
     edited_linear_kernel[(tiles * len(row_blocks),)](
         x,
         weight,

@@ -15,7 +15,9 @@ def gate_channels_kernel(
     at = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     inside = at < count
     channel = at // per_channel % channels
-    gate = tl.load(gates + at // per_variant * (channels // block_of_gate) + channel // block_of_gate, mask=inside, other=0)
+    gate = tl.load(
+        gates + at // per_variant * (channels // block_of_gate) + channel // block_of_gate, mask=inside, other=0
+    )
     # What a gate of 0 meets is not read: it may be infinite.
     value = tl.load(source + at, mask=inside & (gate != 0), other=0.0).to(tl.float32) * gate.to(tl.float32)
     if bias is not None:
@@ -23,9 +25,7 @@ def gate_channels_kernel(
     tl.store(target + at, value.to(target.dtype.element_ty), mask=inside)
 
 
-def run(
-    source: Tensor, gates: Tensor, bias: Tensor | None, target: Tensor, channels: int, per_channel: int
-) -> Tensor:
+def run(source: Tensor, gates: Tensor, bias: Tensor | None, target: Tensor, channels: int, per_channel: int) -> Tensor:
     """Write source times gates, plus the bias, to target.
 
     Args:

@@ -45,7 +45,9 @@ def _make(
     ends = torch.tensor(offsets, device=device)
     group = torch.bucketize(torch.arange(len(indices), device=device), ends[1:], right=True)
     first = factors[ends[:-1].clamp(max=max(len(factors) - 1, 0))] if len(factors) else factors.new_zeros(groups)
-    unlike = torch.zeros(groups, dtype=torch.int64, device=device).index_add_(0, group, (factors != first[group]).long())
+    unlike = torch.zeros(groups, dtype=torch.int64, device=device).index_add_(
+        0, group, (factors != first[group]).long()
+    )
     differs, first_factors = unlike.tolist(), first.tolist()
     empty = [offsets[g] == offsets[g + 1] for g in range(groups)]
     masked = [g for g in range(groups) if not differs[g] and not empty[g]]
@@ -59,7 +61,9 @@ def _make(
         elements = layout.place_channels_last(elements, shape)
     row, column = elements // max(columns, 1), elements % max(columns, 1)
     bits = torch.ones((), dtype=torch.int32, device=device) << (column % 32).to(torch.int32)
-    words.index_add_(0, (mask[chosen] * rows + row) * width + column // 32, bits)  # each bit once: the sum is their union
+    words.index_add_(
+        0, (mask[chosen] * rows + row) * width + column // 32, bits
+    )  # each bit once: the sum is their union
     own_factors = [first_factors[g] for g in masked]
     of_masks = torch.tensor([*own_factors, 0.0], device=device) if any(own_factors) else None
     return EditMasks(words.view(-1, rows, width), of_masks, tuple(of_group))

@@ -50,7 +50,8 @@ def edited_conv2d(
         groups: how many groups the channels fall into, an int.
         input_size: (H, W) asks for the transposed product, as in the gradient by x: x is then [R, N, H', W'] and bias
             None.
-        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "hopper", "triton", "native" or "reference"; None means the one in
+            force (`use_backend`).
 
     Returns:
         [R, N, H', W'], or [R, C, H, W] if input_size is given; dtype of x, channels last where torch's conv2d would
@@ -201,14 +202,14 @@ def _hopper_edited_conv2d(
     images, area, ends = x.movedim(-3, -1), math.prod(out.shape[-2:]), offsets.tolist()
     bounds = [row * area for row in rows.tolist()]
     masks = edit_masks(tuple(weight.shape), ends, indices, factors, channels_last=True)
-    runs = backends.hopper.runs_of(bounds, masks.of_group, len(weight), False, x.device)
+    runs = backends.hopper.runs_of(bounds, masks.of_group, len(weight), x.device)
     arguments = layout.weight_channels_last(weight), masks.words, bias, masks.factors, geometry
     backends.hopper.convolution_of_runs(images, *arguments, runs, y)
     for group, mask in enumerate(masks.of_group):
         if mask < 0:  # the same product with a weight of its own and no bits
             patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
             only = [0 if other == group else -1 for other in range(len(masks.of_group))]
-            runs = backends.hopper.runs_of(bounds, only, len(weight), False, x.device)
+            runs = backends.hopper.runs_of(bounds, only, len(weight), x.device)
             arguments = layout.weight_channels_last(patched), masks.words[-1:], bias, None, geometry
             backends.hopper.convolution_of_runs(images, *arguments, runs, y)
     return out if y is written else out.copy_(y.movedim(-1, -3))

@@ -46,7 +46,8 @@ def edited_linear(
         factors: [e], float32: what these elements are multiplied by.
         bias: [n], dtype of `x`, or None. Must be None with `transposed`.
         transposed: multiply by W_g rather than by its transpose.
-        backend: "auto", "cuda", "triton", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "hopper", "cuda", "triton", "native" or "reference"; None means the one in
+            force (`use_backend`).
 
     Returns:
         [r, n], dtype of `x`. With `transposed` [r, k].
@@ -166,13 +167,13 @@ def _hopper_edited_linear(
     bounds, ends = rows.tolist(), offsets.tolist()
     masks = edit_masks(tuple(weight.shape), ends, indices, factors)
     y = torch.empty((x.shape[0], weight.shape[1 if transposed else 0]), dtype=x.dtype, device=x.device)
-    runs = backends.hopper.runs_of(bounds, masks.of_group, y.shape[1], transposed, x.device)
+    runs = backends.hopper.runs_of(bounds, masks.of_group, y.shape[1], x.device)
     backends.hopper.linear_of_runs(x, weight, masks.words, bias, masks.factors, transposed, runs, y)
     for group, mask in enumerate(masks.of_group):
         if mask < 0:  # the same product with a weight of its own and no bits
             patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
             only = [0 if other == group else -1 for other in range(len(masks.of_group))]
-            runs = backends.hopper.runs_of(bounds, only, y.shape[1], transposed, x.device)
+            runs = backends.hopper.runs_of(bounds, only, y.shape[1], x.device)
             backends.hopper.linear_of_runs(x, patched, masks.words[-1:], bias, None, transposed, runs, y)
     return y
 

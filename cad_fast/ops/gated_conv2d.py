@@ -43,7 +43,8 @@ def gated_conv2d(
         dilation: the step between elements of the kernel.
         groups: into how many groups the channels are divided.
         input_size: (H, W) asks for the transposed convolution.
-        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "vendor", "native" or "reference"; None means the one in
+            force (`use_backend`).
 
     Returns:
         [V, R, N, H', W'], or [V, R, C, H, W] if input_size is given; dtype of x, channels last where torch's conv2d

@@ -37,7 +37,8 @@ def gated_linear(
         gates: [variants, c], dtype of `x`, where c divides k: one for each block of k / c columns.
         bias: [n], dtype of `x`, or None. Must be None with `transposed`.
         transposed: multiply by the weight rather than by its transpose, and gate the result.
-        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "triton", "vendor", "native" or "reference"; None means the one in
+            force (`use_backend`).
 
     Returns:
         [variants, rows, n], dtype of `x`. With `transposed` [variants, rows, k].

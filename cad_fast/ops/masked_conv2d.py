@@ -58,7 +58,8 @@ def masked_conv2d(
         groups: how many groups the channels fall into, an int.
         input_size: (H, W) asks for the transposed product, as in the gradient by x: x is then [V, R, N, H', W'] and
             bias None.
-        backend: "auto", "triton", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "hopper", "triton", "vendor", "native" or "reference"; None means the one in
+            force (`use_backend`).
 
     Returns:
         [V, R, N, H', W'], or [V, R, C, H, W] if input_size is given; dtype of x, channels last where torch's conv2d
@@ -238,7 +239,7 @@ def _hopper_masked_conv2d(
     out = checks.conv.empty_result(x, weight, geometry)
     written, y = layout.images_channels_last(out)
     positions = x.shape[1] * math.prod(out.shape[-2:])
-    tile = backends.hopper.tile_of(len(x), positions, len(weight), False)
+    tile = backends.hopper.tile_of(len(x), positions, len(weight))
     runs = backends.hopper.Runs(None, positions, tile)
     arguments = layout.weight_channels_last(weight), layout.words_channels_last(words, weight), bias, factors, geometry
     backends.hopper.convolution_of_runs(x.movedim(-3, -1).flatten(0, 1), *arguments, runs, y.flatten(0, 1))

@@ -39,7 +39,8 @@ def masked_linear(
         bias: [n], dtype of `x`, or None. Must be None with `transposed`.
         factors: [variants], float32: what each variant's ablated weights are multiplied by. None means 0.
         transposed: multiply by W_v rather than by its transpose.
-        backend: "auto", "cuda", "triton", "native" or "reference"; None means the one in force (`use_backend`).
+        backend: "auto", "hopper", "cuda", "triton", "vendor", "native" or "reference"; None means the one in
+            force (`use_backend`).
 
     Returns:
         [variants, rows, n], dtype of `x`. With `transposed` [variants, rows, k].

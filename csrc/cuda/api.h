@@ -53,8 +53,7 @@ __attribute__((visibility("default"))) int cad_fast_cuda_wgmma_conv2d(
 
 // Sets sizes [2]: the rows of a run and the runs of a block, for so many groups of about so many rows.
 __attribute__((visibility("default"))) void cad_fast_cuda_wide_tile(std::int64_t groups, std::int64_t rows,
-                                                                    std::int64_t outer, int transposed,
-                                                                    std::int64_t* sizes);
+                                                                    std::int64_t outer, std::int64_t* sizes);
 
 // How many devices there are, or minus the code of what prevents using any.
 __attribute__((visibility("default"))) int cad_fast_cuda_device_count();

@@ -67,7 +67,7 @@ WideMasks make_masks(const std::uint32_t* words, const float* factors, const std
 }  // namespace
 }  // namespace cad_fast::cuda
 
-void cad_fast_cuda_wide_tile(std::int64_t groups, std::int64_t rows, std::int64_t outer, int transposed,
+void cad_fast_cuda_wide_tile(std::int64_t groups, std::int64_t rows, std::int64_t outer,
                              std::int64_t* sizes) {
   constexpr std::int64_t multiprocessors = 132;  // of an H100 or H200
   const std::int64_t most = rows <= 16 ? 16 : rows <= 64 ? 64 : rows <= 128 ? 128 : 256;

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
 from cad_fast.ops import backends, pack_bits
+from cad_fast.ops.registry import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "cuda"
@@ -124,16 +126,23 @@ def load(path: Path) -> backends.cuda.Library:
 class Runner:
     """Calls the operators on one library."""
 
-    def __init__(self, library: backends.cuda.Library, order: int = 0, shift: int = 0, guards: bool = True) -> None:
-        self.library, self.order, self.shift, self.guards = library, order, shift, guards
+    def __init__(
+        self,
+        library: backends.cuda.Library,
+        order: int = 0,
+        shift: int = 0,
+        guards: bool = True,
+        backend: str = "cuda",
+    ) -> None:
+        self.library, self.order, self.shift, self.guards, self.backend = library, order, shift, guards, backend
 
-    def __call__(self, op: str, *args: Tensor | bool | None) -> Tensor:
-        """The result of masked_linear or edited_linear on these arguments."""
+    def __call__(self, op: str, *args: Any) -> Tensor:
+        """The result of an operator on these arguments."""
         guarded = Guarded(self.shift) if self.guards else None
         copy = guarded.copy if guarded else lambda t: None if t is None else t.clone()
         args = [copy(a) if (a is None or isinstance(a, Tensor)) and strided(a) else a for a in args]
         with in_use(self.library, self.order, guarded):
-            return getattr(backends.cuda, op)(*args).clone()
+            return OPS[op].implementations[self.backend](*args).clone()
 
 
 def strided(tensor: Tensor | None) -> bool:
@@ -160,3 +169,29 @@ def edited_case(
     x = torch.randn(int(rows[-1]), n if transposed else k).to(dtype)
     bias = None if transposed else torch.randn(n).to(dtype)
     return [x, torch.randn(n, k).to(dtype), rows, offsets, indices, factors, bias, transposed]
+
+
+GEOMETRY = ([1, 1], 1, None)  # dilation, groups, no size to transpose to
+
+
+def masked_convolution(variants: int, images: int, dtype: torch.dtype, kernel: int, stride: int) -> list:
+    """Arguments of masked_conv2d, of sizes that the Hopper kernels take."""
+    x = torch.randn(variants, images, 64, 5, 7).to(dtype)
+    weight = torch.randn(40, 64, kernel, kernel).to(dtype)
+    words = pack_bits(torch.rand(variants, 40, weight[0].numel()) < 0.4)
+    padding = [kernel // 2] * 2
+    return [x, weight, words, torch.randn(40).to(dtype), torch.randn(variants), [stride] * 2, padding, *GEOMETRY]
+
+
+def edited_convolution(sizes: Sequence[int], dtype: torch.dtype, kernel: int, stride: int) -> list:
+    """Arguments of edited_conv2d, of such sizes; groups of so many images, of which every third has no entries."""
+    rows = torch.tensor([0, *sizes]).cumsum(0)
+    x = torch.randn(int(rows[-1]), 64, 9, 8).to(dtype)
+    weight = torch.randn(72, 64, kernel, kernel).to(dtype)
+    chosen = [torch.arange(g, weight.numel(), 31 if g % 3 != 1 else weight.numel() + 1) for g in range(len(sizes))]
+    chosen[1:2] = [chosen[0][:0]] if len(sizes) > 1 else []
+    offsets, indices = torch.tensor([0, *map(len, chosen)]).cumsum(0), torch.cat(chosen)
+    factors = torch.tensor([0.0, -1.0, 0.5])[torch.randint(3, indices.shape)]
+    factors[: len(chosen[0])] = 0.5
+    padding = [kernel // 2] * 2
+    return [x, weight, rows, offsets, indices, factors, None, [stride] * 2, padding, *GEOMETRY]

@@ -45,7 +45,8 @@ def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProce
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match="unknown backend 'fast': expected auto, cuda, triton, native or reference"):
+    names = "auto, hopper, cuda, triton, vendor, native or reference"
+    with pytest.raises(ValueError, match=f"unknown backend 'fast': expected {names}"):
         pack_bits(MASK, backend="fast")
     with pytest.raises(ValueError, match="unknown backend"), use_backend("fast"):
         pass
@@ -143,12 +144,18 @@ def test_triton_needs_a_capability(monkeypatch, capability: tuple[int, int], rea
     assert backends.triton.unsupported_index.__wrapped__(0) == reason
 
 
-def test_the_choice_on_gpus_depends_on_rows() -> None:
+@pytest.mark.parametrize(
+    ("rows", "depth", "first"),
+    [(1, 640, "hopper"), (1023, 640, "hopper"), (1024, 640, "vendor"), (1024, 1280, "hopper"), (4096, 1280, "vendor")],
+)
+def test_the_choice_on_gpus_depends_on_the_rows_of_a_variant(rows: int, depth: int, first: str) -> None:
     class OnCuda(torch.Tensor):
         device = torch.device("cuda")
 
-    few, many = (crossover.order("masked_linear", (torch.zeros(2, rows, 8).as_subclass(OnCuda),)) for rows in (1, 99))
-    assert few == ("cuda", "triton", "reference") and many == ("triton", "cuda", "reference")
+    for variants in (1, 16):
+        x = torch.zeros(1).expand(variants, rows, depth).as_subclass(OnCuda)
+        order = crossover.order("masked_linear", (x,))
+        assert order[0] == first and order[-1] == "reference" and {"triton", "cuda"} < set(order)
 
 
 def test_triton_is_imported_only_when_wanted() -> None:

@@ -84,16 +84,14 @@ class Runs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def tile_of(groups: int, rows: int, outer: int, transposed: bool) -> ctypes.Array:
+def tile_of(groups: int, rows: int, outer: int) -> ctypes.Array:
     """The tile that so many groups of about so many rows are computed with: rows of a run, and runs of a block."""
     sizes = (ctypes.c_int64 * 2)()
-    cuda.load().function("wide_tile")(groups, rows, outer, transposed, sizes)
+    cuda.load().function("wide_tile")(groups, rows, outer, sizes)
     return sizes
 
 
-def runs_of(
-    bounds: Sequence[int], masks: Sequence[int], outer: int, transposed: bool, device: torch.device
-) -> Runs:
+def runs_of(bounds: Sequence[int], masks: Sequence[int], outer: int, device: torch.device) -> Runs:
     """The runs of groups of rows.
 
     Args:
@@ -103,7 +101,7 @@ def runs_of(
     """
     wanted = [g for g, mask in enumerate(masks) if mask >= 0 and bounds[g + 1] > bounds[g]]
     rows = max(1, sum(bounds[g + 1] - bounds[g] for g in wanted) // max(1, len(wanted)))
-    tile = tile_of(len(wanted), rows, outer, transposed)
+    tile = tile_of(len(wanted), rows, outer)
     most, segments = tile
     key = (most, segments, tuple(bounds), tuple(masks))
 
@@ -126,7 +124,7 @@ def masked_linear(
     variants, rows, _ = x.shape
     outer = weight.shape[1 if transposed else 0]
     y = torch.empty((variants, rows, outer), dtype=x.dtype, device=x.device)
-    runs = Runs(None, rows, tile_of(variants, rows, outer, transposed))
+    runs = Runs(None, rows, tile_of(variants, rows, outer))
     linear_of_runs(x.flatten(0, 1), weight, words, bias, factors, transposed, runs, y)
     return y
 
