@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import cad_fast
 from cad_fast import Ablation, ComponentSpace
 from cad_fast.attribution.regression.design import Design, SeededDesign
-from cad_fast.ops import on_host, pack_bits, use_backend
+from cad_fast.ops import layout, masked_conv2d, on_host, pack_bits, unpack_bits, use_backend
 from cad_fast.ops.registry import OPS
 
 FOR_GPUS = ("hopper", "cuda", "triton", "vendor")
@@ -92,6 +92,20 @@ def test_the_same_bits_under_every_choice(prepare, backend: str, native, monkeyp
 def test_an_explicit_call_still_obeys() -> None:
     with use_backend("triton"), pytest.raises(RuntimeError, match="pack_bits cannot run on the triton backend"):
         pack_bits(torch.tensor([True]))
+
+
+@pytest.mark.parametrize("backend", FOR_GPUS)
+def test_operators_inside_of_operators_obey_no_choice(backend: str) -> None:
+    """There need be none of these on the backend that was chosen for convolutions."""
+    weight = torch.randn(4, 3, 3, 3, requires_grad=True)
+    words = pack_bits(torch.rand(2, 4, 27) < 0.5)
+    y = masked_conv2d(torch.randn(2, 1, 3, 5, 5), weight, words, backend="reference")
+    with use_backend(backend):
+        y.sum().backward()
+        last = layout.words_channels_last(words, weight)
+    by_filter = unpack_bits(words, 27).view(2, 4, 3, 3, 3)
+    assert torch.equal(unpack_bits(last, 27).view(2, 4, 3, 3, 3), by_filter.permute(0, 1, 3, 4, 2))
+    assert weight.grad.isfinite().all()
 
 
 def test_nothing_else_calls_these_operators_itself() -> None:
