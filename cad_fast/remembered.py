@@ -90,6 +90,10 @@ _State = tuple[int, int, torch.Size, tuple[int, ...]]
 """What differs once a tensor has changed: its version, address, shape and strides."""
 
 
+def _state(tensor: Tensor) -> _State:
+    return tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
 class _Entry:
     """A value, what it was made from, and who has used it."""
 
@@ -102,12 +106,12 @@ class _Entry:
         """Those that its memory waits for when it is freed; the first is the one it was made in."""
         self.captured = False
 
-    def is_of(self, tensors: Sequence[Tensor], states: list[_State]) -> bool:
+    def is_of(self, tensors: Sequence[Tensor]) -> bool:
         # An id says nothing by itself: that of a tensor which is gone is soon another's.
-        for reference, tensor in zip(self.references, tensors, strict=True):
-            if reference() is not tensor:
+        for reference, tensor, state in zip(self.references, tensors, self.states, strict=True):
+            if reference() is not tensor or _state(tensor) != state:
                 return False
-        return self.states == states
+        return True
 
 
 class Memory:
@@ -135,6 +139,15 @@ class Memory:
         """See ``remembered``."""
         device = tensors[0].device if device is None else device
         stream, capturing = _stream_of(device)
+        place = (name, key, device, *map(id, tensors))
+        with self._lock:
+            entry = self._entries.get(place)
+            if entry is not None and entry.is_of(tensors):
+                self._entries.move_to_end(place)
+                self._counts["found"] += 1
+                if capturing or stream not in entry.streams:
+                    self._use(entry, device, stream, capturing)
+                return entry.value
         if any(tensor.is_inference() for tensor in tensors):
             if capturing:
                 raise RuntimeError(
@@ -142,15 +155,7 @@ class Memory:
                     "prepares in every call: give it clones that were made outside of it"
                 )
             return make()
-        place = (name, key, device, *map(id, tensors))
-        states = [(t._version, t.data_ptr(), t.shape, t.stride()) for t in tensors]
-        with self._lock:
-            entry = self._entries.get(place)
-            if entry is not None and entry.is_of(tensors, states):
-                self._entries.move_to_end(place)
-                self._counts["found"] += 1
-                self._use(entry, device, stream, capturing)
-                return entry.value
+        states = [*map(_state, tensors)]
         if capturing:
             raise RuntimeError(
                 f"{name} has prepared nothing for these tensors as they are now, and cannot while a CUDA graph is "

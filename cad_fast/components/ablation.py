@@ -10,10 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops.count_bits import count_bits
-from ..ops.pack_bits import pack_bits
-from ..ops.seeded_mask import seeded_mask
-from ..ops.unpack_bits import unpack_bits
+from ..ops.on_host import count_bits, pack_bits, seeded_mask, unpack_bits
 from .packed import (
     WORD_BITS,
     checked_factor,

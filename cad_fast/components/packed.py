@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops.unpack_bits import unpack_bits
+from ..ops.on_host import unpack_bits
 
 WORD_BITS = 32
 

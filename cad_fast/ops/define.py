@@ -52,7 +52,7 @@ class Operator:
             given = changed
         if self.direct and dispatch.untraced(*[given[i] for i in self.tensors]):
             return dispatch.run(self.name, backend, *given)
-        return self.custom_op(*given, backend)
+        return self.custom_op(*given, dispatch.backend_for_later() if backend is None else backend)
 
     def checked(self, arguments: Arguments) -> Arguments:
         """The arguments as the implementations take them."""

@@ -46,9 +46,23 @@ def get_backend() -> str:
     return chosen if chosen is not None else check_backend(envs.get("CAD_FAST_BACKEND"))
 
 
+def backend_for_later() -> str | None:
+    """The backend in force, for the calls on the way back that belong to one on the way there.
+
+    On a GPU autograd makes them in threads of its own, which no `use_backend` reaches. None where torch traces: a
+    compiled graph obeys the choice in force when it runs.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return None
+    return get_backend()
+
+
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Run the operators called inside on this backend: "auto" or one of `BACKENDS`."""
+    """Run the operators called inside on this backend: "auto" or one of `BACKENDS`.
+
+    Their gradients are computed on the same one, wherever the way back is called.
+    """
     token = _chosen.set(check_backend(backend))
     try:
         yield

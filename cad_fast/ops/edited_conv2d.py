@@ -10,7 +10,7 @@ from torch import Tensor
 from cad_fast.ops import backends, checks, layout, reference
 from cad_fast.ops.checks.conv import Geometry
 from cad_fast.ops.define import define
-from cad_fast.ops.edit_masks import edit_masks, patched_weight
+from cad_fast.ops.edit_masks import edit_masks, edit_runs, patched_weight
 
 
 def edited_conv2d(
@@ -199,19 +199,17 @@ def _hopper_edited_conv2d(
     geometry = Geometry(*geometry)
     out = checks.conv.empty_result(x, weight, geometry)
     written, y = layout.images_channels_last(out)
-    images, area, ends = x.movedim(-3, -1), math.prod(out.shape[-2:]), offsets.tolist()
-    bounds = [row * area for row in rows.tolist()]
-    masks = edit_masks(tuple(weight.shape), ends, indices, factors, channels_last=True)
-    runs = backends.hopper.runs_of(bounds, masks.of_group, len(weight), x.device)
+    images, count, area = x.movedim(-3, -1), x.shape[0], math.prod(out.shape[-2:])
+    bounds, ends = rows.tolist(), offsets.tolist()
+    masks = edit_masks(weight.shape, ends, indices, factors, channels_last=True)
+    runs = edit_runs(bounds, masks.of_group, count, area, len(weight), x.device)
     arguments = layout.weight_channels_last(weight), masks.words, bias, masks.factors, geometry
     backends.hopper.convolution_of_runs(images, *arguments, runs, y)
-    for group, mask in enumerate(masks.of_group):
-        if mask < 0:  # the same product with a weight of its own and no bits
-            patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
-            only = [0 if other == group else -1 for other in range(len(masks.of_group))]
-            runs = backends.hopper.runs_of(bounds, only, len(weight), x.device)
-            arguments = layout.weight_channels_last(patched), masks.words[-1:], bias, None, geometry
-            backends.hopper.convolution_of_runs(images, *arguments, runs, y)
+    for group in masks.patched():  # the same product with a weight of its own and no bits
+        patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
+        runs = edit_runs(bounds, masks.only(group), count, area, len(weight), x.device)
+        arguments = layout.weight_channels_last(patched), masks.words[-1:], bias, None, geometry
+        backends.hopper.convolution_of_runs(images, *arguments, runs, y)
     return out if y is written else out.copy_(y.movedim(-1, -3))
 
 
@@ -237,7 +235,7 @@ def _with_values_checked(implementation: Callable[..., Tensor]) -> Callable[...,
 
 _op.implement(
     kernels=("edit_weight",),
-    hopper=_with_values_checked(_hopper_edited_conv2d),
+    hopper=_hopper_edited_conv2d,
     triton=_with_values_checked(_triton_edited_conv2d),
     native=_with_values_checked(_native_edited_conv2d),
     reference=_with_values_checked(_reference),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cad_fast.ops import backends, checks, reference
 from cad_fast.ops.define import define
-from cad_fast.ops.edit_masks import edit_masks, patched_weight
+from cad_fast.ops.edit_masks import edit_masks, edit_runs, patched_weight
 from cad_fast.ops.registry import OPS
 
 
@@ -163,18 +163,15 @@ def _hopper_edited_linear(
     bias: Tensor | None,
     transposed: bool,
 ) -> Tensor:
-    checks.edits.check_values(x, weight, rows, offsets, indices)
-    bounds, ends = rows.tolist(), offsets.tolist()
-    masks = edit_masks(tuple(weight.shape), ends, indices, factors)
-    y = torch.empty((x.shape[0], weight.shape[1 if transposed else 0]), dtype=x.dtype, device=x.device)
-    runs = backends.hopper.runs_of(bounds, masks.of_group, y.shape[1], x.device)
+    bounds, ends, count, device = rows.tolist(), offsets.tolist(), x.shape[0], x.device
+    masks = edit_masks(weight.shape, ends, indices, factors)
+    y = torch.empty((count, weight.shape[1 if transposed else 0]), dtype=x.dtype, device=device)
+    runs = edit_runs(bounds, masks.of_group, count, 1, y.shape[1], device)
     backends.hopper.linear_of_runs(x, weight, masks.words, bias, masks.factors, transposed, runs, y)
-    for group, mask in enumerate(masks.of_group):
-        if mask < 0:  # the same product with a weight of its own and no bits
-            patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
-            only = [0 if other == group else -1 for other in range(len(masks.of_group))]
-            runs = backends.hopper.runs_of(bounds, only, y.shape[1], x.device)
-            backends.hopper.linear_of_runs(x, patched, masks.words[-1:], bias, None, transposed, runs, y)
+    for group in masks.patched():  # the same product with a weight of its own and no bits
+        patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
+        runs = edit_runs(bounds, masks.only(group), count, 1, y.shape[1], device)
+        backends.hopper.linear_of_runs(x, patched, masks.words[-1:], bias, None, transposed, runs, y)
     return y
 
 

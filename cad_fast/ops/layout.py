@@ -35,8 +35,9 @@ def words_channels_last(words: Tensor, weight: Tensor) -> Tensor:
         return words
 
     def make() -> Tensor:
-        mask = unpack_bits(words, channels * kernel[0] * kernel[1]).view(-1, filters, channels, *kernel)
-        return pack_bits(mask.permute(0, 1, 3, 4, 2).flatten(2))
+        # A backend that was chosen for convolutions need not have these operators.
+        mask = unpack_bits(words, channels * kernel[0] * kernel[1], backend="auto")
+        return pack_bits(mask.view(-1, filters, channels, *kernel).permute(0, 1, 3, 4, 2).flatten(2), backend="auto")
 
     return remembered("words with channels last", [words], tuple(weight.shape), make)
 

@@ -131,7 +131,7 @@ def _weight_gradient(
     total = torch.zeros_like(weight)
     for v in range(x.shape[0]):
         gradient = checks.conv.weight_gradient(grad[v], x[v], weight, how)
-        ablated = unpack_bits(words[v], math.prod(weight.shape[1:])).reshape(weight.shape)
+        ablated = unpack_bits(words[v], math.prod(weight.shape[1:]), backend="auto").reshape(weight.shape)
         of_ablated = torch.zeros_like(gradient) if factors is None else gradient * factors[v].to(gradient.dtype)
         total = total + torch.where(ablated, of_ablated, gradient)
     return total

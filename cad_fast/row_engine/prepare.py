@@ -11,9 +11,7 @@ from ..components.ablation import Ablation, stacked_words
 from ..components.packed import WORD_BITS, set_bits
 from ..components.space import ComponentSpace, ModuleComponents
 from ..diffusion.layers import Layer
-from ..ops.count_bits import count_bits
-from ..ops.pack_bits import pack_bits
-from ..ops.unpack_bits import unpack_bits
+from ..ops.on_host import count_bits, pack_bits, unpack_bits
 from .forms import Edited, Gated, Masked
 
 EDITED_BELOW = 0.02

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..diffusion.layers import Layer
+from ..ops.dispatch import backend_for_later
 from ..ops.masked_linear_scores import masked_linear_scores
 from .forms import Edited, Masked, convolve, geometry, group_images, group_rows, linear
 
@@ -56,6 +57,7 @@ class _ScoreTap(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, anchor: Tensor, x: Tensor, module: Layer, record: Record) -> Tensor:
         ctx.module, ctx.record = module, record
         ctx.words = record.words  # those of this call, should the ablations be swapped before the way back
+        ctx.backend = backend_for_later()
         ctx.save_for_backward(x, module.weight)
         ctx.mark_dirty(y)  # y itself goes on: a view of it could not be changed in place by what follows
         return y
@@ -66,14 +68,23 @@ class _ScoreTap(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         groups = grad.reshape(*x.shape[:2], *grad.shape[-1 if x.dim() == 3 else -3 :])
         if isinstance(ctx.module, nn.Linear):
-            masked_linear_scores(groups, x, weight.detach(), ctx.words, ctx.record.kept, ctx.record.ablated)
+            record = ctx.record
+            masked_linear_scores(
+                groups, x, weight.detach(), ctx.words, record.kept, record.ablated, backend=ctx.backend
+            )
         else:
-            _score_convolution(groups, x, weight.detach(), ctx.module, ctx.words, ctx.record)
+            _score_convolution(groups, x, weight.detach(), ctx.module, ctx.words, ctx.record, ctx.backend)
         return grad, None, None, None, None
 
 
 def _score_convolution(
-    grad: Tensor, x: Tensor, weight: Tensor, module: nn.Conv2d, words: Tensor, record: Record
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    module: nn.Conv2d,
+    words: Tensor,
+    record: Record,
+    backend: str | None,
 ) -> None:
     """As a linear on patches; unfolded one variant at a time, which takes kh * kw times the memory of its input."""
     stride, padding, dilation, groups = geometry(module)
@@ -90,4 +101,5 @@ def _score_convolution(
                 words[variant : variant + 1, own],
                 record.kept[own],
                 record.ablated[own],
+                backend=backend,
             )

@@ -48,10 +48,11 @@ class Plan:
 
     def rows(self, per_row: int) -> Tensor:
         """``bounds`` for a module that sees ``per_row`` rows for each of the denoiser's; int64, on the CPU."""
-        if per_row not in self._scaled:
+        rows = self._scaled.get(per_row)
+        if rows is None:
             with torch.inference_mode(False):
-                self._scaled[per_row] = torch.tensor([bound * per_row for bound in self.bounds])
-        return self._scaled[per_row]
+                rows = self._scaled[per_row] = torch.tensor([bound * per_row for bound in self.bounds])
+        return rows
 
     def entries_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """``indices`` and ``factors`` on the device; they stay there."""
@@ -116,18 +117,19 @@ class Slot:
         plan, module = self.plan, self.module
         if plan is None:
             return type(module).forward(module, x)  # type: ignore[arg-type]  # each type with its own module
-        per_row, left = divmod(len(x), plan.bounds[-1]) if x.dim() > 1 else (0, 1)
+        shape, of_denoiser = x.shape, plan.bounds[-1]
+        per_row, left = divmod(shape[0], of_denoiser) if len(shape) > 1 else (0, 1)
         if left or not per_row:
             raise ValueError(
                 f"{self.name} was called with an input of shape {list(x.shape)} while the denoiser has "
-                f"{plan.bounds[-1]} rows: expected the rows, or so many times their number, along the first dimension"
+                f"{of_denoiser} rows: expected the rows, or so many times their number, along the first dimension"
             )
         indices, factors = plan.entries_on(x.device)
         if isinstance(module, nn.Linear):
-            flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-            rows = plan.rows(len(flat) // plan.bounds[-1])
+            flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
+            rows = plan.rows(flat.shape[0] // of_denoiser)
             y = edited_linear(flat, module.weight, rows, plan.offsets, indices, factors, module.bias)
-            return y.view(*x.shape[:-1], y.shape[-1])
+            return y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1])
         x = padded_images(x, module)
         rows = plan.rows(per_row)
         return edited_conv2d(x, module.weight, rows, plan.offsets, indices, factors, module.bias, *geometry(module))

@@ -182,3 +182,30 @@ def test_what_the_kernels_cannot_take_is_named(monkeypatch: pytest.MonkeyPatch) 
     ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, has=capability: has)
         assert backends.cuda.why_not("masked_linear", (torch.zeros(1).as_subclass(OnCuda),)) == expected
+
+
+def test_calls_are_made_on_the_device_and_in_its_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    current, seen = [0], []
+
+    class OnDevice:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            current.append(self.device.index)
+
+        def __exit__(self, *_: object) -> None:
+            current.pop()
+
+    class Library:
+        def call(self, name: str, index: int) -> None:
+            seen.append((name, index, current[-1]))
+
+    monkeypatch.setattr(torch.cuda, "device", OnDevice)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 70 + index, raising=False)
+    monkeypatch.setattr(backends.cuda, "load", Library)
+    for index in (0, 1):
+        backends.cuda.on_device(torch.device("cuda", index), lambda stream: seen.append((stream, current[-1])))
+    assert seen == [("use_device", 0, 0), (70, 0), ("use_device", 1, 1), (71, 1)]
+    assert current == [0]

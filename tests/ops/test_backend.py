@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,8 @@ def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProce
 
 
 def test_unknown_backend() -> None:
-    names = "auto, hopper, cuda, triton, vendor, native or reference"
-    with pytest.raises(ValueError, match=f"unknown backend 'fast': expected {names}"):
+    known = "auto, hopper, cuda, triton, vendor, native or reference"
+    with pytest.raises(ValueError, match=f"unknown backend 'fast': expected {known}"):
         pack_bits(MASK, backend="fast")
     with pytest.raises(ValueError, match="unknown backend"), use_backend("fast"):
         pass
@@ -177,6 +178,25 @@ def test_compiled_graphs_obey_the_choice_in_force(native) -> None:
             before = OPS["pack_bits"].runs[backend]
             assert compiled(MASK).tolist() == [2]
             assert OPS["pack_bits"].runs[backend] > before
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "in another thread"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_way_back_runs_where_the_way_there_did(native, backend: str, elsewhere: bool) -> None:
+    """On a GPU it runs in threads of autograd's, which know of no `use_backend`."""
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    other = "native" if backend == "reference" else "reference"
+    with use_backend(backend):
+        y = masked_linear(x, torch.randn(5, 4), torch.zeros(2, 5, 1, dtype=torch.int32))
+        before = dict(OPS["masked_linear"].runs)
+        if elsewhere:
+            with ThreadPoolExecutor(1) as threads:
+                threads.submit(y.sum().backward).result()
+    if not elsewhere:
+        with use_backend(other):
+            y.sum().backward()
+    runs = OPS["masked_linear"].runs
+    assert runs[backend] == before[backend] + 1 and runs[other] == before.get(other, 0)
 
 
 def test_report_is_json(native) -> None:

@@ -1,6 +1,7 @@
 """Gradients through rows, against autograd on explicitly masked weights, one variant at a time."""
 
 import functools
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import cad_fast
 from cad_fast.components.ablation import Ablation
 from cad_fast.components.space import ComponentSpace
 from cad_fast.diffusion.denoisers import output_tensor
+from cad_fast.ops import use_backend
+from cad_fast.ops.registry import OPS
 from tests.rounding import network_bound
 from tests.row_truth import copy_of, multipliers, some_call
 
@@ -207,3 +210,19 @@ def test_no_graph_where_none_is_wanted() -> None:
         assert not model(x).requires_grad
     with torch.no_grad(), cad_fast.rows(model, ablations_of(space.n, 0.3), space, gradients="scores"):
         assert not model(x).requires_grad
+
+
+@pytest.mark.parametrize("share", [0.3, 0.001], ids=["many", "few"])
+def test_scores_are_taken_on_the_backend_that_the_rows_ran_on(share: float) -> None:
+    """From another thread too, as autograd does on a GPU."""
+    model, x = Sharing(), torch.randn(2 * VARIANTS, 4, 6, 6)
+    space = ComponentSpace.of(model, "weight", "all")
+    before = OPS["masked_linear_scores"].runs.copy()
+    with cad_fast.rows(model, ablations_of(space.n, share), space, gradients="scores"):
+        with use_backend("reference"):
+            y = model(x)
+        thread = threading.Thread(target=y.square().sum().backward)
+        thread.start()
+        thread.join()
+    ran = OPS["masked_linear_scores"].runs - before
+    assert set(ran) == {"reference"}

@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from ...components.ablation import Ablation, stacked_words
-from ...ops.bits_linear import bits_linear
-from ...ops.gram_bits import gram_bits
-from ...ops.pack_bits import pack_bits
-from ...ops.seeded_mask import seeded_mask
-from ...ops.unpack_bits import unpack_bits
+from ...ops.on_host import bits_linear, gram_bits, pack_bits, seeded_mask, unpack_bits
 
 # Elements of the design that are unpacked at a time, as float64: 256 MiB.
 CHUNK = 2**25

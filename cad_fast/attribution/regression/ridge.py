@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...ops.gram_bits import gram_bits
+from ...ops.on_host import gram_bits
 from .design import Design
 
 # Penalties tried, as multiples of the mean eigenvalue of K.
