@@ -25,7 +25,8 @@ def ablated_weights_kernel(
     packed_at = words + (variant * rows + row) * width + word[None, :]
     packed = tl.load(packed_at, mask=row_inside & (word < width)[None, :], other=0)
     factor = None if factors is None else tl.load(factors + variant)
-    tile = ablate(tile, spread(packed, BN, BK, False), inside, factor)
+    wide, places = spread(packed, BN, BK, False)
+    tile = ablate(tile, wide, places, inside, factor)
     tl.store(out + (variant * rows + row) * columns + column[None, :], tile, mask=inside)
 
 

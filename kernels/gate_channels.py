@@ -33,6 +33,8 @@ def run(source: Tensor, gates: Tensor, bias: Tensor | None, target: Tensor, chan
         gates: [V, G], dtype of `source`: each for channels / G neighbouring channels.
         bias: [channels], dtype of `source`, or None.
         target: like `source`, or itself.
+        channels: how many there are.
+        per_channel: how many entries of a channel lie side by side.
 
     Returns:
         target.

@@ -60,9 +60,7 @@ def edit_masks(
     return remembered("masks of edits", [indices, factors], (*shape, channels_last, *offsets), make)
 
 
-def edit_runs(
-    rows: Sequence[int], of_group: Sequence[int], count: int, area: int, outer: int, device: torch.device
-) -> Runs:
+def edit_runs(rows: Sequence[int], of_group: Sequence[int], count: int, area: int, device: torch.device) -> Runs:
     """The runs of an edit's groups, remembered by all of these numbers.
 
     Args:
@@ -70,7 +68,6 @@ def edit_runs(
         of_group: [groups]: which mask is a group's, or -1 where none of its rows are to be computed.
         count: how many rows there are.
         area: how many rows of the runs each of these is; the positions of an image.
-        outer: elements of a row of the result.
         device: where the runs are to lie.
 
     Raises:
@@ -79,9 +76,9 @@ def edit_runs(
 
     def make() -> Runs:
         checks.edits.check_bounds("rows", rows, count)
-        return backends.hopper.runs_of([row * area for row in rows], of_group, outer, device)
+        return backends.hopper.runs_of([row * area for row in rows], of_group, device)
 
-    return remembered("runs of an edit", (), (count, area, outer, *rows, *of_group), make, device)
+    return remembered("runs of an edit", (), (count, area, *rows, *of_group), make, device)
 
 
 def _make(

@@ -202,12 +202,12 @@ def _hopper_edited_conv2d(
     images, count, area = x.movedim(-3, -1), x.shape[0], math.prod(out.shape[-2:])
     bounds, ends = rows.tolist(), offsets.tolist()
     masks = edit_masks(weight.shape, ends, indices, factors, channels_last=True)
-    runs = edit_runs(bounds, masks.of_group, count, area, len(weight), x.device)
+    runs = edit_runs(bounds, masks.of_group, count, area, x.device)
     arguments = layout.weight_channels_last(weight), masks.words, bias, masks.factors, geometry
     backends.hopper.convolution_of_runs(images, *arguments, runs, y)
     for group in masks.patched():  # the same product with a weight of its own and no bits
         patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
-        runs = edit_runs(bounds, masks.only(group), count, area, len(weight), x.device)
+        runs = edit_runs(bounds, masks.only(group), count, area, x.device)
         arguments = layout.weight_channels_last(patched), masks.words[-1:], bias, None, geometry
         backends.hopper.convolution_of_runs(images, *arguments, runs, y)
     return out if y is written else out.copy_(y.movedim(-1, -3))

@@ -166,11 +166,11 @@ def _hopper_edited_linear(
     bounds, ends, count, device = rows.tolist(), offsets.tolist(), x.shape[0], x.device
     masks = edit_masks(weight.shape, ends, indices, factors)
     y = torch.empty((count, weight.shape[1 if transposed else 0]), dtype=x.dtype, device=device)
-    runs = edit_runs(bounds, masks.of_group, count, 1, y.shape[1], device)
+    runs = edit_runs(bounds, masks.of_group, count, 1, device)
     backends.hopper.linear_of_runs(x, weight, masks.words, bias, masks.factors, transposed, runs, y)
     for group in masks.patched():  # the same product with a weight of its own and no bits
         patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
-        runs = edit_runs(bounds, masks.only(group), count, 1, y.shape[1], device)
+        runs = edit_runs(bounds, masks.only(group), count, 1, device)
         backends.hopper.linear_of_runs(x, patched, masks.words[-1:], bias, None, transposed, runs, y)
     return y
 

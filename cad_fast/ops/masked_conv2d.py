@@ -239,7 +239,7 @@ def _hopper_masked_conv2d(
     out = checks.conv.empty_result(x, weight, geometry)
     written, y = layout.images_channels_last(out)
     positions = x.shape[1] * math.prod(out.shape[-2:])
-    tile = backends.hopper.tile_of(len(x), positions, len(weight))
+    tile = backends.hopper.tile_of(positions)
     runs = backends.hopper.Runs(None, positions, tile)
     arguments = layout.weight_channels_last(weight), layout.words_channels_last(words, weight), bias, factors, geometry
     backends.hopper.convolution_of_runs(x.movedim(-3, -1).flatten(0, 1), *arguments, runs, y.flatten(0, 1))

@@ -51,9 +51,8 @@ __attribute__((visibility("default"))) int cad_fast_cuda_wgmma_conv2d(
     const std::int32_t* runs, void* y, std::int64_t blocks, std::int64_t groups, std::int64_t rows, std::int64_t images,
     const std::int64_t* tile_sizes, const std::int64_t* shape, int dtype, void* stream);
 
-// Sets sizes [2]: the rows of a run and the runs of a block, for so many groups of about so many rows.
-__attribute__((visibility("default"))) void cad_fast_cuda_wide_tile(std::int64_t groups, std::int64_t rows,
-                                                                    std::int64_t outer, std::int64_t* sizes);
+// Sets sizes [2]: the rows of a run and the runs of a block, for groups of about so many rows.
+__attribute__((visibility("default"))) void cad_fast_cuda_wide_tile(std::int64_t rows, std::int64_t* sizes);
 
 // How many devices there are, or minus the code of what prevents using any.
 __attribute__((visibility("default"))) int cad_fast_cuda_device_count();
@@ -69,7 +68,7 @@ __attribute__((visibility("default"))) const char* cad_fast_cuda_build_info();
 
 namespace cad_fast::cuda {
 
-enum Error : int { too_large = -1, unknown_type = -2, not_aligned = -3 };
+enum Error : int { too_large = -1, unknown_type = -2, not_aligned = -3, unknown_tile = -4 };
 
 // Shared memory of a block on the smallest device since sm_80 (sm_86, sm_89, sm_120).
 constexpr int most_shared_bytes = 99 * 1024;

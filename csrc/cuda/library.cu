@@ -19,6 +19,8 @@ const char* cad_fast_cuda_message(int code) {
   switch (code) {
     case cad_fast::cuda::too_large: return "the sizes are beyond what the kernels count with";
     case cad_fast::cuda::unknown_type: return "the type is none that the kernels know";
+    case cad_fast::cuda::not_aligned: return "rows do not begin at multiples of 16 bytes, or channels are not by 64";
+    case cad_fast::cuda::unknown_tile: return "the tile is none that the kernels know";
   }
   return cudaGetErrorString(static_cast<cudaError_t>(code));
 }

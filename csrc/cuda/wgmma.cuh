@@ -156,24 +156,11 @@ __device__ __forceinline__ void show_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Arrives at this barrier in all blocks of the cluster.
-template <int cluster>
 __device__ __forceinline__ void arrive(Barrier* barrier, bool really) {
-  if constexpr (cluster == 1) {
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %1, 0; @p mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];}" ::"r"(
-                     shared_address(barrier)),
-                 "r"(static_cast<int>(really))
-                 : "memory");
-  } else {
-#pragma unroll
-    for (int block = 0; block < cluster; ++block) {
-      asm volatile(
-          "{.reg .pred p; .reg .b32 there; setp.ne.b32 p, %1, 0; mapa.shared::cluster.u32 there, %0, %2;\n"
-          "@p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];}" ::"r"(shared_address(barrier)),
-          "r"(static_cast<int>(really)), "r"(block)
-          : "memory");
-    }
-  }
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %1, 0; @p mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];}" ::"r"(
+                   shared_address(barrier)),
+               "r"(static_cast<int>(really))
+               : "memory");
 }
 
 // Arrives, and announces so many bytes of copies.
@@ -184,34 +171,13 @@ __device__ __forceinline__ void arrive_and_expect(Barrier* barrier, int bytes) {
 }
 
 // Waits for the end of a phase: phase 0 has parity 0, phase 1 parity 1, and so on. The phase before the first has ended.
-// Those who arrive are of this block, or of the cluster.
-template <int cluster>
 __device__ __forceinline__ void wait(Barrier* barrier, int parity) {
-  if constexpr (cluster == 1) {
-    asm volatile(
-        "{.reg .pred p;\n"
-        "again: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%0], %1;\n"
-        "@!p bra again;}" ::"r"(shared_address(barrier)),
-        "r"(parity)
-        : "memory");
-  } else {
-    asm volatile(
-        "{.reg .pred p;\n"
-        "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
-        "@!p bra again;}" ::"r"(shared_address(barrier)),
-        "r"(parity)
-        : "memory");
-  }
-}
-
-// A barrier of all threads of the cluster.
-template <int cluster>
-__device__ __forceinline__ void barrier_of_cluster() {
-  if constexpr (cluster == 1) {
-    __syncthreads();
-  } else {
-    asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
-  }
+  asm volatile(
+      "{.reg .pred p;\n"
+      "again: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%0], %1;\n"
+      "@!p bra again;}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
 }
 
 // How many registers the threads of this warpgroup have from here on.
@@ -236,19 +202,8 @@ struct TileMap {
   CUtensorMap map;
 };
 
-// The tile whose first element is at this column and row of a matrix [rows, columns], to this place in all blocks of the
-// cluster, and to their barriers here.
-template <int cluster>
+// The tile whose first element is at this column and row of a matrix [rows, columns].
 __device__ __forceinline__ void copy_tile(void* to, const TileMap& from, int column, int row, Barrier* barrier) {
-  if constexpr (cluster > 1) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, "
-        "%3}], [%4], %5;" ::"r"(shared_address(to)),
-        "l"(&from.map), "r"(column), "r"(row), "r"(shared_address(barrier)),
-        "h"(static_cast<short>((1 << cluster) - 1))
-        : "memory");
-    return;
-  }
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                ::"r"(shared_address(to)),
                "l"(&from.map), "r"(column), "r"(row), "r"(shared_address(barrier))
@@ -257,18 +212,8 @@ __device__ __forceinline__ void copy_tile(void* to, const TileMap& from, int col
 
 // Of images [images, height, width, channels], at the positions from (image, y, x) of the kernel's first element on, what
 // is so many rows down and columns right of them: 64 channels from `channel` on.
-template <int cluster>
 __device__ __forceinline__ void copy_positions(void* to, const TileMap& from, int channel, int x, int y, int image,
                                                int right, int down, Barrier* barrier) {
-  if constexpr (cluster > 1) {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
-        "{%2, %3, %4, %5}], [%6], {%7, %8}, %9;" ::"r"(shared_address(to)),
-        "l"(&from.map), "r"(channel), "r"(x), "r"(y), "r"(image), "r"(shared_address(barrier)),
-        "h"(static_cast<short>(right)), "h"(static_cast<short>(down)), "h"(static_cast<short>((1 << cluster) - 1))
-        : "memory");
-    return;
-  }
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
       "[%6], {%7, %8};" ::"r"(shared_address(to)),
@@ -282,13 +227,6 @@ __device__ __forceinline__ void store_matrices_transposed(void* row, const std::
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
                "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
                : "memory");
-}
-
-// Starts a kernel in clusters of so many blocks, which it says itself too.
-template <int cluster, class... Parameters>
-int launch_clusters(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, void* stream,
-                    Parameters... parameters) {
-  return launch(kernel, grid, threads, shared_bytes, stream, parameters...);
 }
 
 // The function of the driver by this name, which is not linked: the library must load where there is no driver.

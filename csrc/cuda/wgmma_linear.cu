@@ -15,9 +15,7 @@ std::int64_t count_tiles(const Linear& task, WideMasks& masks) {
     if (!sizes_fit({blocks})) return -1;
     masks.blocks = static_cast<int>(blocks);
   }
-  const int outer_tiles = (task.outer + Tile::outer - 1) / Tile::outer;
-  const int of_clusters = (outer_tiles + Tile::cluster - 1) / Tile::cluster * Tile::cluster;
-  const std::int64_t tiles = std::int64_t{masks.blocks} * of_clusters;
+  const std::int64_t tiles = std::int64_t{masks.blocks} * ((task.outer + Tile::outer - 1) / Tile::outer);
   return tiles <= 0x7fffffff && masks.blocks <= 0x7fffffff / 8 ? tiles : -1;
 }
 
@@ -30,23 +28,24 @@ int start(const Linear& task, WideMasks masks, const Window& window, MapX map_x,
   const int rows = Tile::transposed ? task.inner : task.outer, columns = Tile::transposed ? task.outer : task.inner;
   const int tile_rows = Tile::transposed ? Tile::depth : Tile::outer;
   if (const int error = map_tiles(maps.weight, task.weight, rows, columns, tile_rows); error != 0) return error;
-  if (const int error = map_x(maps.x, Tile::shared_rows); error != 0) return error;
-  return launch_clusters<Tile::cluster>(wgmma_product<Tile, Rows>, dim3(static_cast<unsigned>(tiles)), wide_threads,
-                                        Tile::shared_bytes, stream, task, masks, maps, window);
+  if (const int error = map_x(maps.x, Tile::rows); error != 0) return error;
+  return launch(wgmma_product<Tile, Rows>, dim3(static_cast<unsigned>(tiles)), wide_threads, Tile::shared_bytes, stream,
+                task, masks, maps, window);
 }
 
-// Tiles are as large as the rows of a mask fill; smaller if there are too few for all multiprocessors.
+// The tile for so many rows of a mask, by what was measured on an H200: small tiles, two of them at a time on a
+// multiprocessor, hide how long it takes to begin a product.
 template <class T, bool transposed, bool with_factors, class Rows, class MapX>
 int run(const Linear& task, const WideMasks& masks, const Window& window, const std::int64_t* tile_sizes, MapX map_x,
         void* stream) {
-  const std::int64_t rows = tile_sizes[0], segments = tile_sizes[1];
   const auto with = [&](auto tile) { return start<decltype(tile), Rows>(task, masks, window, map_x, stream); };
-  if (rows == 16 && segments == 8) return with(WideTile<T, 16, 8, 3, 1, transposed, with_factors>{});
-  if (rows == 16) return with(WideTile<T, 16, 4, 3, 2, transposed, with_factors>{});
-  if (rows == 64 && segments == 4) return with(WideTile<T, 64, 4, 4, 1, transposed, with_factors>{});
-  if (rows == 64) return with(WideTile<T, 64, 1, 4, 2, transposed, with_factors>{});
-  if (rows == 128) return with(WideTile<T, 128, 2, 4, 1, transposed, with_factors>{});
-  return with(WideTile<T, 256, 1, 4, 1, transposed, with_factors>{});
+  switch (tile_sizes[0]) {
+    case 16: return with(WideTile<T, 16, 4, 3, 2, transposed, with_factors>{});
+    case 64: return with(WideTile<T, 64, 1, 4, 2, transposed, with_factors>{});
+    case 128: return with(WideTile<T, 128, 2, 4, 1, transposed, with_factors>{});
+    case 256: return with(WideTile<T, 256, 1, 4, 1, transposed, with_factors>{});
+  }
+  return unknown_tile;
 }
 
 WideMasks make_masks(const std::uint32_t* words, const float* factors, const std::int32_t* runs, std::int64_t blocks,
@@ -67,14 +66,9 @@ WideMasks make_masks(const std::uint32_t* words, const float* factors, const std
 }  // namespace
 }  // namespace cad_fast::cuda
 
-void cad_fast_cuda_wide_tile(std::int64_t groups, std::int64_t rows, std::int64_t outer,
-                             std::int64_t* sizes) {
-  constexpr std::int64_t multiprocessors = 132;  // of an H100 or H200
-  const std::int64_t most = rows <= 16 ? 16 : rows <= 64 ? 64 : rows <= 128 ? 128 : 256;
-  const std::int64_t many = most == 16 ? 8 : 256 / most, few = most == 16 ? 4 : most == 64 ? 1 : many;
-  const std::int64_t runs = groups * ((rows + most - 1) / most), outer_tiles = (outer + 127) / 128;
-  sizes[0] = most;
-  sizes[1] = (runs + many - 1) / many * outer_tiles < multiprocessors ? few : many;
+void cad_fast_cuda_wide_tile(std::int64_t rows, std::int64_t* sizes) {
+  sizes[0] = rows <= 16 ? 16 : rows <= 64 ? 64 : rows <= 128 ? 128 : 256;
+  sizes[1] = rows <= 16 ? 4 : rows > 64 && rows <= 128 ? 2 : 1;
 }
 
 int cad_fast_cuda_wgmma_linear(const void* x, const void* weight, const std::uint32_t* words, const void* bias,

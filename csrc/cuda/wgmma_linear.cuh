@@ -19,8 +19,6 @@ struct WideTile {
   static constexpr int rows = rows_, segments = segments_, stages = stages_, blocks = blocks_, outer = 128, depth = 64;
   static constexpr bool transposed = transposed_, with_factors = with_factors_;
   static constexpr int columns = rows * segments;
-  // Blocks of a cluster have the same rows of x and neighbouring outputs: each copies a part of x for all.
-  static constexpr int cluster = rows == 256 ? 2 : 1, shared_rows = rows / cluster;
 
   // The weight lies as in memory, transposed in two halves. Its rows and those of x have 128 bytes, whose parts of 16
   // bytes are exchanged (`exchanged`).
@@ -63,18 +61,16 @@ struct WideMaps {
 };
 
 // A tile's place: blocks of rows run fastest but for eight tiles of the weight, so that what is read again is in L2.
-template <int cluster>
 struct WidePlace {
   int block;
   int outer_tile;
 
   __device__ __forceinline__ WidePlace(int outer_tiles, int blocks) {
-    constexpr int together = 8 / cluster;
-    const int clusters = (outer_tiles + cluster - 1) / cluster, program = static_cast<int>(blockIdx.x) / cluster;
-    const int per_lot = together * blocks, first = program / per_lot * together;
-    const int size = min(clusters - first, together), inside = program % per_lot;
+    constexpr int together = 8;
+    const int program = static_cast<int>(blockIdx.x), per_lot = together * blocks, first = program / per_lot * together;
+    const int size = min(outer_tiles - first, together), inside = program % per_lot;
     block = inside / size;
-    outer_tile = (first + inside % size) * cluster + static_cast<int>(blockIdx.x) % cluster;
+    outer_tile = first + inside % size;
   }
 };
 
@@ -83,9 +79,8 @@ class RowsOfLinear {
  public:
   __device__ __forceinline__ explicit RowsOfLinear(const Window&) {}
 
-  template <int cluster>
   __device__ __forceinline__ void copy(void* to, const TileMap& x, int first_row, int inner, Barrier* barrier) const {
-    copy_tile<cluster>(to, x, inner, first_row, barrier);
+    copy_tile(to, x, inner, first_row, barrier);
   }
 };
 
@@ -95,11 +90,10 @@ class RowsOfConvolution {
  public:
   __device__ __forceinline__ explicit RowsOfConvolution(const Window& window) : window_(window) {}
 
-  template <int cluster>
   __device__ __forceinline__ void copy(void* to, const TileMap& x, int first_row, int inner, Barrier* barrier) const {
     const int area = window_.out_height * window_.out_width, position = first_row % area;
     const int element = inner / window_.channels;
-    copy_positions<cluster>(to, x, inner % window_.channels,
+    copy_positions(to, x, inner % window_.channels,
                    position % window_.out_width * window_.stride[1] - window_.padding[1],
                    position / window_.out_width * window_.stride[0] - window_.padding[0], first_row / area,
                    element % window_.kernel[1] * window_.dilation[1], element / window_.kernel[1] * window_.dilation[0],
@@ -128,11 +122,11 @@ class WideProduct {
     if (threadIdx.x == 0) {
       for (int stage = 0; stage < Tile::stages; ++stage) {
         make_barrier(full(stage), 1);
-        make_barrier(empty(stage), product_warps * Tile::cluster);
+        make_barrier(empty(stage), product_warps);
       }
       show_barriers();
     }
-    barrier_of_cluster<Tile::cluster>();
+    __syncthreads();
   }
 
   // For the threads behind those that multiply: begins the copies of all lots, each as soon as there is room.
@@ -144,21 +138,20 @@ class WideProduct {
     }
     for (int lot = 0; lot < lots_; ++lot) {
       const int stage = lot % Tile::stages, inner = lot * Tile::depth;
-      wait<Tile::cluster>(empty(stage), (lot / Tile::stages + 1) % 2);  // of the lot that was there before
+      wait(empty(stage), (lot / Tile::stages + 1) % 2);  // of the lot that was there before
       Barrier* arrived = full(stage);
       arrive_and_expect(arrived, bytes);
       unsigned char* to = memory_of(stage);
       if constexpr (Tile::transposed) {
-        copy_tile<1>(to, maps_.weight, outer_, inner, arrived);
-        copy_tile<1>(to + Tile::weight_bytes / 2, maps_.weight, outer_ + 64, inner, arrived);
+        copy_tile(to, maps_.weight, outer_, inner, arrived);
+        copy_tile(to + Tile::weight_bytes / 2, maps_.weight, outer_ + 64, inner, arrived);
       } else {
-        copy_tile<1>(to, maps_.weight, inner, outer_, arrived);
+        copy_tile(to, maps_.weight, inner, outer_, arrived);
       }
       for (int segment = 0; segment < Tile::segments; ++segment) {
         const Run run = runs()[segment];
-        const int own = static_cast<int>(blockIdx.x) % Tile::cluster * Tile::shared_rows;  // and for the whole cluster
-        unsigned char* rows = to + Tile::weight_bytes + (segment * Tile::rows + own) * 128;
-        if (run.rows > 0) rows_.template copy<Tile::cluster>(rows, maps_.x, run.first_row + own, inner, arrived);
+        unsigned char* rows = to + Tile::weight_bytes + segment * Tile::rows * 128;
+        if (run.rows > 0) rows_.copy(rows, maps_.x, run.first_row, inner, arrived);
       }
     }
   }
@@ -239,7 +232,7 @@ class WideProduct {
     const unsigned char* weight = memory_of(lot % Tile::stages);
     const unsigned char* x = weight + Tile::weight_bytes;
     const std::uint32_t* words = words_of(lot);
-    wait<1>(full(lot % Tile::stages), lot / Tile::stages % 2);
+    wait(full(lot % Tile::stages), lot / Tile::stages % 2);
     wait_copies<Tile::word_lots - 2>();
     __syncwarp();  // the words of this lot are there, and no lane reads those of the lot before any more
     std::uint32_t plain[4][4];
@@ -254,7 +247,7 @@ class WideProduct {
         std::uint32_t(&ablated)[steps_together][4] = ablated_[group % sides];
         wait_products<sides - 1>();  // among others those that read these registers
         if (group == 1) {            // all of the lot before have been waited for
-          arrive<Tile::cluster>(empty((lot + Tile::stages - 1) % Tile::stages), lot > 0 && threadIdx.x % 32 == 0);
+          arrive(empty((lot + Tile::stages - 1) % Tile::stages), lot > 0 && threadIdx.x % 32 == 0);
         }
 #pragma unroll
         for (int step = 0; step < steps_together; ++step) {
@@ -397,7 +390,7 @@ class WideProduct {
   const Linear& task_;
   const WideMasks& masks_;
   const WideMaps& maps_;
-  WidePlace<Tile::cluster> place_;
+  WidePlace place_;
   int outer_;
   int lots_;
   Rows rows_;
@@ -406,7 +399,7 @@ class WideProduct {
 };
 
 template <class Tile, class Rows>
-__global__ void __cluster_dims__(Tile::cluster, 1, 1) __launch_bounds__(wide_threads, Tile::blocks)
+__global__ void __launch_bounds__(wide_threads, Tile::blocks)
     wgmma_product(const Linear task, const WideMasks masks, const __grid_constant__ WideMaps maps, const Window window) {
   WideProduct<Tile, Rows> product(task, masks, maps, window);
   // Those that multiply take over registers of those that do not.
@@ -417,7 +410,6 @@ __global__ void __cluster_dims__(Tile::cluster, 1, 1) __launch_bounds__(wide_thr
     leave_registers<Tile::blocks == 1 ? 40 : 32>();
     product.copy();
   }
-  if constexpr (Tile::cluster > 1) barrier_of_cluster<Tile::cluster>();  // others copy to here and arrive here
 }
 
 }  // namespace cad_fast::cuda

@@ -1,4 +1,4 @@
-"""The Hopper kernels on the CPU, thread by thread, and mistakes put into copies of them, each of which must be found."""
+"""The Hopper kernels on the CPU, thread by thread; mistakes put into copies of them, each of which must be found."""
 
 import pytest
 import torch
@@ -17,25 +17,15 @@ BUGS = {
     "sums are read before the last products": (KERNEL, "    wait_products<0>();\n", "    wait_products<1>();\n"),
     "a lot is read before it is there": (
         KERNEL,
-        "    wait<1>(full(lot % Tile::stages), lot / Tile::stages % 2);\n",
+        "    wait(full(lot % Tile::stages), lot / Tile::stages % 2);\n",
         "",
     ),
     "a stage is filled before all have read it": (
         KERNEL,
-        "      wait<Tile::cluster>(empty(stage), (lot / Tile::stages + 1) % 2);  // of the lot that was there before\n",
+        "      wait(empty(stage), (lot / Tile::stages + 1) % 2);  // of the lot that was there before\n",
         "",
     ),
     "a stage is given back before its products have ended": (KERNEL, "if (group == 1) {", "if (group == 0) {"),
-    "blocks of a cluster do not wait for one another": (
-        KERNEL,
-        "        make_barrier(empty(stage), product_warps * Tile::cluster);",
-        "        make_barrier(empty(stage), product_warps);",
-    ),
-    "each block copies the same part for its cluster": (
-        KERNEL,
-        "static_cast<int>(blockIdx.x) % Tile::cluster * Tile::shared_rows;",
-        "0 * Tile::shared_rows;",
-    ),
     "words are read before they are there": (
         KERNEL,
         "wait_copies<Tile::word_lots - 2>();",

@@ -146,17 +146,26 @@ def test_triton_needs_a_capability(monkeypatch, capability: tuple[int, int], rea
 
 
 @pytest.mark.parametrize(
-    ("rows", "depth", "first"),
-    [(1, 640, "hopper"), (1023, 640, "hopper"), (1024, 640, "vendor"), (1024, 1280, "hopper"), (4096, 1280, "vendor")],
+    ("rows", "outputs", "depth", "first"),
+    [
+        (1, 5120, 640, "hopper"),
+        (16, 1280, 640, "triton"),
+        (17, 1280, 640, "hopper"),
+        (1023, 5120, 640, "hopper"),
+        (1024, 5120, 640, "vendor"),
+        (1024, 5120, 1280, "hopper"),
+        (4096, 5120, 1280, "vendor"),
+    ],
 )
-def test_the_choice_on_gpus_depends_on_the_rows_of_a_variant(rows: int, depth: int, first: str) -> None:
+def test_the_choice_on_gpus_depends_on_the_rows_of_a_variant(rows: int, outputs: int, depth: int, first: str) -> None:
     class OnCuda(torch.Tensor):
         device = torch.device("cuda")
 
     for variants in (1, 16):
         x = torch.zeros(1).expand(variants, rows, depth).as_subclass(OnCuda)
-        order = crossover.order("masked_linear", (x,))
-        assert order[0] == first and order[-1] == "reference" and {"triton", "cuda"} < set(order)
+        weight = torch.zeros(1).expand(outputs, depth)
+        order = crossover.order("masked_linear", (x, weight, None, None, None, False))
+        assert order[0] == first and order[-1] == "reference" and {"triton", "cuda", "hopper", "vendor"} < set(order)
 
 
 def test_triton_is_imported_only_when_wanted() -> None:

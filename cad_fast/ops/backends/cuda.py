@@ -28,7 +28,7 @@ FUNCTIONS = {
     "edited_linear": (_INT, [_POINTER] * 9 + [_SIZE] * 2 + [_INT] * 2 + [_POINTER]),
     "wgmma_linear": (_INT, [_POINTER] * 7 + [_SIZE] * 4 + [_POINTER] + [_SIZE] * 2 + [_INT] * 2 + [_POINTER]),
     "wgmma_conv2d": (_INT, [_POINTER] * 7 + [_SIZE] * 4 + [_POINTER] * 2 + [_INT, _POINTER]),
-    "wide_tile": (None, [_SIZE] * 3 + [_POINTER]),
+    "wide_tile": (None, [_SIZE, _POINTER]),
     "device_count": (_INT, []),
     "use_device": (_INT, [_INT]),
     "message": (ctypes.c_char_p, [_INT]),

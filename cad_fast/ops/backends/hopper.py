@@ -23,8 +23,7 @@ def why_not(op: str, args: tuple[Any, ...]) -> str | None:
     """Why the Hopper kernels cannot run an operator on these arguments; None if they can."""
     if reason := cuda.why_not(op, args):
         return reason
-    x, weight = args[:2]
-    if reason := unsupported_index(x.device.index):
+    if reason := unsupported_index(args[0].device.index):
         return reason
     return why_not_shapes(op, args)
 
@@ -46,8 +45,8 @@ def why_not_shapes(op: str, args: tuple[Any, ...]) -> str | None:
         reach = max((size - 1) * step for size, step in zip(weight.shape[2:], dilation, strict=True))
         if reach > REACH or max(padding) > REACH or max(stride) > STRIDE:
             return (
-                f"the Hopper kernels take strides up to {STRIDE}, paddings and kernels up to {REACH}, given are strides of "
-                f"{stride}, paddings of {padding} and kernels of {list(weight.shape[2:])} with dilations of {dilation}"
+                f"the Hopper kernels take strides up to {STRIDE}, paddings and kernels up to {REACH}, given are strides "
+                f"of {stride}, paddings of {padding} and kernels of {list(weight.shape[2:])} with dilations of {dilation}"
             )
         return None
     sizes = {"the weight's rows": weight.shape[1], "rows of x": x.shape[-1]}
@@ -69,8 +68,8 @@ def unsupported_index(index: int) -> str | None:
 class Runs(NamedTuple):
     """How rows of x are divided among masks, for the kernels.
 
-    table: [blocks, segments, 3], int32: the mask, the first row and the number of rows of each run; None: one mask after
-    the other has `rows` rows. rows: of each group, about. tile: rows of a run at most, and segments of a block.
+    table: [blocks, segments, 3], int32: the mask, the first row and the number of rows of each run; None: one mask
+    after the other has `rows` rows. rows: of each group, about. tile: rows of a run at most, and segments of a block.
     """
 
     table: Tensor | None
@@ -84,24 +83,24 @@ class Runs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def tile_of(groups: int, rows: int, outer: int) -> ctypes.Array:
-    """The tile that so many groups of about so many rows are computed with: rows of a run, and runs of a block."""
+def tile_of(rows: int) -> ctypes.Array:
+    """The tile that groups of about so many rows are computed with: rows of a run, and runs of a block."""
     sizes = (ctypes.c_int64 * 2)()
-    cuda.load().function("wide_tile")(groups, rows, outer, sizes)
+    cuda.load().function("wide_tile")(rows, sizes)
     return sizes
 
 
-def runs_of(bounds: Sequence[int], masks: Sequence[int], outer: int, device: torch.device) -> Runs:
+def runs_of(bounds: Sequence[int], masks: Sequence[int], device: torch.device) -> Runs:
     """The runs of groups of rows.
 
     Args:
         bounds: [groups + 1]: group g has the rows from bounds[g] to bounds[g + 1].
         masks: [groups]: which mask is a group's, or -1 where none of its rows are to be computed.
-        outer: elements of a row of the result.
+        device: where the table is to lie.
     """
     wanted = [g for g, mask in enumerate(masks) if mask >= 0 and bounds[g + 1] > bounds[g]]
     rows = max(1, sum(bounds[g + 1] - bounds[g] for g in wanted) // max(1, len(wanted)))
-    tile = tile_of(len(wanted), rows, outer)
+    tile = tile_of(rows)
     most, segments = tile
     key = (most, segments, tuple(bounds), tuple(masks))
 
@@ -124,7 +123,7 @@ def masked_linear(
     variants, rows, _ = x.shape
     outer = weight.shape[1 if transposed else 0]
     y = torch.empty((variants, rows, outer), dtype=x.dtype, device=x.device)
-    runs = Runs(None, rows, tile_of(variants, rows, outer))
+    runs = Runs(None, rows, tile_of(rows))
     linear_of_runs(x.flatten(0, 1), weight, words, bias, factors, transposed, runs, y)
     return y
 
@@ -143,8 +142,13 @@ def linear_of_runs(
 
     Args:
         x: [rows, k], or [rows, n] if `transposed`.
+        weight: [n, k].
         words: [masks, n, ceil(k / 32)]. Without a table of runs mask i is that of rows i * runs.rows and on.
+        bias: [n], or None.
         factors: [masks], float32, or None for 0.
+        transposed: whether to multiply by the weight rather than by its transpose.
+        runs: which rows are under which mask.
+        y: [rows, n], or [rows, k] if `transposed`.
     """
     if runs.nothing:
         return
@@ -170,11 +174,15 @@ def convolution_of_runs(
     """Write the positions of images y that the runs name, each with the weight under its mask.
 
     Args:
-        x, y: [images, height, width, channels], y contiguous.
+        x: [images, height, width, channels].
         weight: [N, kh, kw, C], contiguous.
         words: [masks, N, ceil(kh * kw * C / 32)]: bits of the weight in this order. Without a table of runs mask i is
             that of positions i * runs.rows and on.
+        bias: [N], or None.
         factors: [masks], float32, or None for 0.
+        geometry: of the convolution.
+        runs: which positions of y are under which mask.
+        y: [images, height, width, N], contiguous.
     """
     if runs.nothing:
         return

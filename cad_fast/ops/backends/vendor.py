@@ -37,7 +37,7 @@ def why_not(op: str, args: tuple[Any, ...]) -> str | None:
 
 @contextlib.contextmanager
 def full_sums() -> Iterator[None]:
-    """Have torch's products add in float32 alone, also parts of sums; otherwise torch lets cuBLAS add some in 16 bits."""
+    """Have torch's products add in float32 alone, parts of sums too; else torch lets cuBLAS add some in 16 bits."""
     global _inside, _before
     settings = torch.backends.cuda.matmul
     with _lock:
@@ -65,7 +65,9 @@ def ablated_weights(weight: Tensor, words: Tensor, factors: Tensor | None) -> It
     """The weights [variants, n, k] of some variants after another, in memory that the next ones take over.
 
     Args:
-        weight: [n, k]; words: [V, n, ceil(k / 32)]; factors: [V] or None for 0.
+        weight: [n, k].
+        words: [V, n, ceil(k / 32)]: bits of the elements that are multiplied by their variant's factor.
+        factors: [V], float32, or None for 0.
     """
     run = importlib.import_module("cad_fast.kernels.ablated_weights").run
     words = words.contiguous()
@@ -100,11 +102,15 @@ def masked_linear(
 def gate_channels(
     source: Tensor, gates: Tensor, bias: Tensor | None, channels: int, per_channel: int, in_place: bool = False
 ) -> Tensor:
-    """Source [V, ...], contiguous, times its gates [V, G], plus the bias [channels], in one pass; zero where a gate is.
+    """Multiply channels by their gates and add the bias, in one pass; what a gate of 0 meets is not read.
 
     Args:
-        channels: how many there are; gate g is that of channels / G neighbouring ones.
+        source: [V, ...], contiguous.
+        gates: [V, G], each of channels / G neighbouring channels.
+        bias: [channels], or None.
+        channels: how many there are.
         per_channel: how many entries of a channel lie side by side.
+        in_place: whether to write to `source`.
     """
     run = importlib.import_module("cad_fast.kernels.gate_channels").run
     target = source if in_place else torch.empty_like(source)

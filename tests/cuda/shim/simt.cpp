@@ -46,7 +46,7 @@ namespace {
 
 constexpr std::size_t stack_bytes = 128 * 1024;
 
-enum class State { ready, at_block_barrier, at_barrier_of_first, at_cluster_barrier, at_barrier, at_warp, done };
+enum class State { ready, at_block_barrier, at_barrier_of_first, at_barrier, at_warp, done };
 
 struct Copy {
   void* to;
@@ -96,8 +96,7 @@ struct Grid {
   std::function<void()> kernel;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  std::vector<std::unique_ptr<unsigned char, decltype(&std::free)>> shared;  // of each block of the cluster
-  int threads = 0;                                                            // of a block
+  std::unique_ptr<unsigned char, decltype(&std::free)> shared{nullptr, &std::free};
   std::ptrdiff_t shared_bytes = 0;
   void* scheduler = nullptr;
   const void* scheduler_stack = nullptr;
@@ -112,8 +111,6 @@ std::string last_error;
 int order_kind = 0;  // 0 forward, 1 reverse, else the seed of random orders
 
 Fiber& own() { return grid.fibers[grid.running]; }
-
-unsigned char* memory_of(int block) { return grid.shared[block].get(); }
 
 void to_scheduler(bool for_good) {
   Fiber& fiber = own();
@@ -195,30 +192,24 @@ void release_warp(int warp) {
 
 // Lets those go on that wait for the end of a phase which has ended, or at a barrier to which all have come.
 void release_barriers() {
-  const auto all = static_cast<int>(grid.fibers.size());
-  const auto count = [&](int first, int end, State state) {
-    return std::count_if(grid.fibers.begin() + first, grid.fibers.begin() + end,
-                         [=](const Fiber& f) { return f.state == state; });
-  };
-  const auto release = [&](int first, int end, State state) {
-    for (int i = first; i < end; ++i) {
-      if (grid.fibers[i].state == state) grid.fibers[i].state = State::ready;
+  const auto threads = static_cast<std::ptrdiff_t>(grid.fibers.size());
+  const auto release = [](State state, auto all_have_come) {
+    const auto waits = [=](const Fiber& fiber) { return fiber.state == state; };
+    const auto come = std::count_if(grid.fibers.begin(), grid.fibers.end(), waits);
+    if (come == 0 || !all_have_come(come)) return;
+    for (Fiber& fiber : grid.fibers) {
+      if (waits(fiber)) fiber.state = State::ready;
     }
   };
+  release(State::at_block_barrier, [=](std::ptrdiff_t come) { return come == threads; });
+  release(State::at_barrier_of_first, [](std::ptrdiff_t come) { return come == grid.fibers[0].first; });
   for (Fiber& fiber : grid.fibers) {
     if (fiber.state == State::at_barrier && grid.barriers[fiber.barrier].parity != fiber.parity) fiber.state = State::ready;
   }
-  for (int first = 0; first < all; first += grid.threads) {
-    const int end = first + grid.threads;
-    if (count(first, end, State::at_block_barrier) == grid.threads) release(first, end, State::at_block_barrier);
-    const auto come = count(first, end, State::at_barrier_of_first);
-    if (come > 0 && come == grid.fibers[first].first) release(first, end, State::at_barrier_of_first);
-  }
-  if (count(0, all, State::at_cluster_barrier) == all) release(0, all, State::at_cluster_barrier);
 }
 
-// Runs the threads of a cluster, always one warp as far as it goes before the next.
-void run_cluster(std::mt19937& random) {
+// Runs the threads of a block, always one warp as far as it goes before the next.
+void run_block(std::mt19937& random) {
   const int warps = static_cast<int>(grid.warps.size());
   std::vector<int> warp_order(warps), lane_order(warp_size);
   std::iota(warp_order.begin(), warp_order.end(), 0);
@@ -257,7 +248,7 @@ void run_cluster(std::mt19937& random) {
 
 const Position& position() { return own().position; }
 
-unsigned char* shared_memory() { return memory_of(grid.running / grid.threads); }
+unsigned char* shared_memory() { return grid.shared.get(); }
 
 void fail(const char* message) {
   grid.error = message;
@@ -394,26 +385,12 @@ void show_barriers() {
   for (auto& [place, barrier] : grid.barriers) barrier.shown = true;
 }
 
-// The same place in each block of the cluster, or in this one alone.
-template <class Place>
-std::vector<Place*> everywhere(Place* place, bool in_all) {
-  if (!in_all) return {place};
-  std::vector<Place*> places;
-  for (const auto& memory : grid.shared) {
-    auto* there = memory.get() + shared_address(place);
-    places.push_back(reinterpret_cast<Place*>(there));
-  }
-  return places;
-}
-
-void arrive(const void* place, int bytes, bool at_all) {
-  for (const void* there : everywhere(static_cast<const unsigned char*>(place), at_all)) {
-    Barrier& barrier = barrier_at(there);
-    if (barrier.missing == 0) fail("mbarrier: more threads arrive than it was made for");
-    barrier.expected += bytes;
-    barrier.missing -= 1;
-    proceed(barrier);
-  }
+void arrive(const void* place, int bytes) {
+  Barrier& barrier = barrier_at(place);
+  if (barrier.missing == 0) fail("mbarrier: more threads arrive than it was made for");
+  barrier.expected += bytes;
+  barrier.missing -= 1;
+  proceed(barrier);
 }
 
 void wait(const void* place, int parity) {
@@ -423,50 +400,39 @@ void wait(const void* place, int parity) {
   wait_in(State::at_barrier);
 }
 
-void copy_tile(void* to, int bytes, const void* place, bool to_all, std::function<void(void*)> write) {
+void copy_tile(void* to, int bytes, const void* place, std::function<void()> write) {
   const std::uint32_t address = shared_address(to);
   if (address % 1024 != 0) fail("a tile's place is not aligned to 1024 bytes");
   if (address + bytes > static_cast<std::uint32_t>(grid.shared_bytes)) fail("a tile's place is not in shared memory");
-  const auto targets = everywhere(static_cast<unsigned char*>(to), to_all);
-  const auto places = everywhere(static_cast<const unsigned char*>(place), to_all);
-  for (std::size_t i = 0; i < targets.size(); ++i) {
-    Barrier& barrier = barrier_at(places[i]);
-    unsigned char* target = targets[i];
-    std::memset(target, 0xff, bytes);
-    barrier.begun += bytes;
-    barrier.writes.push_back([=] { write(target); });
-    proceed(barrier);
-  }
+  Barrier& barrier = barrier_at(place);
+  std::memset(to, 0xff, bytes);
+  barrier.begun += bytes;
+  barrier.writes.push_back(std::move(write));
+  proceed(barrier);
 }
-
-void barrier_of_cluster() { wait_in(State::at_cluster_barrier); }
 
 void barrier_of_first(int threads) {
   own().first = threads;
   wait_in(State::at_barrier_of_first);
 }
 
-int run(std::function<void()> kernel, dim3 size, int threads, int shared_bytes, int cluster) {
+int run(std::function<void()> kernel, dim3 size, int threads, int shared_bytes) {
   grid.kernel = std::move(kernel);
-  grid.threads = threads;
-  grid.fibers.resize(threads * cluster);
-  grid.warps.resize(threads * cluster / warp_size);
-  grid.error = size.x % cluster == 0 ? "" : "the grid is not divided by its clusters";
+  grid.fibers.resize(threads);
+  grid.warps.resize(threads / warp_size);
+  grid.error.clear();
   std::mt19937 random(order_kind);
   for (unsigned y = 0; y < size.y; ++y) {
-    for (unsigned x = 0; x < size.x && grid.error.empty(); x += cluster) {
-      grid.shared.clear();
+    for (unsigned x = 0; x < size.x && grid.error.empty(); ++x) {
+      // Of exactly this size, so that the sanitizer sees a step beyond its end.
+      void* memory = nullptr;
+      if (posix_memalign(&memory, 1024, shared_bytes) != 0) std::abort();
+      grid.shared.reset(static_cast<unsigned char*>(memory));
       grid.shared_bytes = shared_bytes;
-      for (int block = 0; block < cluster; ++block) {
-        // Of exactly this size, so that the sanitizer sees a step beyond its end.
-        void* memory = nullptr;
-        if (posix_memalign(&memory, 1024, shared_bytes) != 0) std::abort();
-        grid.shared.emplace_back(static_cast<unsigned char*>(memory), &std::free);
-        std::memset(memory, 0xff, shared_bytes);
-        for (int i = 0; i < threads; ++i) start(grid.fibers[block * threads + i], {dim3(i), dim3(x + block, y)});
-      }
+      std::memset(memory, 0xff, shared_bytes);
       grid.barriers.clear();
-      run_cluster(random);
+      for (int i = 0; i < threads; ++i) start(grid.fibers[i], {dim3(i), dim3(x, y)});
+      run_block(random);
     }
   }
   last_error = grid.error;

@@ -18,7 +18,6 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __cluster_dims__(...)
 
 struct dim3 {
   unsigned x, y, z;
@@ -47,7 +46,6 @@ unsigned char* shared_memory();
 
 void block_barrier();
 void barrier_of_first(int threads);
-void barrier_of_cluster();
 
 // All lanes of the warp give 32 bytes and get those of all; `instruction` must be the same for all.
 struct Given {
@@ -71,17 +69,16 @@ void wait_products(int groups);
 // Barriers by their place in shared memory, which holds nothing.
 void make_barrier(const void* barrier, int threads);
 void show_barriers();
-void arrive(const void* barrier, int bytes, bool at_all);
+void arrive(const void* barrier, int bytes);
 void wait(const void* barrier, int parity);
 
-// Begins to write so many bytes, which arrive at the barrier, in this block or at the same places in all of the cluster;
-// write(to) is called as late as can be.
-void copy_tile(void* to, int bytes, const void* barrier, bool to_all, std::function<void(void*)> write);
+// Begins to write so many bytes, which arrive at the barrier; `write` is called as late as can be.
+void copy_tile(void* to, int bytes, const void* barrier, std::function<void()> write);
 
 // Element k of a row of 64 in shared memory, whose parts of 16 bytes are exchanged by the row's place.
 std::uint16_t exchanged_element(const void* b, int row, int k);
 
-int run(std::function<void()> kernel, dim3 grid, int threads, int shared_bytes, int cluster);
+int run(std::function<void()> kernel, dim3 grid, int threads, int shared_bytes);
 
 std::uint16_t half_of(float value);
 float float_of_half(std::uint16_t bits);
@@ -213,23 +210,11 @@ using Barrier = std::uint64_t;
 
 inline void make_barrier(Barrier* barrier, int threads) { simt::make_barrier(barrier, threads); }
 inline void show_barriers() { simt::show_barriers(); }
-template <int cluster>
-void arrive(Barrier* barrier, bool really) {
-  if (really) simt::arrive(barrier, 0, cluster > 1);
+inline void arrive(Barrier* barrier, bool really) {
+  if (really) simt::arrive(barrier, 0);
 }
-inline void arrive_and_expect(Barrier* barrier, int bytes) { simt::arrive(barrier, bytes, false); }
-template <int cluster>
-void wait(Barrier* barrier, int parity) {
-  simt::wait(barrier, parity);
-}
-template <int cluster>
-void barrier_of_cluster() {
-  if (cluster > 1) {
-    simt::barrier_of_cluster();
-  } else {
-    simt::block_barrier();
-  }
-}
+inline void arrive_and_expect(Barrier* barrier, int bytes) { simt::arrive(barrier, bytes); }
+inline void wait(Barrier* barrier, int parity) { simt::wait(barrier, parity); }
 template <int threads>
 void barrier_of_first() {
   simt::barrier_of_first(threads);
@@ -275,9 +260,8 @@ inline std::uint16_t* exchanged_place(void* to, int row, int column) {
   return reinterpret_cast<std::uint16_t*>(static_cast<unsigned char*>(to) + (place ^ (place >> 7 & 7u) << 4));
 }
 
-template <int cluster>
-void copy_tile(void* target, const TileMap& from, int column, int row, Barrier* barrier) {
-  simt::copy_tile(target, from.tile_rows * 128, barrier, cluster > 1, [=](void* to) {
+inline void copy_tile(void* to, const TileMap& from, int column, int row, Barrier* barrier) {
+  simt::copy_tile(to, from.tile_rows * 128, barrier, [=] {
     for (int i = 0; i < from.tile_rows * 64; ++i) {
       const std::int64_t r = row + i / 64, c = column + i % 64;
       const bool inside = r < from.rows && c < from.columns;
@@ -287,11 +271,10 @@ void copy_tile(void* target, const TileMap& from, int column, int row, Barrier* 
 }
 
 // The positions go through the box between the corners of each image, in steps of the stride.
-template <int cluster>
-void copy_positions(void* target, const TileMap& from, int channel, int x, int y, int image, int right, int down,
-                    Barrier* barrier) {
+inline void copy_positions(void* to, const TileMap& from, int channel, int x, int y, int image, int right, int down,
+                           Barrier* barrier) {
   if (right > 255 || down > 255) simt::fail("im2col: an offset is too large");
-  simt::copy_tile(target, from.tile_rows * 128, barrier, cluster > 1, [=](void* to) {
+  simt::copy_tile(to, from.tile_rows * 128, barrier, [=] {
     const auto [channels, width, height, images] = from.sizes;
     std::int64_t at_x = x, at_y = y, at_image = image;
     for (int r = 0; r < from.tile_rows; ++r) {
@@ -344,13 +327,7 @@ std::uint32_t multiply_pairs(T, std::uint32_t a, std::uint32_t b) {
 
 template <class... Parameters>
 int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, void*, Parameters... parameters) {
-  return simt::run([&] { kernel(parameters...); }, grid, threads, shared_bytes, 1);
-}
-
-template <int cluster, class... Parameters>
-int launch_clusters(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, void*,
-                    Parameters... parameters) {
-  return simt::run([&] { kernel(parameters...); }, grid, threads, shared_bytes, cluster);
+  return simt::run([&] { kernel(parameters...); }, grid, threads, shared_bytes);
 }
 
 }  // namespace cad_fast::cuda
