@@ -22,8 +22,8 @@ VARIABLES = {
         Variable(
             "CAD_FAST_BACKEND",
             "auto",
-            "Backend of the operators: auto (the first that can run), cuda, triton, native or reference. "
-            "Explicit ones run or raise.",
+            "Backend of the operators: auto (the first that can run), hopper, cuda, triton, vendor, native or "
+            "reference. Explicit ones run or raise.",
         ),
         Variable(
             "CAD_FAST_CPU_CAPABILITY",

@@ -1,7 +1,7 @@
 """The backends that the automatic choice tries on a device, in order; the one table of who goes first on GPUs.
 
-Measured on one NVIDIA H200 (docs/measurements/gpu.md); on other GPUs an estimate. What is before another in an order but
-cannot run on the device or on such sizes says so, and the next one is tried. No choice depends on how many variants
+Measured on one NVIDIA H200 (docs/measurements/gpu.md); on other GPUs an estimate. What is before another in an order
+but cannot run on the device or on such sizes says so, and the next one is tried. No choice depends on how many variants
 share a call.
 """
 

@@ -27,7 +27,7 @@ def fuses(op: str, x: Tensor, weight: Tensor, gates: Tensor, elements: int, remo
     """Whether an operator rather than torch shall gate so many elements, all rows together; some gates 0 if `removes`.
 
     A backend that was chosen does, if it has the operator. By itself it is done where it was measured to be no slower
-    (CPU), or counted to be (``bench.roofline``, for linears on a GPU). Convolutions leave that to torch wherever
+    (on CPUs, and for linears of 16 bits on an H200). Convolutions leave that to torch wherever
     gradients are recorded, as torch keeps the output before the gates, and on a GPU, where theirs are the vendor's.
     """
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):

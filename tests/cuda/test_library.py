@@ -17,6 +17,7 @@ from cad_fast.ops import backend_report, backends, masked_linear
 from tests.cuda import simt
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+HOPPER = "sm_90a"  # with instructions that no later architecture has
 
 built = pytest.mark.skipif(not backends.cuda.PATH.exists(), reason="the CUDA kernels were not built")
 
@@ -38,12 +39,12 @@ def dump(*arguments: str | Path, cwd: Path | None = None) -> str:
 
 def kind(function: str) -> str:
     """Which template a kernel comes from."""
-    return re.search(r"(mma_linear|fma_linear_of_few|fma_linear|find_positions)", function)[1]
+    return re.search(r"(wgmma_product|mma_linear|fma_linear_of_few|fma_linear|find_positions)", function)[1]
 
 
 @built
 def test_every_kernel_is_there_for_every_architecture_and_keeps_to_registers() -> None:
-    kernels = {architecture: Counter() for architecture in ARCHITECTURES}
+    kernels = {architecture: Counter() for architecture in (*ARCHITECTURES, HOPPER)}
     architecture = function = ""
     for line in dump("-res-usage").splitlines():
         if found := re.match(r"arch = (\w+)", line):
@@ -53,16 +54,16 @@ def test_every_kernel_is_there_for_every_architecture_and_keeps_to_registers() -
         elif found := re.match(r"  REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
             registers, stack, shared, local = map(int, found.groups())
             assert (stack, local) == (0, 0), f"{function} for {architecture} spills"
-            assert registers <= 255 and 2 * 128 * registers <= 65536, f"{function}: no two blocks on a multiprocessor"
+            threads = 384 if architecture == HOPPER else 2 * 128  # of all blocks that are to be on a multiprocessor
+            assert registers <= 255 and threads * registers <= 65536, f"{function}: too many registers for its blocks"
             assert shared <= 1024, f"{function}: all but what CUDA reserves is asked for at the launch"
             kernels[architecture][kind(function)] += 1
     one = {"mma_linear": 24, "fma_linear": 8, "fma_linear_of_few": 4, "find_positions": 1}
-    assert kernels == dict.fromkeys(ARCHITECTURES, one)
+    assert kernels == dict.fromkeys(ARCHITECTURES, one) | {HOPPER: {"wgmma_product": 48}}
 
 
-@built
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_use_the_instructions_they_are_written_for(architecture: str) -> None:
+def instructions(architecture: str) -> dict[str, Counter]:
+    """How often each kernel has each instruction."""
     counts: dict[str, Counter] = {}
     for line in dump("-sass", "-arch", architecture).splitlines():
         if found := re.search(r"Function : (\w+)", line):
@@ -70,6 +71,30 @@ def test_kernels_use_the_instructions_they_are_written_for(architecture: str) ->
             current = counts[found[1]]
         elif found := re.match(r"\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)", line):
             current[found[1]] += 1
+    return counts
+
+
+@built
+def test_hopper_kernels_use_hoppers_own_instructions() -> None:
+    counts = {name: count for name, count in instructions("sm_90").items() if kind(name) == "wgmma_product"}
+    counts = counts or instructions(HOPPER)
+    assert len(counts) == 48
+    for function, count in counts.items():
+        names = Counter({name.split(".")[0]: 0 for name in count})
+        for name, number in count.items():
+            names[name.split(".")[0]] += number
+        assert names["HGMMA"] >= 4 and names["HMMA"] == 0, f"{function} multiplies otherwise"
+        assert names["UTMALDG"] >= 2, f"{function} does not copy tiles"
+        assert names["LDL"] == names["STL"] == 0, f"{function} uses local memory"
+        # A wait for all products between two of them would mean that the compiler has put them in a row.
+        waits = sum(number for name, number in count.items() if name.startswith("WARPGROUP.DEPBAR"))
+        assert waits >= 2, f"{function} waits too seldom to have products under way"
+
+
+@built
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_use_the_instructions_they_are_written_for(architecture: str) -> None:
+    counts = {name: count for name, count in instructions(architecture).items() if kind(name) != "wgmma_product"}
     assert len(counts) == 37
     for function, count in counts.items():
         assert not any(name.startswith(("LDL", "STL")) for name in count), f"{function} uses local memory"
@@ -124,7 +149,7 @@ def test_it_loads_without_a_gpu_and_says_so() -> None:
     report = json.loads(report)
     assert not report["available"] and report["why_not"].startswith("there is no CUDA device")
     assert report["build"]["version"] == __version__
-    assert report["build"]["architectures"] == [*ARCHITECTURES, "compute_100"]
+    assert report["build"]["architectures"] == [*ARCHITECTURES, "compute_100", HOPPER]
     assert re.fullmatch(r"\d+\.\d+\.\d+", report["build"]["nvcc"])
     assert message.startswith("masked_linear cannot run on the cuda backend: there is no CUDA device")
 

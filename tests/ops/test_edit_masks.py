@@ -1,6 +1,6 @@
 """Edits as masks and runs of rows, as the Hopper kernels take them; a stand-in for these computes in plain torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -52,13 +52,20 @@ class Kernels:
 
 
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
-    remembered.forget()
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     stand_in = Kernels()
+    _forget()
     monkeypatch.setattr(backends.cuda, "load", lambda: stand_in)
     monkeypatch.setattr(backends.hopper, "linear_of_runs", stand_in.linear)
     monkeypatch.setattr(backends.hopper, "convolution_of_runs", stand_in.convolution)
-    return stand_in
+    yield stand_in
+    _forget()
+
+
+def _forget() -> None:
+    """Nothing that the stand-in has said may reach other tests, nor the other way round."""
+    remembered.forget()
+    backends.hopper.tile_of.cache_clear()
 
 
 def edit(elements: int, shares: list[int], mixed: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,9 +44,9 @@ def why_not_shapes(op: str, args: tuple[Any, ...]) -> str | None:
         stride, padding, dilation = args[-5:-2]
         reach = max((size - 1) * step for size, step in zip(weight.shape[2:], dilation, strict=True))
         if reach > REACH or max(padding) > REACH or max(stride) > STRIDE:
+            given = f"strides {stride}, paddings {padding}, kernels {list(weight.shape[2:])}, dilations {dilation}"
             return (
-                f"the Hopper kernels take strides up to {STRIDE}, paddings and kernels up to {REACH}, given are strides "
-                f"of {stride}, paddings of {padding} and kernels of {list(weight.shape[2:])} with dilations of {dilation}"
+                f"the Hopper kernels take strides up to {STRIDE}, paddings and kernels up to {REACH}, given are {given}"
             )
         return None
     sizes = {"the weight's rows": weight.shape[1], "rows of x": x.shape[-1]}
