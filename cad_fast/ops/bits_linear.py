@@ -56,7 +56,7 @@ def _native_bits_linear(x: Tensor, words: Tensor, n: int, transposed: bool) -> T
     # Whole words of columns, so that the kernel needs no case for a last part of one.
     x = x.contiguous() if transposed else pad(x, (0, columns - n)).contiguous()
     y = torch.empty((t, columns if transposed else m), dtype=torch.float64)
-    backends.native.load().bits_linear(words.data_ptr(), m, w, x.data_ptr(), y.data_ptr(), t, transposed)
+    backends.native.module().bits_linear(words.data_ptr(), m, w, x.data_ptr(), y.data_ptr(), t, transposed)
     return y[:, :n].contiguous() if transposed else y
 
 

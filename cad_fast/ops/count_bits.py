@@ -40,7 +40,7 @@ checks.bits.register_rowwise_vmap(_op.custom_op)
 def _native_count_bits(words: Tensor) -> Tensor:
     words = words.contiguous()
     counts = torch.empty(words.shape[:-1], dtype=torch.int64)
-    backends.native.load().count_bits(
+    backends.native.module().count_bits(
         words.data_ptr(), counts.data_ptr(), checks.bits.row_count(words.shape), words.shape[-1]
     )
     return counts

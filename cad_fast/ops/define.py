@@ -41,7 +41,7 @@ class Operator:
 
         backend = inspect.Parameter("backend", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str | None)
         of_result = inspect.signature(empty).return_annotation
-        run.__signature__ = inspect.Signature([*parameters, backend], return_annotation=of_result)
+        run.__signature__ = inspect.Signature([*parameters, backend], return_annotation=of_result)  # type: ignore[attr-defined]
         self.custom_op = torch.library.custom_op(f"cad_fast::{name}", run, mutates_args=mutates)
         self.custom_op.register_fake(fake)
 

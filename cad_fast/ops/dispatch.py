@@ -126,7 +126,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _first_that_can_run(op: str, *args: Any) -> str:
-    reasons = {}
+    reasons: dict[str, str] = {}
     for backend in crossover.order(op, args):
         if backend not in BACKENDS:
             continue

@@ -171,7 +171,7 @@ def _native_edited_conv2d(
     out = checks.conv.empty_result(x, weight, how)
     edited = None
     weight, indices, factors = weight.contiguous(), indices.contiguous(), factors.contiguous()
-    edit = backends.native.load().edit_weight
+    edit = backends.native.module().edit_weight
     bfloat16 = weight.dtype == torch.bfloat16
     for own_rows, own in parts:
         if own.start == own.stop:

@@ -82,11 +82,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, *edits = ctx.saved_tensors
+    x, weight, rows, offsets, indices, factors = ctx.saved_tensors
+    edit = (rows, offsets, indices, factors)
     for_x, for_weight, _, _, _, _, for_bias, *_ = ctx.needs_input_grad
     return (
-        _op(grad, weight, *edits, None, not ctx.transposed, ctx.backend) if for_x else None,
-        _weight_gradient(grad, x, weight, *edits, ctx.transposed) if for_weight else None,
+        _op(grad, weight, *edit, None, not ctx.transposed, ctx.backend) if for_x else None,
+        _weight_gradient(grad, x, weight, *edit, ctx.transposed) if for_weight else None,
         *[None] * 4,
         grad.sum(0) if for_bias else None,
         None,
@@ -107,9 +108,9 @@ def _weight_gradient(
     """The sum over the groups of the weight's gradient in them, the edited elements times their factors."""
     total = torch.zeros(weight.numel(), dtype=torch.float32, device=weight.device)
     outputs, inputs = (x, grad) if transposed else (grad, x)
-    bounds, offsets = rows.tolist(), offsets.tolist()
+    bounds, ends = rows.tolist(), offsets.tolist()
     for group, (first, last) in enumerate(itertools.pairwise(bounds)):
-        own = slice(offsets[group], offsets[group + 1])
+        own = slice(ends[group], ends[group + 1])
         part = (outputs[first:last].mT @ inputs[first:last]).flatten().float()
         total = total + part.index_put((indices[own],), part[indices[own]] * factors[own])
     return total.to(weight.dtype).reshape(weight.shape)
@@ -132,7 +133,7 @@ def _native_edited_linear(
     rows, offsets, indices, factors = (t.contiguous() for t in (rows, offsets, indices, factors))
     n, k = weight.shape
     y = torch.empty((x.shape[0], k if transposed else n), dtype=x.dtype)
-    backends.native.load().edited_linear(
+    backends.native.module().edited_linear(
         x.data_ptr(),
         weight.data_ptr(),
         rows.data_ptr(),

@@ -96,8 +96,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         transposed = how.input_size is not None
         filters, images = (x, grad) if transposed else (grad, x)
         filters = reference.gated(filters, gates, 2)
-        rows = (images, filters) if transposed else (filters, images)
-        of_weight = checks.conv.weight_gradient(*(part.flatten(0, 1) for part in rows), weight, how)
+        grads, inputs = (images, filters) if transposed else (filters, images)
+        of_weight = checks.conv.weight_gradient(grads.flatten(0, 1), inputs.flatten(0, 1), weight, how)
     if for_gates:
         images, of_filters = (x, grad) if how.input_size is None else (grad, x)
         plain = how._replace(input_size=None)

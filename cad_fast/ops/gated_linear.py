@@ -131,7 +131,7 @@ def _by_product(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None) -
     n, k = weight.shape
     variants, rows, _ = x.shape
     y = torch.empty((variants, rows, n), dtype=x.dtype)
-    backends.native.load().gated_linear(
+    backends.native.module().gated_linear(
         x.data_ptr(),
         weight.data_ptr(),
         gates.data_ptr(),

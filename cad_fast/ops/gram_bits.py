@@ -43,7 +43,7 @@ def _native_gram_bits(words: Tensor) -> Tensor:
     m, w = words.shape
     counts = torch.empty((m, m), dtype=torch.int32)
     if m:
-        backends.native.load().gram_bits(words.data_ptr(), m, w, counts.data_ptr())
+        backends.native.module().gram_bits(words.data_ptr(), m, w, counts.data_ptr())
     return counts
 
 

@@ -170,7 +170,7 @@ def _by_variant(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, how: Geometry, out: Tensor
 ) -> None:
     """The convolution of torch, variant by variant, all through one buffer for the weight."""
-    module = backends.native.load()
+    module = backends.native.module()
     ablated = torch.empty_like(weight)
     depth = math.prod(weight.shape[1:])
     of_variant = [0.0] * len(x) if factors is None else factors.tolist()
@@ -191,7 +191,7 @@ def _by_product(
     x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, how: Geometry, out: Tensor
 ) -> None:
     """The native product of masked weight and patches, in fp32 inside."""
-    module = backends.native.load()
+    module = backends.native.module()
     bias = None if bias is None else bias.float().contiguous()
     (variants, images, rows, *size), kernel = out.shape, list(weight.shape[2:])
     depth, positions = math.prod(weight.shape[1:]), images * math.prod(size)

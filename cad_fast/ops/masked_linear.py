@@ -110,7 +110,7 @@ def _native_masked_linear(
     n, k = weight.shape
     variants, rows, _ = x.shape
     y = torch.empty((variants, rows, k if transposed else n), dtype=x.dtype)
-    way = backends.native.load().masked_linear(
+    way = backends.native.module().masked_linear(
         x.data_ptr(),
         weight.data_ptr(),
         words.data_ptr(),

@@ -77,7 +77,7 @@ def _native_masked_linear_scores(
     inputs = [tensor.contiguous() for tensor in (grad, x, weight, words)]
     outputs = [tensor.contiguous() for tensor in (kept, ablated)]
     addresses = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
-    backends.native.load().masked_linear_scores(*addresses, *grad.shape, x.shape[2], grad.dtype == torch.bfloat16)
+    backends.native.module().masked_linear_scores(*addresses, *grad.shape, x.shape[2], grad.dtype == torch.bfloat16)
     for given, updated in zip((kept, ablated), outputs, strict=True):
         if updated is not given:
             given.copy_(updated)

@@ -8,12 +8,12 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from cad_fast.ops import bits_linear as _bits_linear
-from cad_fast.ops import count_bits as _count_bits
-from cad_fast.ops import gram_bits as _gram_bits
-from cad_fast.ops import pack_bits as _pack_bits
-from cad_fast.ops import seeded_mask as _seeded_mask
-from cad_fast.ops import unpack_bits as _unpack_bits
+from cad_fast.ops.bits_linear import bits_linear as _bits_linear
+from cad_fast.ops.count_bits import count_bits as _count_bits
+from cad_fast.ops.gram_bits import gram_bits as _gram_bits
+from cad_fast.ops.pack_bits import pack_bits as _pack_bits
+from cad_fast.ops.seeded_mask import seeded_mask as _seeded_mask
+from cad_fast.ops.unpack_bits import unpack_bits as _unpack_bits
 from cad_fast.ops.dispatch import get_backend
 
 BACKENDS = ("native", "reference")

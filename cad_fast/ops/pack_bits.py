@@ -41,7 +41,7 @@ def _native_pack_bits(mask: Tensor) -> Tensor:
     mask = mask.contiguous()
     n = mask.shape[-1]
     words = torch.empty((*mask.shape[:-1], checks.bits.words_for(n)), dtype=torch.int32)
-    backends.native.load().pack_bits(mask.data_ptr(), words.data_ptr(), checks.bits.row_count(mask.shape), n)
+    backends.native.module().pack_bits(mask.data_ptr(), words.data_ptr(), checks.bits.row_count(mask.shape), n)
     return words
 
 

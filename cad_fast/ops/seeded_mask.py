@@ -81,7 +81,7 @@ def _op(seed: int, first: int, variants: int, n: int, threshold: int, device: to
 def _native_seeded_mask(seed: int, first: int, variants: int, n: int, threshold: int, device: torch.device) -> Tensor:
     width = checks.bits.words_for(n)
     words = torch.empty((variants, width), dtype=torch.int32)
-    backends.native.load().seeded_mask(seed, first, variants, 0, width, threshold, words.data_ptr())
+    backends.native.module().seeded_mask(seed, first, variants, 0, width, threshold, words.data_ptr())
     if n % checks.bits.WORD_BITS:
         words[:, -1] &= (1 << n % checks.bits.WORD_BITS) - 1
     return words

@@ -44,7 +44,7 @@ checks.bits.register_rowwise_vmap(_op.custom_op)
 def _native_unpack_bits(words: Tensor, n: int) -> Tensor:
     words = words.contiguous()
     mask = torch.empty((*words.shape[:-1], n), dtype=torch.bool)
-    backends.native.load().unpack_bits(words.data_ptr(), mask.data_ptr(), checks.bits.row_count(words.shape), n)
+    backends.native.module().unpack_bits(words.data_ptr(), mask.data_ptr(), checks.bits.row_count(words.shape), n)
     return mask
 
 

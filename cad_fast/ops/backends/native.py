@@ -24,28 +24,28 @@ class NativeUnavailableError(RuntimeError):
 def imported() -> tuple[ModuleType | None, str | None]:
     """The extension module, or the reason why there is none."""
     try:
-        module = importlib.import_module("cad_fast._C")
+        loaded = importlib.import_module("cad_fast._C")
     except ModuleNotFoundError as error:
         if error.name != "cad_fast._C":
             raise
         return None, "cad_fast was installed without its native kernels"
     except ImportError as error:
         return None, f"cad_fast._C does not load: {error}"
-    built = module.build_info()["version"]
+    built = loaded.build_info()["version"]
     if built != __version__:
         return None, f"cad_fast._C was built for version {built}, this is {__version__}: install cad_fast again"
     addresses, _ = thread_pool()
-    module.set_thread_pool(*addresses)
-    return module, None
+    loaded.set_thread_pool(*addresses)
+    return loaded, None
 
 
 @functools.cache
 def apply_capability(name: str) -> None:
-    module, reason = imported()
-    if module is None:
+    loaded, reason = imported()
+    if loaded is None:
         raise NativeUnavailableError(f"CAD_FAST_CPU_CAPABILITY={name} cannot be used: {reason}")
     try:
-        module.set_capability(name)
+        loaded.set_capability(name)
     except ValueError as error:
         raise ValueError(f"CAD_FAST_CPU_CAPABILITY: {error}") from None
 
@@ -63,6 +63,19 @@ def load() -> ModuleType | None:
     return imported()[0]
 
 
+def module() -> ModuleType:
+    """cad_fast._C, as `load` gives it.
+
+    Raises:
+        NativeUnavailableError: there are no native kernels.
+        ValueError: as `load`.
+    """
+    loaded = load()
+    if loaded is None:
+        raise NativeUnavailableError(str(why_not()))
+    return loaded
+
+
 def why_not() -> str | None:
     """Why there are no native kernels; None if there are."""
     load()
@@ -71,11 +84,11 @@ def why_not() -> str | None:
 
 def why_not_run(op: str, args: tuple[Any, ...]) -> str | None:
     """Why the native kernels cannot run this operator on these arguments; None if they can."""
-    module = load()
-    if module is None:
+    loaded = load()
+    if loaded is None:
         return why_not()
     for kernel in OPS[op].kernels:
-        if not hasattr(module, kernel):
+        if not hasattr(loaded, kernel):
             return f"cad_fast._C was built before {kernel} was added: install cad_fast again"
     for arg in args:
         if isinstance(arg, torch.Tensor) and arg.device.type != "cpu":
@@ -113,7 +126,7 @@ def gate_channels(source: Tensor, target: Tensor, gates: Tensor, bias: Tensor | 
     """
     channels = gates.shape[1]
     gates, bias = gates.float().contiguous(), linear.contiguous(bias)
-    load().gate_channels(
+    module().gate_channels(
         source.data_ptr(),
         target.data_ptr(),
         gates.data_ptr(),
