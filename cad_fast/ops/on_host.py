@@ -10,11 +10,11 @@ from typing import ParamSpec, TypeVar
 
 from cad_fast.ops.bits_linear import bits_linear as _bits_linear
 from cad_fast.ops.count_bits import count_bits as _count_bits
+from cad_fast.ops.dispatch import get_backend
 from cad_fast.ops.gram_bits import gram_bits as _gram_bits
 from cad_fast.ops.pack_bits import pack_bits as _pack_bits
 from cad_fast.ops.seeded_mask import seeded_mask as _seeded_mask
 from cad_fast.ops.unpack_bits import unpack_bits as _unpack_bits
-from cad_fast.ops.dispatch import get_backend
 
 BACKENDS = ("native", "reference")
 """Those that run on the CPU; a choice of one of them holds here too."""
