@@ -220,7 +220,7 @@ def attribute(
     prompts: str | Sequence[str] | Recording,
     *,
     seeds: int | Sequence[int] | None = None,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     objective: Objective | None = None,
     kind: Kind = "weight",

@@ -12,7 +12,7 @@ from .composing import compose
 from .data import EditData
 from .selection import Selection, Sign, select
 from .untrusted import warn_if_untrusted
-from .weights import AppliedEdit, apply_edit
+from .weights import AppliedEdit, applied_edit, apply_edit
 
 if TYPE_CHECKING:
     from .files.card import CardInfo
@@ -77,17 +77,21 @@ class Edit(EditData):
 
         Raises:
             ValueError: the edit was made for another model, or strength is not finite.
+            RuntimeError: another thread has an edit in the weights of this denoiser for the length of a ``with`` block.
         """
         return apply_edit(self, pipeline, strength)
 
     @contextmanager
     def applied(self, pipeline: Any, strength: float = 1.0) -> Iterator[None]:
-        """Run ``pipeline`` with the edit inside the context; afterwards its weights are as before, bit for bit."""
-        handle = self.fuse(pipeline, strength)
-        try:
+        """Run ``pipeline`` with the edit inside the context; afterwards its weights are as before, bit for bit.
+
+        Raises:
+            RuntimeError: another thread is inside such a context with the same denoiser; or, at the end, weights of
+                the edit were changed by something else inside: these are left, see ``AppliedEdit.undo``.
+            ValueError: as for ``fuse``.
+        """
+        with applied_edit(self, pipeline, strength):
             yield
-        finally:
-            handle.undo()
 
     def prediction(self) -> str:
         """Say in words what the edit is predicted to do, as ``cad_fast.erase`` and ``cad_fast.amplify`` note it."""

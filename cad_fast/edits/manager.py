@@ -150,11 +150,16 @@ class EditManager:
     def unfuse_edits(self) -> None:
         """Take the fused edits out of the weights, bit for bit; the active edits act on rows again.
 
-        Raises RuntimeError when a later edit of the same weights is in place (``Edit.fuse``): undo that one first.
+        Raises RuntimeError when a later edit of the same weights is in place (``Edit.fuse``): undo that one first. And
+        when weights have changed since, which are left: see ``AppliedEdit.undo``. Call it again for the other edits.
         """
         while self._fused:
-            self._fused[-1][1].undo()
-            self._fused.pop()
+            handle = self._fused[-1][1]
+            try:
+                handle.undo()
+            finally:
+                if not handle.active:
+                    self._fused.pop()
         self._act()
 
     @contextlib.contextmanager

@@ -36,9 +36,9 @@ class Selection:
             The ranking is then by gain against damage: see ``against_damage``.
         exponent: how much the damage counts; 0: not at all.
         compat: "paper" is the published rule of arXiv 2412.02542: int(ratio * row length) per row of the 2-D
-            feed-forward weights, whatever their sign. Rows with less than one are left untouched, with a warning. For
-            the denoising loss the published script picks the other end of the scores than the derivation asks for,
-            and so does this.
+            feed-forward weights, and fewer where fewer have the sign asked for. Rows with less than one are left
+            untouched, with a warning. For the denoising loss the published script picks the other end of the scores
+            than the derivation asks for, and so does this.
 
     Raises:
         ValueError: settings contradict each other or lie out of range.
@@ -231,18 +231,17 @@ def _select_as_published(scores: Scores, sign: Sign, ratio: float) -> Tensor:
         if k == 0:
             untouched.append(f"{entry.module} (rows of {entry.columns})")
             continue
-        order = torch.sort(part.view(entry.rows, entry.columns), dim=1, descending=True, stable=True).indices[:, :k]
-        flat = order + entry.columns * torch.arange(entry.rows)[:, None]
-        chosen.append(flat.flatten().sort().values + entry.offset)
+        chosen.append(_top_of_rows(part.view(entry.rows, entry.columns), k) + entry.offset)
     if untouched:
         warnings.warn(
             f"the published rule takes int({ratio} * row length) = 0 weights per row of {len(untouched)} modules and "
             f"leaves them untouched: {', '.join(untouched[:4])}{', ...' if len(untouched) > 4 else ''}",
             stacklevel=3,
         )
-    if not chosen:
+    if sum(map(len, chosen)) == 0:
         raise ValueError(
-            f"the published rule edits nothing at ratio {ratio}: every row is too short, or no feed-forward weight"
+            f"the published rule edits nothing at ratio {ratio}: every row is too short, no score is {sign}, or there "
+            "is no feed-forward weight"
         )
     return torch.cat(chosen)
 

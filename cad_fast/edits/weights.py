@@ -1,8 +1,15 @@
-"""Put an edit into a denoiser's weights, and take it out again bit for bit."""
+"""Put an edit into a denoiser's weights, and take it out again bit for bit.
+
+A denoiser's weights are there once. While a thread has an edit in them for the length of a ``with`` block, other
+threads can put none there, and none is put in or taken out halfway.
+"""
 
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +22,8 @@ from .data import EditData
 
 # Which edits are in which denoiser now, in the order they came.
 _active: WeakKeyDictionary[nn.Module, list[AppliedEdit]] = WeakKeyDictionary()
+# Held while weights change: short, and rarely wanted by two at once, so that one does for all denoisers.
+_changing = threading.RLock()
 
 
 def _inner(denoiser: nn.Module) -> nn.Module:
@@ -37,45 +46,85 @@ def intact_fingerprint(denoiser: nn.Module) -> Fingerprint:
 class AppliedEdit:
     """An edit that is in a denoiser's weights, and the weights that it replaced."""
 
-    def __init__(self, edit: EditData, denoiser: nn.Module, strength: float, fingerprint: Fingerprint) -> None:
+    def __init__(
+        self, edit: EditData, denoiser: nn.Module, strength: float, fingerprint: Fingerprint, owner: int | None
+    ) -> None:
         self.edit, self.strength, self.fingerprint = edit, strength, fingerprint
+        self.owner = owner
+        """The thread whose ``with`` block it is in the weights for, or None where it stays until ``undo``."""
         self._denoiser: nn.Module | None = denoiser
-        self._modules = edit.space.modules(denoiser)
+        self.modules = edit.space.modules(denoiser)
         self._originals: dict[str, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def active(self) -> bool:
+        """Whether the edit is still in the weights."""
+        return self._denoiser is not None
+
+    @property
+    def _factor(self) -> float:
+        return 1 - self.strength * (1 - self.edit.factor)
+
     @torch.no_grad()
-    def _replace(self) -> None:
-        factor = 1 - self.strength * (1 - self.edit.factor)
+    def replace(self) -> None:
+        """Write the edited weights, and keep those that were there."""
         for name, indices in self.edit.weight_indices().items():
-            weight = self._modules[name].weight
+            weight = self.modules[name].weight
             indices = indices.to(weight.device)
             values = weight.data.flatten()[indices]
             self._originals[name] = (indices, values)
-            put_weights(weight, indices, multiplied(values, factor))
+            put_weights(weight, indices, multiplied(values, self._factor))
 
     def undo(self) -> None:
         """Restore the weights bit for bit; a second call does nothing.
 
-        Raises RuntimeError when a later edit of the same weights is still in place: undo that one first.
+        Only what the edit wrote is taken back. Weights that something else has changed since, such as a LoRA that was
+        fused, are left as they are: the original would undo that too.
+
+        Raises:
+            RuntimeError: a later edit of the same weights is still in place: undo that one first. Or some weights have
+                changed since; the message names their modules. The others are restored then, and the edit is over.
         """
-        denoiser = self._denoiser
-        if denoiser is None:
-            return
-        active = _active[denoiser]
-        for later in active[active.index(self) + 1 :]:
-            if self._overlaps(later):
-                raise RuntimeError(f"edit {later.edit.name!r} was applied over {self.edit.name!r}: undo it first")
-        self._restore()
-        active.remove(self)
-        self._denoiser = None
+        with _changing:
+            denoiser = self._denoiser
+            if denoiser is None:
+                return
+            active = _active[denoiser]
+            for later in active[active.index(self) + 1 :]:
+                if self._overlaps(later):
+                    raise RuntimeError(f"edit {later.edit.name!r} was applied over {self.edit.name!r}: undo it first")
+            written = sum(len(indices) for indices, _ in self._originals.values())
+            changed = self.restore()
+            active.remove(self)
+            self._denoiser = None
+        if changed:
+            names = ", ".join(list(changed)[:4]) + (", ..." if len(changed) > 4 else "")
+            raise RuntimeError(
+                f"{sum(changed.values())} weights of {names} have changed since edit {self.edit.name!r} was applied, "
+                "as by a LoRA that was fused or a state dict that was loaded: they were left as they are, the other "
+                f"{written - sum(changed.values())} were restored. Undo edits before what else changes weights"
+            )
 
     @torch.no_grad()
-    def _restore(self) -> None:
+    def restore(self) -> dict[str, int]:
+        """Write back what was there wherever the edit is still what stands there.
+
+        Returns:
+            How many weights of which module have changed since, and were left.
+        """
+        changed = {}
         # The last first: of modules that share one weight, only the first found it as it was.
         for name, (indices, values) in reversed(self._originals.items()):
-            weight = self._modules[name].weight
-            put_weights(weight, indices.to(weight.device), values.to(weight.device))
+            weight = self.modules[name].weight
+            indices, values = indices.to(weight.device), values.to(weight.device)
+            found, written = weight.data.flatten()[indices], multiplied(values, self._factor).to(weight.dtype)
+            same = (found == written) | (found.isnan() & written.isnan())
+            if not bool(same.all()):
+                changed[name] = int((~same).sum())
+                indices, values = indices[same], values[same]
+            put_weights(weight, indices, values.to(weight.dtype))
         self._originals.clear()
+        return changed
 
     def _overlaps(self, other: AppliedEdit) -> bool:
         shared = self._originals.keys() & other._originals.keys()
@@ -95,23 +144,45 @@ def put_weights(weight: Tensor, indices: Tensor, values: Tensor) -> None:
         weight.data[torch.unravel_index(indices, weight.shape)] = values
 
 
-def apply_edit(edit: EditData, pipeline: Any, strength: float) -> AppliedEdit:
+def apply_edit(edit: EditData, pipeline: Any, strength: float, owner: int | None = None) -> AppliedEdit:
     """Multiply the edit's weights in place; returns the handle that undoes it. Errors as for ``Edit.fuse``."""
     if not math.isfinite(strength):
         raise ValueError(f"strength is {strength}, expected a finite number")
     denoiser = _inner(denoiser_of(pipeline))
-    fingerprint = intact_fingerprint(denoiser)
-    edit.space.fingerprint.require_same(fingerprint, f"edit {edit.name!r}")
-    applied = AppliedEdit(edit, denoiser, strength, fingerprint)
-    for name, module in applied._modules.items():
-        if not module.weight.is_floating_point():
-            raise ValueError(f"{name}.weight is {module.weight.dtype}: edits need floating-point weights")
-        if module.weight.device.type == "meta":
-            raise ValueError(f"{name}.weight is offloaded (meta device): apply the edit before offloading")
+    with _changing:
+        _require_own(denoiser, edit)
+        fingerprint = intact_fingerprint(denoiser)
+        edit.space.fingerprint.require_same(fingerprint, f"edit {edit.name!r}")
+        applied = AppliedEdit(edit, denoiser, strength, fingerprint, owner)
+        for name, module in applied.modules.items():
+            if not module.weight.is_floating_point():
+                raise ValueError(f"{name}.weight is {module.weight.dtype}: edits need floating-point weights")
+            if module.weight.device.type == "meta":
+                raise ValueError(f"{name}.weight is offloaded (meta device): apply the edit before offloading")
+        try:
+            applied.replace()
+        except BaseException:
+            applied.restore()
+            raise
+        _active.setdefault(denoiser, []).append(applied)
+        return applied
+
+
+@contextmanager
+def applied_edit(edit: EditData, pipeline: Any, strength: float) -> Iterator[None]:
+    """Have an edit in a denoiser's weights inside the context, where only this thread may put others there."""
+    handle = apply_edit(edit, pipeline, strength, owner=threading.get_ident())
     try:
-        applied._replace()
-    except BaseException:
-        applied._restore()
-        raise
-    _active.setdefault(denoiser, []).append(applied)
-    return applied
+        yield
+    finally:
+        handle.undo()
+
+
+def _require_own(denoiser: nn.Module, edit: EditData) -> None:
+    for other in _active.get(denoiser, ()):
+        if other.owner not in (None, threading.get_ident()):
+            raise RuntimeError(
+                f"edit {edit.name!r} cannot be applied: another thread has edit {other.edit.name!r} in the weights of "
+                "this denoiser. Wait until it is done, give each thread a pipeline with a denoiser of its own, or have "
+                "the edits in rows (EditManager.per_prompt)"
+            )

@@ -1,6 +1,8 @@
 """Edits in a real pipeline: what they change, that undo is exact, and that files survive nothing but a round trip."""
 
+import copy
 import json
+import threading
 
 import pytest
 import torch
@@ -79,7 +81,6 @@ def test_an_exception_restores_the_weights(pipeline):
 
 
 def test_half_precision_and_channels_last(pipeline):
-    import copy
 
     edited = copy.copy(pipeline)
     edited.unet = copy.deepcopy(pipeline.unet).half().to(memory_format=torch.channels_last)
@@ -105,6 +106,93 @@ def test_edits_on_top_of_each_other(pipeline):
     handle.undo()
     handle.undo()
     assert_same(pipeline, before)
+
+
+def test_what_else_has_changed_weights_is_not_undone(pipeline):
+    """As where a LoRA is fused while an edit is applied: to write the old weights would take it out again."""
+    edited = copy.copy(pipeline)
+    edited.unet = copy.deepcopy(pipeline.unet)
+    edit = Edit.from_scores(random_scores(edited), Selection(0.1), name="e")
+    before = snapshot(edited)
+    module, indices = next(iter(edit.weight_indices().items()))
+    weight = edited.unet.get_submodule(module).weight
+    other = (
+        f"4 weights of {module} have changed since edit 'e' was applied.*the other {edit.n_weights - 4} were restored"
+    )
+    with pytest.raises(RuntimeError, match=other), edit.applied(edited):
+        weight.data.view(-1)[indices[:4]] += 1
+    expected = before[f"{module}.weight"].clone()
+    expected.view(-1)[indices[:4]] = 1  # removed, then one more
+    assert_same(edited, before | {f"{module}.weight": expected})
+    assert active_edits(edited) == []
+    with edit.applied(edited):  # the model can be edited as ever
+        assert len(active_edits(edited)) == 1
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_weights_that_are_cast_meanwhile_are_restored(pipeline, strength):
+    for dtype in (torch.bfloat16, torch.float64):
+        edited = copy.copy(pipeline)
+        edited.unet = copy.deepcopy(pipeline.unet)
+        handle = Edit.from_scores(random_scores(edited), Selection(0.1)).fuse(edited, strength)
+        edited.unet.to(dtype)
+        handle.undo()
+        expected = copy.deepcopy(pipeline.unet).to(dtype)
+        assert_same(edited, expected.state_dict())
+
+
+def test_fused_edits_of_a_manager_end_though_weights_have_changed(pipeline):
+    unet = copy.deepcopy(pipeline.unet)
+    edit = Edit.from_scores(random_scores(pipeline), Selection(0.1), name="e")
+    manager = cad_fast.EditManager(unet)
+    manager.load_edit(edit)
+    manager.set_edits("e")
+    manager.fuse_edits()
+    module, indices = next(iter(edit.weight_indices().items()))
+    unet.get_submodule(module).weight.data.view(-1)[indices[:1]] += 1
+    with pytest.raises(RuntimeError, match="have changed since"):
+        manager.unfuse_edits()
+    manager.unfuse_edits()
+    assert active_edits(unet) == []
+
+
+def test_one_thread_at_a_time_has_edits_in_the_weights(pipeline):
+    before = snapshot(pipeline)
+    edits = [Edit.from_scores(random_scores(pipeline, seed=s), Selection(0.3), name=f"e{s}") for s in (1, 2)]
+    inside, done, refused = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        with edits[0].applied(pipeline):
+            inside.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(60)
+    try:
+        with pytest.raises(RuntimeError, match="another thread has edit 'e1' in the weights"):
+            edits[1].fuse(pipeline)
+    finally:
+        done.set()
+        thread.join()
+    assert_same(pipeline, before)
+
+    def often(edit: Edit) -> None:
+        for _ in range(40):
+            try:
+                with edit.applied(pipeline):
+                    pass
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=often, args=(edit,)) for edit in edits * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("another thread has edit" in message for message in refused)
+    assert_same(pipeline, before)
+    assert active_edits(pipeline) == []
 
 
 def test_composition_is_a_union_in_any_order(pipeline):
@@ -165,7 +253,6 @@ def test_another_model_is_refused(pipeline, tmp_path):
 
 
 def test_half_precision_is_the_same_model(pipeline, tmp_path):
-    import copy
 
     edit = Edit.from_scores(random_scores(pipeline), Selection(0.2))
     for dtype in (torch.float16, torch.bfloat16):
@@ -252,7 +339,6 @@ def test_every_architecture(name):
 def test_lora_may_lie_beside(pipeline):
     """An edit finds its modules under an adapter's wrapper, and the fingerprint disregards the adapter."""
     peft = pytest.importorskip("peft")
-    import copy
 
     edit = Edit.from_scores(random_scores(pipeline, target="cross-attention-kv"), Selection(0.2))
     unet = copy.deepcopy(pipeline.unet)

@@ -151,6 +151,18 @@ def test_the_published_rule():
         select(scores, Selection(0.001, compat="paper"))
 
 
+def test_the_published_rule_keeps_the_other_sign():
+    """Half of a row is asked for, and a quarter of it is positive: the published script ablates that quarter alone."""
+    values = -torch.rand(2, 40) - 0.1
+    values[:, ::4] *= -1
+    space = make_scores([(2, 40)], names=["a.ff.net.2"]).space
+    scores = Scores(values.flatten(), space)
+    assert select(scores, Selection(0.5, compat="paper")).tolist() == list(range(0, 80, 4))
+    assert len(select(scores, Selection(0.5, compat="paper"), sign="negative")) == 40
+    with pytest.raises(ValueError, match="no score is positive"):
+        select(Scores(-values.flatten().abs(), space), Selection(0.5, compat="paper"))
+
+
 def test_the_published_rule_leaves_short_rows_of_stable_diffusion_untouched():
     """At ratio 0.001, int(0.001 * 320) = int(0.001 * 640) = 0: only rows of 1280 and more are edited."""
     names = [f"blocks.{width}.ff.net.2" for width in (320, 640, 1280)]

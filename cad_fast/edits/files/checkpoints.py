@@ -15,7 +15,7 @@ from ...components.space import ComponentSpace, ModuleComponents
 from ...diffusion.denoisers import denoiser_of
 from ...diffusion.layers import base_modules
 from ..data import AnyEdit, EditData
-from ..weights import apply_edit, intact_fingerprint
+from ..weights import applied_edit, intact_fingerprint
 from .denoiser_weights import own_parameters, stored_weights
 
 
@@ -43,11 +43,8 @@ def export_checkpoint(
         raise ValueError(f"a {type(saved).__name__} cannot be written as a {what}: it is no model of diffusers")
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
-        applied = apply_edit(edit, pipeline, strength)
-        try:
+        with applied_edit(edit, pipeline, strength):
             saved.save_pretrained(part, safe_serialization=True)
-        finally:
-            applied.undo()
         if folder.exists():
             folder.rmdir()
         os.replace(part, folder)
