@@ -72,7 +72,7 @@ def test_nothing_is_found_where_nothing_is_planted() -> None:
     battery.run(simt.build(), OP)
 
 
-QUICK = 5
+QUICK = 2
 """So many bugs are planted in each run of the tests; to build each takes ten seconds."""
 
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from cad_fast.kernels import (
+    ablated_weights,
     count_bits,
     edited_conv2d,
     edited_linear,
+    gate_channels,
     gated_conv2d,
     gated_linear,
     masked_conv2d,
@@ -113,13 +115,24 @@ def launch_masked_linear_scores(dtype: torch.dtype, precision: str) -> None:
     masked_linear_scores.run(grad, x, weight, words, *sums, precision=precision)
 
 
-BITS = {
+WITHOUT_PRODUCT = {
+    "ablated_weights": lambda: ablated_weights.run(
+        torch.zeros(1280, 640, dtype=torch.bfloat16),
+        torch.zeros(4, 1280, 20).int(),
+        torch.zeros(4),
+        torch.zeros(4, 1280, 640, dtype=torch.bfloat16),
+    ),
+    "gate_channels": lambda: gate_channels.run(
+        *(torch.zeros(shape, dtype=torch.bfloat16) for shape in ((4, 2, 320, 64), (4, 320), (320,), (4, 2, 320, 64))),
+        320,
+        64,
+    ),
     "seeded_mask": lambda: seeded_mask.run(1 << 40, 3, 5, 10**6, 2**31, CPU),
     "pack_bits": lambda: pack_bits.run(torch.zeros(3, 1000, dtype=torch.bool)),
     "unpack_bits": lambda: unpack_bits.run(torch.zeros(3, 32).int(), 1000),
     "count_bits": lambda: count_bits.run(torch.zeros(3, 1000).int()),
 }
-"""Kernels on packed bits, by operator."""
+"""Kernels on packed bits, by operator; and those beside the vendor's products, by their own names."""
 
 
 def launch_of_size(op: str, size: int, transposed: bool, seed: int) -> None:
@@ -143,5 +156,7 @@ def launch_of_size(op: str, size: int, transposed: bool, seed: int) -> None:
         "pack_bits": lambda: pack_bits.run(weight.bool()),
         "unpack_bits": lambda: unpack_bits.run(words, size),
         "count_bits": lambda: count_bits.run(words),
+        "ablated_weights": lambda: ablated_weights.run(weight, words, factors, x),
+        "gate_channels": lambda: gate_channels.run(x, weight, bias, x, size, 1),
     }
     calls[op]()

@@ -75,9 +75,9 @@ def test_scores(monkeypatch, name: str, arithmetic: str) -> None:
 
 
 @pytest.mark.parametrize("name", ahead.TARGETS)
-@pytest.mark.parametrize("op", launches.BITS)
+@pytest.mark.parametrize("op", launches.WITHOUT_PRODUCT)
 def test_kernels_on_bits(monkeypatch, op: str, name: str) -> None:
-    (kernel,) = ahead.compiled(name, launches.BITS[op], monkeypatch)
+    (kernel,) = ahead.compiled(name, launches.WITHOUT_PRODUCT[op], monkeypatch)
     ahead.assert_fits(name, kernel)
 
 
@@ -88,7 +88,7 @@ def test_seeds_of_every_type(monkeypatch, seed: int) -> None:
 
 OPERATORS = [op for op in launches.PRODUCTS if not op.endswith("_last")]
 WAYS = [(op, transposed) for op in OPERATORS for transposed in (False, True)]
-WAYS += [(op, False) for op in ("masked_linear_scores", *launches.BITS)]
+WAYS += [(op, False) for op in ("masked_linear_scores", *launches.WITHOUT_PRODUCT)]
 
 
 @pytest.mark.parametrize("size", [1, 33])
@@ -100,7 +100,7 @@ def test_sizes_that_triton_treats_apart(monkeypatch, op: str, size: int, transpo
 def test_every_kernel_is_compiled() -> None:
     kernels = {path.stem for path in (Path(__file__).parents[2] / "kernels").glob("*.py")}
     shared = {"channels_last", "configs", "entries", "patches", "tiles"}
-    assert kernels - shared == {*OPERATORS, *launches.BITS, "masked_linear_scores"}
+    assert kernels - shared == {*OPERATORS, *launches.WITHOUT_PRODUCT, "masked_linear_scores"}
 
 
 @pytest.mark.parametrize("op", configs.PRODUCTS)
