@@ -69,6 +69,11 @@ def library() -> backends.cuda.Library:
 
 
 def test_nothing_is_found_where_nothing_is_planted() -> None:
+    battery.run(simt.build(), OP, orders={"shuffled": simt.ORDERS["shuffled"]})
+
+
+@pytest.mark.slow
+def test_nothing_is_found_in_any_order() -> None:
     battery.run(simt.build(), OP)
 
 
