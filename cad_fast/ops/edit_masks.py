@@ -5,7 +5,7 @@ things, and checks no values.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,6 +79,30 @@ def edit_runs(rows: Sequence[int], of_group: Sequence[int], count: int, area: in
         return backends.hopper.runs_of([row * area for row in rows], of_group, device)
 
     return remembered("runs of an edit", (), (count, area, *rows, *of_group), make, device)
+
+
+def edit_products(
+    weight: Tensor, edit: Sequence[Tensor], count: int, area: int = 1, channels_last: bool = False
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Runs]]:
+    """The products that compute all rows of an edit: the weight, its words, their factors, and which rows.
+
+    One is of all groups that have masks. Each other group has one of its own, with a weight of its own and no bits.
+
+    Args:
+        weight: as the operator has it.
+        edit: its rows, offsets, indices and factors, as the operator has them.
+        count: how many rows there are.
+        area: how many rows of the product each of these is; the positions of an image.
+        channels_last: as for ``edit_masks``.
+    """
+    rows, offsets, indices, factors = edit
+    bounds, ends = rows.tolist(), offsets.tolist()
+    masks = edit_masks(weight.shape, ends, indices, factors, channels_last)
+    yield weight, masks.words, masks.factors, edit_runs(bounds, masks.of_group, count, area, indices.device)
+    for group in masks.patched():
+        patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
+        runs = edit_runs(bounds, masks.only(group), count, area, indices.device)
+        yield patched, masks.words[-1:], None, runs
 
 
 def _make(

@@ -10,7 +10,7 @@ from torch import Tensor
 from cad_fast.ops import backends, checks, layout, reference
 from cad_fast.ops.checks.conv import Geometry
 from cad_fast.ops.define import define
-from cad_fast.ops.edit_masks import edit_masks, edit_runs, patched_weight
+from cad_fast.ops.edit_masks import edit_products
 
 
 def edited_conv2d(
@@ -186,30 +186,14 @@ def _native_edited_conv2d(
     return out
 
 
-def _hopper_edited_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    rows: Tensor,
-    offsets: Tensor,
-    indices: Tensor,
-    factors: Tensor,
-    bias: Tensor | None,
-    *geometry: Any,
-) -> Tensor:
-    geometry = Geometry(*geometry)
+def _hopper_edited_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    edit, bias, geometry = rest[:4], rest[4], Geometry(*rest[5:])
     out = checks.conv.empty_result(x, weight, geometry)
     written, y = layout.images_channels_last(out)
-    images, count, area = x.movedim(-3, -1), x.shape[0], math.prod(out.shape[-2:])
-    bounds, ends = rows.tolist(), offsets.tolist()
-    masks = edit_masks(weight.shape, ends, indices, factors, channels_last=True)
-    runs = edit_runs(bounds, masks.of_group, count, area, x.device)
-    arguments = layout.weight_channels_last(weight), masks.words, bias, masks.factors, geometry
-    backends.hopper.convolution_of_runs(images, *arguments, runs, y)
-    for group in masks.patched():  # the same product with a weight of its own and no bits
-        patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
-        runs = edit_runs(bounds, masks.only(group), count, area, x.device)
-        arguments = layout.weight_channels_last(patched), masks.words[-1:], bias, None, geometry
-        backends.hopper.convolution_of_runs(images, *arguments, runs, y)
+    area = math.prod(out.shape[-2:])
+    for own, words, factors, runs in edit_products(weight, edit, x.shape[0], area, channels_last=True):
+        last = layout.weight_channels_last(own)
+        backends.hopper.convolution_of_runs(x.movedim(-3, -1), last, words, bias, factors, geometry, runs, y)
     return out if y is written else out.copy_(y.movedim(-1, -3))
 
 

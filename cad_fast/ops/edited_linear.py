@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cad_fast.ops import backends, checks, reference
 from cad_fast.ops.define import define
-from cad_fast.ops.edit_masks import edit_masks, edit_runs, patched_weight
+from cad_fast.ops.edit_masks import edit_products
 from cad_fast.ops.registry import OPS
 
 
@@ -154,25 +154,11 @@ def _native_edited_linear(
     return y
 
 
-def _hopper_edited_linear(
-    x: Tensor,
-    weight: Tensor,
-    rows: Tensor,
-    offsets: Tensor,
-    indices: Tensor,
-    factors: Tensor,
-    bias: Tensor | None,
-    transposed: bool,
-) -> Tensor:
-    bounds, ends, count, device = rows.tolist(), offsets.tolist(), x.shape[0], x.device
-    masks = edit_masks(weight.shape, ends, indices, factors)
-    y = torch.empty((count, weight.shape[1 if transposed else 0]), dtype=x.dtype, device=device)
-    runs = edit_runs(bounds, masks.of_group, count, 1, device)
-    backends.hopper.linear_of_runs(x, weight, masks.words, bias, masks.factors, transposed, runs, y)
-    for group in masks.patched():  # the same product with a weight of its own and no bits
-        patched = patched_weight(weight, ends[group], ends[group + 1], indices, factors)
-        runs = edit_runs(bounds, masks.only(group), count, 1, device)
-        backends.hopper.linear_of_runs(x, patched, masks.words[-1:], bias, None, transposed, runs, y)
+def _hopper_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    *edit, bias, transposed = rest
+    y = torch.empty((x.shape[0], weight.shape[1 if transposed else 0]), dtype=x.dtype, device=x.device)
+    for own, words, factors, runs in edit_products(weight, edit, x.shape[0]):
+        backends.hopper.linear_of_runs(x, own, words, bias, factors, transposed, runs, y)
     return y
 
 

@@ -51,7 +51,9 @@ def build(*patches: Patch, flags: Sequence[str] = (), only: str = "") -> Path:
             for name, text in sources.items():
                 (folder / name).write_text(text)
             units = [
-                name for name in sources if name.endswith(f"{only}.cu" if only else "_linear.cu") or name == "simt.cpp"
+                name
+                for name in sources
+                if name.endswith(f"{only}.cu" if only else "_linear.cu") or name.endswith(".cpp")
             ]
             command = ["g++", *flags, "-Wno-unknown-pragmas", "-x", "c++", *units, "-o", "libsimt.part"]
             result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

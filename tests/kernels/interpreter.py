@@ -114,7 +114,9 @@ def _inline_asm(
 ) -> Any:
     """Of two elements at a time, side by side: those of 16 bits share a register, those of 32 have one each."""
     if pack != 2 or len(types) != 1 or values[0].data.itemsize != 2 or types[0].scalar != values[0].dtype.scalar:
-        raise NotImplementedError("PTX is only interpreted for pairs of elements of 16 bits that become such a pair")
+        raise TypeError(
+            "the PTX of these kernels takes pairs of 16-bit elements and gives such pairs, this one does not"
+        )
     registers = []
     for value in values:
         data = np.ascontiguousarray(value.data)
