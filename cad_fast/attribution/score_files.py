@@ -86,7 +86,7 @@ def unpacked(tensors: Mapping[str, Tensor], space: ComponentSpace) -> dict[str, 
 
 def _bounds(space: ComponentSpace, indices: Tensor | None) -> list[int]:
     """Where each module's entries begin in the stored tensor, and where the last one's end."""
-    offsets = [*(entry.offset for entry in space), space.n]
+    offsets = [*(entry.offset for entry in space.leading), space.n]
     if indices is None:
         return offsets
     return torch.searchsorted(indices.to(torch.int64), torch.tensor(offsets)).tolist()

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..components.space import ComponentSpace, ModuleComponents
+from ..components.module_components import ModuleComponents
+from ..components.space import ComponentSpace
 from ..diffusion.layers import match_names
 from ..files import read_json, read_tensors, write_json, write_tensors
 from .curvature import Curvature
@@ -94,11 +95,10 @@ class Scores:
         Raises:
             ValueError: No module matches.
         """
-        names = match_names([entry.module for entry in self.space], target_modules)
+        names = match_names({entry.module: entry.presets for entry in self.space}, target_modules)
 
         def of_names(values: Tensor) -> Tensor:
-            parts = self.space.split(values)
-            return torch.cat([parts[name] for name in names])
+            return torch.cat([values[part] for part in self.space.ranges(names)])
 
         error = None if self.standard_error is None else of_names(self.standard_error)
         curvature = self.curvature
@@ -211,15 +211,13 @@ class TopScores(Scores):
 
     def of_modules(self, target_modules: str | Sequence[str]) -> Scores:
         """As of all scores. Raises ValueError also when none of the modules' scores was kept."""
-        names = match_names([entry.module for entry in self.space], target_modules)
+        names = match_names({entry.module: entry.presets for entry in self.space}, target_modules)
         space = self.space.restrict(names)
-        offsets = {entry.module: entry.offset for entry in space}
         parts, kept = [], []
-        for entry in self.space:
-            if entry.module in offsets:
-                low, high = self._span(entry)
-                parts.append(self.indices[low:high] - entry.offset + offsets[entry.module])
-                kept.append(self.kept[low:high])
+        for entry, part in zip(space.leading, self.space.ranges(names), strict=True):
+            low, high = torch.searchsorted(self.indices, torch.tensor([part.start, part.stop])).tolist()
+            parts.append(self.indices[low:high] - part.start + entry.offset)
+            kept.append(self.kept[low:high])
         return TopScores(torch.cat(parts), torch.cat(kept), space, self._of_some())
 
     def top(self, k: int = 10, *, negative: bool = False) -> list[tuple[str, float]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +10,10 @@ from torch import Tensor, nn
 
 from ..choices import KINDS, Kind
 from ..diffusion.denoisers import denoiser_of
-from ..diffusion.layers import Layer, base_modules, match_modules
+from ..diffusion.layers import match_modules, presets_of
+from ..diffusion.structure import Layer, LayerRole, base_modules, layer_roles
 from .fingerprint import Fingerprint
+from .module_components import ModuleComponents, numbered
 
 DEFAULT_TARGETS: dict[Kind, str] = {
     "weight": "feed-forward",
@@ -22,81 +23,12 @@ DEFAULT_TARGETS: dict[Kind, str] = {
 }
 
 
-@dataclass(frozen=True)
-class ModuleComponents:
-    """The components of one module: ``count`` of them, numbered from ``offset``.
-
-    The weight, seen as a matrix [rows, columns] (a filter's weights flattened), holds them as single elements (kind
-    weight), as rows (filter) or as blocks of ``block`` columns (neuron: 1, head: the head's width).
-    """
-
-    module: str
-    kind: Kind
-    weight_shape: tuple[int, ...]
-    block: int
-    offset: int
-
-    @property
-    def rows(self) -> int:
-        return self.weight_shape[0]
-
-    @property
-    def columns(self) -> int:
-        return torch.Size(self.weight_shape[1:]).numel()
-
-    @property
-    def count(self) -> int:
-        if self.kind == "weight":
-            return self.rows * self.columns
-        return self.rows if self.kind == "filter" else self.columns // self.block
-
-    @property
-    def weights_each(self) -> int:
-        """How many weights one component has."""
-        return self.rows * self.columns // self.count
-
-    def weight_indices(self, components: Tensor) -> Tensor:
-        """Flat indices int64 into the weight, of the module's components int64 [k] (numbered from 0 in the module)."""
-        if self.kind == "weight":
-            return components
-        if self.kind == "filter":
-            return (components[:, None] * self.columns + torch.arange(self.columns)).flatten()
-        columns = (components[:, None] * self.block + torch.arange(self.block)).flatten()
-        return (columns[:, None] + self.columns * torch.arange(self.rows)).flatten().sort().values
-
-    def reduce(self, per_weight: Tensor) -> Tensor:
-        """Sums over each component's weights: [*weight_shape] -> [count]."""
-        if self.kind == "weight":
-            return per_weight.flatten()
-        matrix = per_weight.reshape(self.rows, self.columns)
-        if self.kind == "filter":
-            return matrix.sum(1)
-        return matrix.sum(0).view(self.count, self.block).sum(1)
-
-    def label(self, component: int) -> str:
-        """A name for one component of this module, such as ``mid_block.(...).to_k.weight[3, 17]``."""
-        if self.kind == "weight":
-            place = torch.unravel_index(torch.tensor(component), self.weight_shape)
-            return f"{self.module}.weight[{', '.join(str(int(i)) for i in place)}]"
-        return f"{self.module} {self.kind} {component}"
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> ModuleComponents:
-        """Raises ValueError when ``value`` does not describe the components of a module."""
-        try:
-            shape = tuple(int(side) for side in value["weight_shape"])
-            entry = cls(str(value["module"]), value["kind"], shape, int(value["block"]), int(value["offset"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"damaged component description: {error!r}") from error
-        if entry.kind not in KINDS or len(shape) not in (2, 4) or min(shape) < 1 or entry.offset < 0:
-            raise ValueError(f"damaged component description of {entry.module!r}: {value}")
-        if entry.block < 1 or entry.columns % entry.block:
-            raise ValueError(f"damaged component description of {entry.module!r}: block {entry.block} of {shape}")
-        return entry
-
-
 class ComponentSpace:
-    """All components of one kind in the chosen modules of one denoiser, numbered 0..n-1 in a fixed order."""
+    """All components of one kind in the chosen modules of one denoiser, numbered 0..n-1 in a fixed order.
+
+    One head of a joint attention has its share in two modules, the picture's output and the text's. Both entries then
+    have the same offset and count: what ablates the one ablates the other.
+    """
 
     def __init__(self, entries: Sequence[ModuleComponents], fingerprint: Fingerprint) -> None:
         self.entries = tuple(entries)
@@ -104,12 +36,22 @@ class ComponentSpace:
         if not self.entries:
             raise ValueError("a component space needs at least one module")
         expected = 0
+        first: dict[int, ModuleComponents] = {}
         for entry in self.entries:
-            if entry.offset != expected or entry.kind != self.entries[0].kind:
+            if entry.kind != self.entries[0].kind:
+                raise ValueError(f"the components of {entry.module!r} are of kind {entry.kind}, expected one kind")
+            same = first.setdefault(entry.offset, entry)
+            if same is not entry:
+                if entry.count != same.count or entry.kind != "head":
+                    raise ValueError(f"the components of {entry.module!r} are numbered as those of {same.module!r}")
+                continue
+            if entry.offset != expected:
                 raise ValueError(f"the components of {entry.module!r} start at {entry.offset}, expected {expected}")
             expected += entry.count
         self.n = expected
-        self._offsets = torch.tensor([entry.offset for entry in self.entries])
+        self.leading = tuple(first.values())
+        """The entries without those that share the components of one before: every component once."""
+        self._offsets = torch.tensor([entry.offset for entry in self.leading])
 
     @classmethod
     def of(
@@ -126,20 +68,19 @@ class ComponentSpace:
         if kind not in KINDS:
             raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
         denoiser = denoiser_of(denoiser)
-        matched = match_modules(denoiser, DEFAULT_TARGETS[kind] if target_modules is None else target_modules)
-        entries: list[ModuleComponents] = []
-        offset = 0
+        roles = layer_roles(denoiser)
+        target_modules = DEFAULT_TARGETS[kind] if target_modules is None else target_modules
+        matched = match_modules(denoiser, target_modules, roles)
+        entries = []
         for name, module in matched.items():
-            block = _block_width(denoiser, name, module, kind)
-            if block is None:
-                continue
-            entries.append(ModuleComponents(name, kind, tuple(module.weight.shape), block, offset))
-            offset += entries[-1].count
+            entry = _components_of(name, module, kind, roles[name])
+            if entry is not None:
+                entries.append(entry)
         if not entries:
-            raise ValueError(
-                f"none of the {len(matched)} modules matching {target_modules!r} has components of kind {kind!r}"
-            )
-        return cls(entries, Fingerprint.of(denoiser))
+            raise ValueError(_no_components(kind, target_modules, matched, roles))
+        # A head whose share in the picture's output was not asked for is what its share in the text's output is.
+        shared = {name: roles[name].with_heads_of or name for name in matched} if kind == "head" else {}
+        return cls(numbered(entries, shared), Fingerprint.of(denoiser))
 
     @property
     def kind(self) -> Kind:
@@ -164,7 +105,7 @@ class ComponentSpace:
         """The name of one component. Raises IndexError outside 0..n-1."""
         if not 0 <= component < self.n:
             raise IndexError(f"component {component} is outside 0..{self.n - 1}")
-        entry = self.entries[int(torch.searchsorted(self._offsets, component, right=True)) - 1]
+        entry = self.leading[int(torch.searchsorted(self._offsets, component, right=True)) - 1]
         return entry.label(component - entry.offset)
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
@@ -175,22 +116,30 @@ class ComponentSpace:
 
     def split_indices(self, components: Tensor) -> dict[str, Tensor]:
         """Sorted component numbers int64 [k] as numbers within each module that has any, {module: [k_m]}."""
-        bounds = torch.cat([self._offsets, torch.tensor([self.n])])
+        bounds = torch.tensor([[entry.offset, entry.offset + entry.count] for entry in self.entries])
         cuts = torch.searchsorted(components, bounds)
         parts = {}
-        for entry, low, high in zip(self.entries, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        for entry, (low, high) in zip(self.entries, cuts.tolist(), strict=True):
             if high > low:
                 parts[entry.module] = components[low:high] - entry.offset
         return parts
 
+    def shared(self) -> dict[str, str]:
+        """{module: the first module that has the same components}, for every module."""
+        first = {entry.offset: entry.module for entry in reversed(self.entries)}
+        return {entry.module: first[entry.offset] for entry in self.entries}
+
     def restrict(self, modules: Sequence[str]) -> ComponentSpace:
         """The space of the named modules only, renumbered."""
-        entries, offset = [], 0
-        for entry in self.entries:
-            if entry.module in set(modules):
-                entries.append(replace(entry, offset=offset))
-                offset += entry.count
-        return ComponentSpace(entries, self.fingerprint)
+        wanted = set(modules)
+        entries = [entry for entry in self.entries if entry.module in wanted]
+        return ComponentSpace(numbered(entries, self.shared()), self.fingerprint)
+
+    def ranges(self, modules: Sequence[str]) -> list[slice]:
+        """Which components the named modules have, in the order of ``restrict``, each once."""
+        wanted = set(modules)
+        offsets = dict.fromkeys((e.offset, e.count) for e in self.entries if e.module in wanted)
+        return [slice(offset, offset + count) for offset, count in offsets]
 
     def modules(self, denoiser: Any) -> dict[str, Layer]:
         """The space's modules in ``denoiser``, {name: module}.
@@ -209,8 +158,7 @@ class ComponentSpace:
         return {entry.module: present[entry.module] for entry in self.entries}
 
     def to_dict(self) -> dict[str, Any]:
-        entries = [{**asdict(entry), "weight_shape": list(entry.weight_shape)} for entry in self.entries]
-        return {"entries": entries, "fingerprint": self.fingerprint.to_dict()}
+        return {"entries": [entry.to_dict() for entry in self.entries], "fingerprint": self.fingerprint.to_dict()}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> ComponentSpace:
@@ -221,32 +169,31 @@ class ComponentSpace:
         return cls(entries, Fingerprint.from_dict(value["fingerprint"]))
 
 
-def _block_width(denoiser: nn.Module, name: str, module: nn.Module, kind: Kind) -> int | None:
-    """The width of a component in columns of ``module``; None when the module has no components of ``kind``."""
-    if kind == "weight":
-        return 1
-    if kind == "filter":
-        return 1 if isinstance(module, nn.Conv2d) else None
-    if not isinstance(module, nn.Linear):
+def _components_of(name: str, module: Layer, kind: Kind, role: LayerRole) -> ModuleComponents | None:
+    """The module's components, not yet numbered; None when it has none of this kind."""
+    block, columns = 1, None
+    if kind == "filter" and not isinstance(module, nn.Conv2d):
         return None
-    parent_name, _, last = name.rpartition(".")
-    if kind == "neuron":
-        # A feed-forward layer keeps its linears in a list `net`; the last one reads the hidden units.
-        container = _submodule(denoiser, parent_name)
-        return (
-            1
-            if isinstance(container, nn.ModuleList) and len(container) > 1 and last == str(len(container) - 1)
-            else None
-        )
-    attention_name = parent_name.removesuffix(".to_out") if last == "0" else parent_name
-    if not (last == "to_add_out" or parent_name.endswith(".to_out")):
-        return None
-    heads = getattr(_submodule(denoiser, attention_name), "heads", None)
-    return module.in_features // heads if isinstance(heads, int) and module.in_features % heads == 0 else None
+    if kind in ("neuron", "head"):
+        columns = role.hidden if kind == "neuron" else role.heads
+        if columns is None or not isinstance(module, nn.Linear):
+            return None
+        block = 1 if kind == "neuron" else role.head_width
+    span = None if columns == (0, module.weight.shape[1]) else columns
+    return ModuleComponents(name, kind, tuple(module.weight.shape), block, 0, span, presets_of(role, module))
 
 
-def _submodule(denoiser: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return denoiser.get_submodule(name)
-    except AttributeError:
-        return None
+def _no_components(kind: Kind, target: Any, matched: Mapping[str, Layer], roles: Mapping[str, LayerRole]) -> str:
+    """Why none of the matched modules has components of this kind, and which modules of the denoiser have some."""
+    having = {
+        "neuron": lambda name: roles[name].hidden is not None,
+        "head": lambda name: roles[name].heads is not None,
+    }.get(kind)
+    text = f"none of the {len(matched)} modules matching {target!r} has components of kind {kind!r}"
+    if having is None:
+        return text
+    some = [name for name in roles if having(name)]
+    if kind == "neuron" and any(isinstance(matched.get(name), nn.Conv2d) for name in some):
+        return f"{text}: its feed-forwards are convolutions, whose hidden units are filters: use kind='filter'"
+    there = f"{len(some)} modules have some, such as {some[0]}" if some else "no module of this denoiser has any"
+    return f"{text}; {there}"

@@ -1,72 +1,73 @@
-"""The linears and convolutions of a denoiser, and named choices of them."""
+"""Named choices of a denoiser's linears and convolutions."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-Layer = nn.Linear | nn.Conv2d
-"""What has components: the modules of a denoiser that can be ablated and edited."""
+from .structure import Layer, LayerRole, base_modules, layer_roles
+
+_KEYS_AND_VALUES = {"key", "value", "key and value", "text key", "text value", "text key and value"}
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A named choice of modules: a pattern that a module's whole path must match, and the types it may have."""
-
-    pattern: str
-    types: tuple[type[nn.Module], ...] = (nn.Linear,)
+def _in_cross_attention(role: LayerRole, module: Layer) -> bool:
+    return role.part == "attention" and role.cross
 
 
-_ATTENTION = r"(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out)"
-# Module names as diffusers' UNets and transformers have them; attn2 is the cross-attention of a transformer block,
-# add_*_proj the text stream of a joint attention (SD3, Flux).
-PRESETS: dict[str, Preset] = {
-    "feed-forward": Preset(r"(.*\.)?((ff|ff_context|feed_forward|mlp)\..+|proj_mlp)"),
-    "cross-attention-kv": Preset(r"(.*\.)?(attn2\.to_[kv]|add_[kv]_proj)"),
-    "cross-attention": Preset(rf"(.*\.)?(attn2\.{_ATTENTION}|add_[qkv]_proj|to_add_out)"),
-    "attention": Preset(rf"(.*\.)?{_ATTENTION}"),
-    "convolution": Preset(r".*", (nn.Conv2d,)),
-    "all": Preset(r".*", (nn.Linear, nn.Conv2d)),
+PRESETS: dict[str, Callable[[LayerRole, Layer], bool]] = {
+    "feed-forward": lambda role, module: "feed-forward" in role.part,
+    "cross-attention-kv": lambda role, module: _in_cross_attention(role, module) and role.function in _KEYS_AND_VALUES,
+    "cross-attention": _in_cross_attention,
+    "attention": lambda role, module: "attention" in role.part,
+    "convolution": lambda role, module: isinstance(module, nn.Conv2d),
+    "all": lambda role, module: True,
 }
+"""By name, whether a module of this role belongs to the choice.
+
+In a joint attention the text's projections are the cross-attention. A single-stream block's matrices that serve its
+attention and its feed-forward are in both.
+"""
 
 
-def base_name(name: str) -> str:
-    """A module path without the level that a PEFT adapter inserts."""
-    return name.replace(".base_layer", "")
+def presets_of(role: LayerRole, module: Layer) -> tuple[str, ...]:
+    """The presets that a module is in, but for "all"."""
+    return tuple(name for name, has in PRESETS.items() if name != "all" and has(role, module))
 
 
-def base_modules(denoiser: nn.Module) -> dict[str, Layer]:
-    """Every linear and 2-D convolution by its path, adapters looked through (``to_q``, not ``to_q.base_layer``)."""
-    return {
-        base_name(name): module
-        for name, module in denoiser.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name
-    }
-
-
-def match_modules(denoiser: nn.Module, target_modules: str | Sequence[str]) -> dict[str, Layer]:
+def match_modules(
+    denoiser: nn.Module, target_modules: str | Sequence[str], roles: Mapping[str, LayerRole] | None = None
+) -> dict[str, Layer]:
     """The linears and convolutions that ``target_modules`` names, in the model's order.
 
-    A string is a preset (``feed-forward``, ``cross-attention-kv``, ...) or, as in PEFT, a regular expression that the
-    whole path must match; a list holds paths or their last parts.
-    Raises ValueError naming the nearest names when nothing matches, or one entry of a list does not.
+    Args:
+        denoiser: whose modules.
+        target_modules: a preset (``feed-forward``, ``cross-attention-kv``, ...), or, as in PEFT, a regular expression
+            that the whole path must match, or a list of paths or their last parts.
+        roles: what ``layer_roles(denoiser)`` gave, if it is known.
+
+    Raises:
+        ValueError: nothing matches, or one entry of a list does not; the message says what there is.
     """
     modules = base_modules(denoiser)
     if isinstance(target_modules, str):
-        preset = PRESETS.get(target_modules)
+        if target_modules in PRESETS:
+            roles = layer_roles(denoiser) if roles is None else roles
+            has = PRESETS[target_modules]
+            matched = {name: module for name, module in modules.items() if has(roles[name], module)}
+            if not matched:
+                raise ValueError(_empty_preset(target_modules, denoiser, modules, roles))
+            return matched
         try:
-            pattern = re.compile(preset.pattern if preset else target_modules)
+            pattern = re.compile(target_modules)
         except re.error as error:
             raise ValueError(f"target_modules {target_modules!r} is not a regular expression: {error}") from error
-        types = preset.types if preset else (nn.Linear, nn.Conv2d)
-        found = {n: m for n, m in modules.items() if isinstance(m, types) and pattern.fullmatch(n)}
-        if not found:
+        matched = {name: module for name, module in modules.items() if pattern.fullmatch(name)}
+        if not matched:
             raise ValueError(_nothing_matches(target_modules, modules))
-        return found
+        return matched
     wanted = list(target_modules)
     for entry in wanted:
         if not any(_ends_with(name, entry) for name in modules):
@@ -76,19 +77,30 @@ def match_modules(denoiser: nn.Module, target_modules: str | Sequence[str]) -> d
     return {n: m for n, m in modules.items() if any(_ends_with(n, entry) for entry in wanted)}
 
 
-def match_names(names: Sequence[str], target_modules: str | Sequence[str]) -> list[str]:
-    """Those of the module paths ``names`` that ``target_modules`` names, as ``match_modules`` but by name alone.
+def match_names(presets: Mapping[str, Sequence[str]], target_modules: str | Sequence[str]) -> list[str]:
+    """Those of the modules that ``target_modules`` names, as ``match_modules`` but without a denoiser.
 
-    Raises ValueError when there are none.
+    Args:
+        presets: {path of a module: what ``presets_of`` gave}.
+        target_modules: as for ``match_modules``.
+
+    Raises:
+        ValueError: there are none.
     """
-    if isinstance(target_modules, str):
-        pattern = PRESETS[target_modules].pattern if target_modules in PRESETS else target_modules
-        found = [name for name in names if re.fullmatch(pattern, name)]
+    if isinstance(target_modules, str) and target_modules in PRESETS:
+        matched = [name for name, of_module in presets.items() if target_modules in ("all", *of_module)]
+        if not matched and not any(presets.values()):
+            raise ValueError(
+                f"preset {target_modules!r}: it is not known which presets the modules are in, as the scores were made "
+                "by an earlier version: name the modules by a pattern"
+            )
+    elif isinstance(target_modules, str):
+        matched = [name for name in presets if re.fullmatch(target_modules, name)]
     else:
-        found = [name for name in names if any(_ends_with(name, entry) for entry in target_modules)]
-    if not found:
-        raise ValueError(f"none of the {len(names)} modules matches {target_modules!r}")
-    return found
+        matched = [name for name in presets if any(_ends_with(name, entry) for entry in target_modules)]
+    if not matched:
+        raise ValueError(f"none of the {len(presets)} modules matches {target_modules!r}")
+    return matched
 
 
 def _ends_with(name: str, suffix: str) -> bool:
@@ -102,3 +114,14 @@ def _nothing_matches(target: str, modules: dict[str, Layer]) -> str:
     hint = f"; nearest: {', '.join(near)}" if near else ""
     presets = ", ".join(PRESETS)
     return f"no linear or convolution of the denoiser matches target_modules {target!r}{hint}; presets: {presets}"
+
+
+def _empty_preset(
+    preset: str, denoiser: nn.Module, modules: Mapping[str, Layer], roles: Mapping[str, LayerRole]
+) -> str:
+    counts = {name: sum(has(roles[path], modules[path]) for path in modules) for name, has in PRESETS.items()}
+    there = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
+    return (
+        f"no linear or convolution of {type(denoiser).__name__} is in the preset {preset!r}; there are: {there}. "
+        "`cad-fast inspect` shows each"
+    )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..components.space import ComponentSpace, ModuleComponents
+from ..components.module_components import ModuleComponents, numbered
+from ..components.space import ComponentSpace
 from .data import AnyEdit
 
 
@@ -41,12 +42,11 @@ def compose(edits: Sequence[AnyEdit], name: str | None = None) -> AnyEdit:
         for entry in edit.space:
             entries[entry.module] = entry
             merged.setdefault(entry.module, []).append(edit.components[entry.module])
-    ordered, offset = [], 0
-    for module in sorted(entries):
-        entry = entries[module]
-        ordered.append(ModuleComponents(module, entry.kind, entry.weight_shape, entry.block, offset))
-        offset += entry.count
     components = {module: torch.cat(parts).unique(sorted=True) for module, parts in merged.items()}
+    pairs = {module: other for edit in edits for module, other in edit.space.shared().items()}
+    # Where one edit names a head's share in one module alone, the composed one has two sets of heads.
+    shared = {module: other for module, other in pairs.items() if torch.equal(components[module], components[other])}
+    ordered = numbered([entries[module] for module in sorted(entries)], shared)
     parts = sorted({edit.name for edit in edits})
     provenance = {
         "composed_of": [

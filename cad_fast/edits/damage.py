@@ -81,7 +81,7 @@ def _components(edit: EditData, concept: str, scores: Scores) -> Tensor:
     missing = [module for module in edit.components if module not in offsets]
     if missing:
         raise ValueError(f"the scores of {concept!r} have no module {missing[0]!r}, which the edit changes")
-    return torch.cat([offsets[module] + indices for module, indices in edit.components.items()]).sort().values
+    return torch.cat([offsets[module] + indices for module, indices in edit.components.items()]).unique()
 
 
 def replayed_damage(
@@ -114,7 +114,7 @@ def objectives_under(
     for concept, target in targets.items():
         edit.space.fingerprint.require_same(target.recording.fingerprint, f"the edit, on the recording of {concept!r}")
     offsets = {entry.module: entry.offset for entry in edit.space}
-    indices = torch.cat([offsets[module] + own for module, own in edit.components.items()])
+    indices = torch.cat([offsets[module] + own for module, own in edit.components.items()]).unique()
     ablation = Ablation.from_indices(edit.space.n, indices, 1 - strength * (1 - edit.factor))
     with Measurer(denoiser_of(pipeline), list(targets.values()), edit.space, rows_per_pass) as measurer:
         found = measurer.measure([ablation])[:, 0]

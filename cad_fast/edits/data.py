@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..components.space import ComponentSpace, ModuleComponents
+from ..components.module_components import ModuleComponents, numbered
+from ..components.space import ComponentSpace
 
 AnyEdit = TypeVar("AnyEdit", bound="EditData")
 
@@ -57,6 +58,11 @@ class EditData:
             raise ValueError(f"edit {self.name!r} edits nothing")
         self.space = self.space.restrict(used)
         self.components = {module: self.components[module] for module in used}
+        for module, first in self.space.shared().items():
+            if not torch.equal(self.components[module], self.components[first]):
+                raise ValueError(
+                    f"edit {self.name!r}: {module!r} has a share of the heads of {first!r}, but other heads are edited"
+                )
 
     @classmethod
     def from_indices(
@@ -72,7 +78,7 @@ class EditData:
 
     @property
     def n_components(self) -> int:
-        return sum(len(indices) for indices in self.components.values())
+        return sum(len(self.components[entry.module]) for entry in self.space.leading)
 
     def weight_indices(self) -> dict[str, Tensor]:
         """Flat indices into each module's weight, {module: sorted int64 [k]}."""
@@ -91,7 +97,8 @@ class EditData:
         digest = hashlib.sha256(f"{self.space.kind} {self.factor!r}".encode())
         for entry in sorted(self.space, key=lambda entry: entry.module):
             shape = "x".join(map(str, entry.weight_shape))
-            digest.update(f"\n{entry.module} {shape} {entry.block}\n".encode())
+            span = "" if entry.span is None else f" {entry.span[0]}:{entry.span[1]}"
+            digest.update(f"\n{entry.module} {shape} {entry.block}{span}\n".encode())
             digest.update(self.components[entry.module].to(torch.int64).numpy().tobytes())
         return digest.hexdigest()
 
@@ -113,11 +120,8 @@ class EditData:
         """The same edit as an edit of single weights."""
         if self.space.kind == "weight":
             return self
-        entries, offset = [], 0
-        for entry in self.space:
-            entries.append(ModuleComponents(entry.module, "weight", entry.weight_shape, 1, offset))
-            offset += entries[-1].count
-        space = ComponentSpace(entries, self.space.fingerprint)
+        weights = [replace(entry, kind="weight", block=1, span=None) for entry in self.space]
+        space = ComponentSpace(numbered(weights, {}), self.space.fingerprint)
         return type(self)(self.name, space, self.weight_indices(), self.factor, self.provenance)
 
     def evaluated(self: AnyEdit, comparison: Described, evaluation: Evaluated | None = None) -> AnyEdit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,7 @@ from torch import Tensor
 from ..attribution.score_files import largest
 from ..attribution.scores import Scores, TopScores
 from ..choices import SCOPES, Scope
-from ..components.space import ModuleComponents
-from ..diffusion.layers import PRESETS
+from ..components.module_components import ModuleComponents
 
 Sign = Literal["positive", "negative"]
 
@@ -127,9 +125,10 @@ def select(scores: Scores, selection: Selection, *, sign: Sign = "positive") -> 
     if scope == "row" and scores.space.kind != "weight":
         raise ValueError(f"scope 'row' needs single weights, these scores are of kind {scores.space.kind}")
     if scope == "tensor":
-        _require_some(ratio, [entry.count for entry in scores.space])
+        _require_some(ratio, [entry.count for entry in scores.space.leading])
     chosen = []
-    for entry, part in zip(scores.space, scores.space.split(values).values(), strict=True):
+    for entry in scores.space.leading:
+        part = values[entry.offset : entry.offset + entry.count]
         if scope == "tensor":
             local = _top(part, _amount(ratio, count, entry.count))
         else:
@@ -144,10 +143,9 @@ def _of_the_kept(scores: TopScores, selection: Selection, sign: Sign) -> Tensor:
     if selection.scope == "global":
         _require_some(ratio, [len(scores)])
         return scores.choose(_amount(ratio, count, len(scores)), negative=negative)
-    _require_some(ratio, [entry.count for entry in scores.space])
-    chosen = [
-        scores.choose(_amount(ratio, count, entry.count), negative=negative, entry=entry) for entry in scores.space
-    ]
+    leading = scores.space.leading
+    _require_some(ratio, [entry.count for entry in leading])
+    chosen = [scores.choose(_amount(ratio, count, entry.count), negative=negative, entry=entry) for entry in leading]
     return torch.cat(chosen)
 
 
@@ -247,4 +245,4 @@ def _select_as_published(scores: Scores, sign: Sign, ratio: float) -> Tensor:
 
 
 def _is_paper_weight(entry: ModuleComponents) -> bool:
-    return len(entry.weight_shape) == 2 and re.fullmatch(PRESETS["feed-forward"].pattern, entry.module) is not None
+    return len(entry.weight_shape) == 2 and "feed-forward" in entry.presets

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace
 from ..diffusion.denoisers import denoiser_of
-from ..diffusion.layers import Layer, base_name
+from ..diffusion.structure import Layer, base_name
 from .forms import AnyForm, Form, Gated, Masked, run_form
 from .prepare import prepare_gates, prepare_weights
 from .score_tap import Record, run_scored

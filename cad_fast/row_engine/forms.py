@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..diffusion.layers import Layer
+from ..components.module_components import ModuleComponents
+from ..diffusion.structure import Layer
 from ..ops.edited_conv2d import edited_conv2d
 from ..ops.edited_linear import edited_linear
 from ..ops.gated_conv2d import gated_conv2d
@@ -76,13 +77,13 @@ class Edited(Form):
 class Gated(Form):
     """A gate per component of a coarser kind.
 
-    gates: [V, count], the weight's dtype; scales: whether any gate is neither 0 nor 1, or gates need gradients;
-    keep: bool, [V, columns] or [V, filters], if any gate is 0 and none needs a gradient (a dropped activation is then
-    exactly zero, even if it was infinite).
+    gates: [V, count], the weight's dtype; entry: the components; scales: whether any gate is neither 0 nor 1, or gates
+    need gradients; keep: bool, [V, columns] or [V, filters], if any gate is 0 and none needs a gradient (a dropped
+    activation is then exactly zero, even if it was infinite).
     """
 
     gates: Tensor
-    block: int
+    entry: ModuleComponents
     scales: bool
     keep: Tensor | None
 
@@ -162,9 +163,10 @@ def _gated(form: Gated, module: Layer, x: Tensor) -> Tensor:
     variants = len(form.gates)
     if isinstance(module, nn.Linear):
         if fuses("gated_linear", x, module.weight, form.gates, x.numel(), form.keep is not None):
-            y = gated_linear(group_rows(x, variants), module.weight, form.gates, module.bias)
+            gates = form.gates if form.entry.span is None else form.entry.per_column(form.gates, 1.0)
+            y = gated_linear(group_rows(x, variants), module.weight, gates, module.bias)
             return y.reshape(*x.shape[:-1], y.shape[-1])
-        x = scale_columns(x, form.gates, form.block) if form.scales else x
+        x = scale_columns(x, form.entry.per_column(form.gates, 1.0)) if form.scales else x
         x = x if form.keep is None else keep_columns(x, form.keep)
         return functional.linear(x, module.weight, module.bias)
     area = x.shape[-2] * x.shape[-1] // (module.stride[0] * module.stride[1])

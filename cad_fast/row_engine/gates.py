@@ -50,9 +50,9 @@ def fuses(op: str, x: Tensor, weight: Tensor, gates: Tensor, elements: int, remo
     return elements >= least and can_run(op, "native", x)
 
 
-def scale_columns(x: Tensor, gates: Tensor, block: int) -> Tensor:
-    """A linear's input [V * B, ..., K], each variant's blocks of ``block`` columns times its gates [V, K / block]."""
-    return _on_groups(torch.mul, x, gates.repeat_interleave(block, 1), channel=-1)
+def scale_columns(x: Tensor, gates: Tensor) -> Tensor:
+    """A linear's input [V * B, ..., K], each variant's columns times its gates [V, K]."""
+    return _on_groups(torch.mul, x, gates, channel=-1)
 
 
 def keep_columns(x: Tensor, keep: Tensor) -> Tensor:

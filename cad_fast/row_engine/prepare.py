@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..components.ablation import Ablation, stacked_words
+from ..components.module_components import ModuleComponents
 from ..components.packed import WORD_BITS, set_bits
-from ..components.space import ComponentSpace, ModuleComponents
-from ..diffusion.layers import Layer
+from ..components.space import ComponentSpace
+from ..diffusion.structure import Layer
 from ..ops.on_host import count_bits, pack_bits, unpack_bits
 from .forms import Edited, Gated, Masked
 
@@ -140,6 +141,7 @@ def prepare_gates(
     kept = torch.ones(space.n, dtype=torch.float64)
     gates = torch.stack([kept if ablation is None else ablation.gates for ablation in ablations])
     forms = {}
+    leaves: dict[int, Tensor] = {}
     for entry in space:
         own = gates[:, entry.offset : entry.offset + entry.count]
         if not with_gradients and bool((own == 1).all()):
@@ -147,7 +149,15 @@ def prepare_gates(
         weight = modules[entry.module].weight
         scales = with_gradients or not bool(((own == 0) | (own == 1)).all())
         drops = not with_gradients and bool((own == 0).any())
-        keep = (own != 0).repeat_interleave(entry.block, 1).to(weight.device) if drops else None
-        leaf = own.to(weight.device, weight.dtype, copy=True).requires_grad_(with_gradients)
-        forms[entry.module] = Gated(leaf, entry.block, scales, keep)
+        keep = _kept(own != 0, entry).to(weight.device) if drops else None
+        leaf = leaves.get(entry.offset)  # one for all shares of the same components, so that it has their gradient
+        if leaf is None:
+            leaf = own.to(weight.device, weight.dtype, copy=True).requires_grad_(with_gradients)
+            leaves[entry.offset] = leaf
+        forms[entry.module] = Gated(leaf, entry, scales, keep)
     return forms
+
+
+def _kept(gates: Tensor, entry: ModuleComponents) -> Tensor:
+    """Which filters, or else which columns, are not dropped, bool [V, filters or columns]."""
+    return gates if entry.kind == "filter" else entry.per_column(gates, True)

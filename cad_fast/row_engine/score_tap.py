@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..diffusion.layers import Layer
+from ..diffusion.structure import Layer
 from ..ops.dispatch import backend_for_later
 from ..ops.masked_linear_scores import masked_linear_scores
 from .forms import Edited, Masked, convolve, geometry, group_images, group_rows, linear

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..diffusion.layers import Layer, base_name
+from ..diffusion.structure import Layer, base_name
 from ..ops.edited_conv2d import edited_conv2d
 from ..ops.edited_linear import edited_linear
 from .forms import geometry, padded_images

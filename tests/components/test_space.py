@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from cad_fast.components.space import KINDS, ComponentSpace, ModuleComponents
+from cad_fast.choices import KINDS
+from cad_fast.components.module_components import ModuleComponents
+from cad_fast.components.space import ComponentSpace
 from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.diffusion.layers import PRESETS, match_modules
 from tests.pipelines import PIPELINES, stable_diffusion

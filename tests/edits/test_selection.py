@@ -5,7 +5,8 @@ import torch
 
 from cad_fast.attribution import Scores
 from cad_fast.components.fingerprint import Fingerprint
-from cad_fast.components.space import ComponentSpace, ModuleComponents
+from cad_fast.components.module_components import ModuleComponents
+from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import Selection, retention_aware, select
 from tests.pipelines import stable_diffusion
 
@@ -14,7 +15,9 @@ def make_scores(shapes, kind="weight", seed=0, names=None, provenance=None):
     entries, offset = [], 0
     for i, shape in enumerate(shapes):
         name = names[i] if names else f"blocks.{i}.ff.net.2"
-        entries.append(ModuleComponents(name, kind, shape, 1, offset))
+        entries.append(
+            ModuleComponents(name, kind, shape, 1, offset, presets=("feed-forward",) if ".ff." in name else ())
+        )
         offset += entries[-1].count
     space = ComponentSpace(entries, Fingerprint("Toy", "0", ()))
     values = torch.randn(space.n, generator=torch.Generator().manual_seed(seed))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import cad_fast
 from cad_fast.components.ablation import Ablation
+from cad_fast.components.module_components import ModuleComponents
 from cad_fast.components.space import ComponentSpace
 from cad_fast.ops import backends, use_backend
 from cad_fast.ops.registry import OPS
@@ -42,7 +43,8 @@ def form_of(module: nn.Module, block: int, gradients: bool, whole: bool = False)
     gates[torch.rand(VARIANTS, count) < 0.3] = 0
     keep = None if gradients else (gates != 0).repeat_interleave(block, 1)
     gates = gates.to(module.weight.dtype).requires_grad_(gradients)
-    return Gated(gates, block, gradients or not whole, keep)
+    entry = ModuleComponents("layer", "head" if linear else "filter", tuple(module.weight.shape), block, 0)
+    return Gated(gates, entry, gradients or not whole, keep)
 
 
 def both(monkeypatch, call) -> tuple[list[Tensor], list[Tensor]]:

@@ -76,7 +76,7 @@ class Averages:
                 for parts in (engine.kept, engine.ablated)
             )
         else:
-            gates = [engine.gates[entry.module] for entry in self.space]
+            gates = [engine.gates[entry.module] for entry in self.space.leading]
             gradients = torch.autograd.grad(j, gates, allow_unused=True)
             filled = [torch.zeros_like(gate) if g is None else g for gate, g in zip(gates, gradients, strict=True)]
             whole = torch.cat(filled, 1).float()

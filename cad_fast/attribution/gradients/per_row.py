@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...components.ablation import Ablation
 from ...components.space import ComponentSpace
-from ...diffusion.layers import Layer
+from ...diffusion.structure import Layer
 from ...objectives import Objective
 from ...recording.call import DenoiserCall
 from ...row_engine.engine import rows

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ...components.space import ComponentSpace, ModuleComponents
+from ...components.module_components import ModuleComponents
+from ...components.space import ComponentSpace
 from ...diffusion.context import only_gradients_of
-from ...diffusion.layers import Layer
+from ...diffusion.structure import Layer
 from ...objectives import Objective
 from ...recording.data import Recording
 from ...row_engine.gates import scale_columns, scale_filters
@@ -28,19 +29,23 @@ Via = Literal["weight", "gate"]
 def gated(modules: Mapping[str, Layer], entries: Mapping[str, ModuleComponents]) -> Iterator[dict[str, Tensor]]:
     """Multiply each component's weights by a gate of value 1. Yields the gates {module: [count]}.
 
-    Neurons and heads are gated at their module's input, filters at its output less the bias. That is the same function
-    as scaling the weights, and its gradient needs no gradient of the weights.
+    Components that have shares in several modules have one gate, under the first module's name. Neurons and heads are
+    gated at their module's input, filters at its output less the bias. That is the same function as scaling the
+    weights, and its gradient needs no gradient of the weights.
     """
     gates: dict[str, Tensor] = {}
+    firsts: dict[int, Tensor] = {}
     handles = []
     for name, module in modules.items():
         entry = entries[name]
-        gate = torch.ones(entry.count, device=module.weight.device, dtype=module.weight.dtype, requires_grad=True)
-        gates[name] = gate
+        if entry.offset not in firsts:
+            ones = torch.ones(entry.count, device=module.weight.device, dtype=module.weight.dtype)
+            firsts[entry.offset] = gates[name] = ones.requires_grad_()
+        gate = firsts[entry.offset]
         if entry.kind == "filter":
             handles.append(module.register_forward_hook(_gate_filters(gate[None])))
         else:
-            handles.append(module.register_forward_pre_hook(_gate_columns(gate[None], entry.block)))
+            handles.append(module.register_forward_pre_hook(_gate_columns(gate[None], entry)))
     try:
         yield gates
     finally:
@@ -48,9 +53,9 @@ def gated(modules: Mapping[str, Layer], entries: Mapping[str, ModuleComponents])
             handle.remove()
 
 
-def _gate_columns(gate: Tensor, block: int) -> Any:
+def _gate_columns(gate: Tensor, entry: ModuleComponents) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (scale_columns(inputs[0], gate, block), *inputs[1:])
+        return (scale_columns(inputs[0], entry.per_column(gate, 1.0)), *inputs[1:])
 
     return hook
 

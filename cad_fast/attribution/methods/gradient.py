@@ -72,10 +72,10 @@ def gradient_scores(
     state = state or RunState(None, {}, resume=False)
     sums = gradients.run(passes, state, progress)
     state.release()
-    scores = torch.empty(space.n)
+    scores = torch.zeros(space.n)
     for entry in space:
         total = sums.pop(entry.module).div_(rows)
         if via == "weight":
             total = entry.reduce(total.mul_(gradients.modules[entry.module].weight.detach()))
-        scores[entry.offset : entry.offset + entry.count] = total
+        scores[entry.offset : entry.offset + entry.count] += total  # two modules may share components
     return scores

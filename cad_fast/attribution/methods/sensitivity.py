@@ -134,7 +134,7 @@ def output_sensitivity(
     squares.probes, squares.seed = probes, seed
     sums = squares.run(passes, state or RunState(None, {}, resume=False), progress)
     parts = []
-    for entry in space:
+    for entry in space.leading:
         mean = sums[entry.module] / (rows * probes)
         if space.kind == "weight":
             mean = (mean * squares.modules[entry.module].weight.detach().float().square()).flatten()

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...components.space import ComponentSpace, ModuleComponents
+from ...components.module_components import ModuleComponents
+from ...components.space import ComponentSpace
 from ...diffusion.denoisers import denoiser_of
-from ...diffusion.layers import base_modules
+from ...diffusion.structure import base_modules
 from ..data import AnyEdit, EditData
 from ..weights import applied_edit, intact_fingerprint
 from .denoiser_weights import own_parameters, stored_weights

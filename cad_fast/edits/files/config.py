@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...choices import KINDS
 from ...components.fingerprint import Fingerprint
-from ...components.space import KINDS, ModuleComponents
+from ...components.module_components import ModuleComponents, checked_span, numbered
 from ..data import check_edit_name
 from .coding import MAX_COUNT
 
@@ -61,11 +62,12 @@ class EditConfig:
         described = _entry(value, "modules", dict)
         if not 0 < len(described) <= MAX_MODULES:
             raise ValueError(f"'modules' has {len(described)} entries, expected 1 to {MAX_MODULES}")
-        layouts, offset = [], 0
+        layouts: dict[str, ModuleLayout] = {}
         for module, entry in described.items():
-            layouts.append(_module(module, entry, kind, offset))
-            offset += layouts[-1].entry.count
-        total = sum(layout.n for layout in layouts)
+            layouts[module] = _module(module, entry, kind)
+        shared = _shared(described, layouts)
+        entries = numbered([layout.entry for layout in layouts.values()], shared)
+        total = sum(layout.n for module, layout in layouts.items() if module not in shared)
         if total > MAX_COMPONENTS:
             raise ValueError(f"the modules declare {total} components, expected at most {MAX_COMPONENTS}")
         if _integer(value, "n_components", 1, MAX_COMPONENTS) != total:
@@ -75,7 +77,7 @@ class EditConfig:
             factor,
             _entry(value, "digest", str),
             _fingerprint(_entry(value, "model", dict)),
-            tuple(layouts),
+            tuple(ModuleLayout(entry, layouts[entry.module].n) for entry in entries),
             _entry(value, "provenance", dict) if "provenance" in value else {},
         )
 
@@ -97,7 +99,7 @@ def own_file(folder: Path, name: str) -> Path:
     return path
 
 
-def _module(name: str, value: Any, kind: str, offset: int) -> ModuleLayout:
+def _module(name: str, value: Any, kind: str) -> ModuleLayout:
     where = f"module {_short(name)}"
     if not _MODULE_NAME.fullmatch(name):
         raise ValueError(f"{where} is not the name of a module: expected letters, digits and _ between dots")
@@ -110,12 +112,35 @@ def _module(name: str, value: Any, kind: str, offset: int) -> ModuleLayout:
         if math.prod(shape) > MAX_COUNT:
             raise ValueError(f"'weight_shape' {_short(shape)} has more than {MAX_COUNT} weights")
         block = _integer(value, "block", 1, MAX_COUNT)
-        if math.prod(shape[1:]) % block:
+        span = checked_span(value["span"], tuple(shape), block) if "span" in value else None
+        if span is None and math.prod(shape[1:]) % block:
             raise ValueError(f"'block' is {block}, which does not divide the rows of a weight of shape {shape}")
-        entry = ModuleComponents(name, kind, tuple(shape), block, offset)  # type: ignore[arg-type]
+        if span is not None and kind not in ("neuron", "head"):
+            raise ValueError(f"'span' is of neurons and heads, not of kind {kind!r}")
+        entry = ModuleComponents(name, kind, tuple(shape), block, 0, span)  # type: ignore[arg-type]
         return ModuleLayout(entry, _integer(value, "n", 1, entry.count))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _shared(described: Mapping[str, Any], layouts: Mapping[str, ModuleLayout]) -> dict[str, str]:
+    """{module: the earlier module whose heads it has a share of}, checked."""
+    shared: dict[str, str] = {}
+    whole: dict[Any, ModuleLayout] = {}
+    for module, value in described.items():
+        if "shares_heads_of" not in value:
+            whole[module] = layouts[module]
+            continue
+        other, mine = value["shares_heads_of"], layouts[module]
+        theirs = whole.get(other) if isinstance(other, str) else None
+        same = theirs is not None and (theirs.entry.count, theirs.n) == (mine.entry.count, mine.n)
+        if not same or mine.entry.kind != "head":
+            raise ValueError(
+                f"module {_short(module)}: 'shares_heads_of' is {_short(other)}, expected a module before it with as "
+                "many heads, as many of them edited"
+            )
+        shared[module] = other
+    return shared
 
 
 def _fingerprint(value: Mapping[str, Any]) -> Fingerprint:

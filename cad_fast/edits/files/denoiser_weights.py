@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...diffusion.denoisers import denoiser_of
-from ...diffusion.layers import base_name
+from ...diffusion.structure import base_name
 from ...files import check_tensor_header, read_json
 from .config import own_file
 

@@ -26,11 +26,16 @@ def save_edit(edit: EditData, folder: str | Path) -> None:
     than ``load_edit`` reads; what the folder held is left as it was then.
     """
     folder = require_writable_folder(folder)
-    tensors, modules = {}, {}
+    tensors, modules, shared = {}, {}, edit.space.shared()
     for entry in edit.space:
         indices = edit.components[entry.module]
         tensors[entry.module] = encode_gaps(indices)
-        modules[entry.module] = {"weight_shape": list(entry.weight_shape), "block": entry.block, "n": len(indices)}
+        layout = {"weight_shape": list(entry.weight_shape), "block": entry.block, "n": len(indices)}
+        if entry.span is not None:
+            layout["span"] = list(entry.span)
+        if shared[entry.module] != entry.module:
+            layout["shares_heads_of"] = shared[entry.module]
+        modules[entry.module] = layout
     config = {
         "format_version": FORMAT_VERSION,
         "cad_fast_version": __version__,

@@ -7,8 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from cad_fast.choices import KINDS
 from cad_fast.components.fingerprint import Fingerprint
-from cad_fast.components.space import KINDS, ComponentSpace, ModuleComponents
+from cad_fast.components.module_components import ModuleComponents
+from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import Edit
 from cad_fast.edits.files.coding import MAX_COUNT, decode_gaps, encode_gaps
 
