@@ -4,7 +4,9 @@ from .attribution import RunOptions as RunOptions
 from .attribution import Scores as Scores
 from .attribution import attribute as attribute
 from .components.ablation import Ablation as Ablation
+from .components.inspection import inspect_layers as inspect_layers
 from .components.space import ComponentSpace as ComponentSpace
+from .diffusion.denoisers import PipelinePart as PipelinePart
 from .diffusion.timesteps import TimestepWindow as TimestepWindow
 from .edits import CardInfo as CardInfo
 from .edits import Edit as Edit

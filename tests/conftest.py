@@ -5,6 +5,9 @@ import functools
 import pytest
 import torch
 
+with torch.device("meta"):
+    torch.empty(1)  # torch notes once which functions allocate: these, and not the poisoned ones below
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked gpu are skipped, with the reason, where there is no CUDA device."""

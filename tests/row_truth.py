@@ -55,7 +55,10 @@ def multipliers(space: ComponentSpace, ablation: Ablation) -> dict[str, Tensor]:
         elif entry.kind == "filter":
             matrix = gates[:, None].expand(entry.rows, entry.columns)
         else:
-            matrix = gates.repeat_interleave(entry.block).expand(entry.rows, entry.columns)
+            row = torch.ones(entry.columns, dtype=gates.dtype)
+            first, last = entry.span or (0, entry.columns)
+            row[first:last] = gates.repeat_interleave(entry.block)
+            matrix = row.expand(entry.rows, entry.columns)
         found[entry.module] = matrix.reshape(entry.weight_shape)
     return found
 
@@ -104,6 +107,8 @@ def slow_gradient(
         module.weight.requires_grad_(True)
     j = ConceptErasure()(call.run(twin), call).mean()
     gradients = torch.autograd.grad(j, [module.weight for module in modules.values()])
-    return torch.cat(
-        [entry.reduce(intact[entry.module].weight.detach() * g) for entry, g in zip(space, gradients, strict=True)]
-    )
+    total = torch.zeros(space.n)
+    for entry, gradient in zip(space, gradients, strict=True):
+        part = entry.reduce(intact[entry.module].weight.detach() * gradient)
+        total[entry.offset : entry.offset + entry.count] += part  # modules may share components
+    return total

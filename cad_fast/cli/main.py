@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from ..version import __version__
-from . import amplify, attribute, budget, demo, dial, edit, env, erase, evaluate, generate, serve
+from . import amplify, attribute, budget, demo, dial, edit, env, erase, evaluate, generate, inspect, serve
 from .common import EXIT_CODES, add_command
 
 # Each has HELP, EXAMPLE, add_arguments(parser) and run(arguments).
 COMMANDS: dict[str, ModuleType] = {
     "erase": erase,
     "amplify": amplify,
+    "inspect": inspect,
     "attribute": attribute,
     "edit": edit,
     "generate": generate,

@@ -13,22 +13,107 @@ from torch import Tensor, nn
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "timestep_ratio")
 
 
-def denoiser_of(pipeline_or_module: Any) -> nn.Module:
-    """The denoiser: ``pipeline.unet``, ``pipeline.transformer``, or the module itself.
+class PipelinePart:
+    """A pipeline seen by one of its denoisers, for pipelines that have several (Wan 2.2, Kandinsky's and Cascade's).
 
-    Raises TypeError naming what was found when there is neither.
+    ::
+
+        low_noise = cad_fast.PipelinePart(pipeline, "transformer_2")
+        recording = cad_fast.record(low_noise, "a cat")     # the calls of transformer_2
+        with edit.applied(low_noise): ...
+
+    It goes wherever a pipeline does. Everything but the denoiser is the pipeline's own.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        part: the name of the component that is the denoiser.
+
+    Raises:
+        ValueError: the pipeline has no such denoiser; the message names those there are.
+    """
+
+    def __init__(self, pipeline: Any, part: str) -> None:
+        there = denoisers_in(pipeline)
+        if part not in there:
+            raise ValueError(f"{type(pipeline).__name__} has no denoiser {part!r}; it has {', '.join(there) or 'none'}")
+        vars(self).update(_pipeline=pipeline, _part=part, __call__=pipeline.__call__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._pipeline(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._pipeline, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._pipeline, name)
+
+    def __repr__(self) -> str:
+        return f"PipelinePart({type(self._pipeline).__name__}, {self._part!r})"
+
+
+def denoisers_in(pipeline: Any) -> dict[str, nn.Module]:
+    """A pipeline's components that take a noisy sample and a timestep, by name; ControlNets are none."""
+    components = getattr(pipeline, "components", None)
+    components = components if isinstance(components, dict) else {}
+    named = {name: getattr(pipeline, name, None) for name in ("unet", "transformer", *components)}
+    return {name: module for name, module in named.items() if isinstance(module, nn.Module) and _denoises(module)}
+
+
+def _denoises(module: nn.Module) -> bool:
+    inner = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+    if "ControlNet" in type(inner).__name__:
+        return False
+    try:
+        names = list(inspect.signature(inner.forward).parameters)
+    except (TypeError, ValueError):
+        return False
+    return len(names) > 1 and names[0] not in TIMESTEP_NAMES and any(name in names for name in TIMESTEP_NAMES)
+
+
+def denoiser_name(pipeline: Any) -> str:
+    """The name of the component that ``denoiser_of`` gives; "denoiser" for a bare module."""
+    if isinstance(pipeline, PipelinePart):
+        return str(vars(pipeline)["_part"])
+    if isinstance(pipeline, nn.Module):
+        return "denoiser"
+    denoiser = denoiser_of(pipeline)
+    return next((name for name, module in denoisers_in(pipeline).items() if module is denoiser), "denoiser")
+
+
+def denoiser_of(pipeline_or_module: Any) -> nn.Module:
+    """The denoiser: ``pipeline.unet``, ``pipeline.transformer``, the only component that is one, or the module itself.
+
+    Raises TypeError naming what was found when there is none, or none that is meant.
     """
     if isinstance(pipeline_or_module, nn.Module):
         return pipeline_or_module
+    if isinstance(pipeline_or_module, PipelinePart):
+        denoiser = getattr(pipeline_or_module, vars(pipeline_or_module)["_part"])
+        assert isinstance(denoiser, nn.Module), "a part is looked up when the view is made"
+        return denoiser
     for name in ("unet", "transformer"):
         denoiser = getattr(pipeline_or_module, name, None)
         if isinstance(denoiser, nn.Module):
             return denoiser
-    found = sorted(getattr(pipeline_or_module, "components", None) or {})
-    parts = f"whose parts are {', '.join(found)}" if found else "which is neither a pipeline nor a torch module"
+    there = denoisers_in(pipeline_or_module)
+    if len(there) == 1:
+        return next(iter(there.values()))
+    owner = type(pipeline_or_module).__name__
+    if there:
+        first = next(iter(there))
+        raise TypeError(
+            f"{owner} has several denoisers ({', '.join(there)}): say which one is meant, as "
+            f"PipelinePart(pipeline, {first!r})"
+        )
+    components = getattr(pipeline_or_module, "components", None) or {}
+    parts = sorted(name for name, part in components.items() if part is not None)
+    has = f"whose parts are {', '.join(parts)}" if parts else "which is neither a pipeline nor a torch module"
     raise TypeError(
         f"no denoiser found: expected a pipeline with a `unet` or a `transformer`, or the module itself; "
-        f"got {type(pipeline_or_module).__name__}, {parts}"
+        f"got {owner}, {has}"
     )
 
 

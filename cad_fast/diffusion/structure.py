@@ -23,7 +23,9 @@ from torch import nn
 Layer: TypeAlias = nn.Linear | nn.Conv2d
 """What has components: the modules of a denoiser that can be ablated and edited."""
 
-Part = Literal["feed-forward", "attention", "attention and feed-forward", "embedding", "modulation", "other"]
+Part = Literal[
+    "feed-forward", "attention", "attention and feed-forward", "embedding", "modulation", "convolution", "other"
+]
 Stream = Literal["image", "text", "joint"]
 
 # Projections of an attention by the last parts of their paths, and whether they are of the text in a joint attention.
@@ -44,7 +46,7 @@ _PROJECTIONS: dict[str, tuple[str, re.Pattern[str]]] = {
 }
 _FEED_FORWARD_NAME = re.compile(r"(.*_)?(ff|ffn|mlp)(_.*)?|feed_forward|.*FeedForward.*|.*Mlp|.*MLP|.*GLU.*")
 _DOWN_NAME = re.compile(r"w2|wo|(.*_)?down(_.*)?|(.*_)?out(_.*)?|linear_fc2|fc2|conv_point")
-_MODULATION_NAME = re.compile(r"ada_?ln.*|.*mod(ulation)?(_.*)?|norm.*|scale_shift.*", re.IGNORECASE)
+_MODULATION_NAME = re.compile(r"ada_?ln.*|(.*_)?mod(ulation)?s?(_.*)?|(.*_)?norm.*|scale_shift.*", re.IGNORECASE)
 _TEXT_PART = re.compile(r"(.*_)?(text|txt|context)(_.*)?|ff_t|token_refiner|y_embedder")
 
 
@@ -151,10 +153,10 @@ class _Structure:
         names = [name for name in [*_parents(path), path] if name]
         if any(self._modulates(name) for name in names):
             return LayerRole("modulation", stream=stream)
-        outside_blocks = isinstance(self.layers[path], nn.Linear) and not _in_block(path)
-        if any(self._embeds(name) for name in names) or outside_blocks:
+        linear = isinstance(self.layers[path], nn.Linear)
+        if any(self._embeds(name) for name in names) or (linear and not _in_block(path)) or "time_emb" in path:
             return LayerRole("embedding", stream=stream)
-        return LayerRole("other", stream=stream)
+        return LayerRole("other" if linear else "convolution", stream=stream)
 
     # Attention.
 
@@ -168,7 +170,9 @@ class _Structure:
         whole_text = _stream_of(container) == "text"
         for path, function in projections.items():
             stream: Stream = "text" if whole_text or _PROJECTIONS[function][0] == "text" else "image"
-            reads = (cross and not function.startswith("text")) or (by_text and stream == "text" and not whole_text)
+            added = function.startswith("text") and not by_text  # of a picture that conditions, beside the text
+            reads = not added and (cross or (by_text and stream == "text" and not whole_text))
+            stream = "image" if added else stream
             self.found[path] = LayerRole("attention", function, stream, reads)
         outs = [path for path, function in projections.items() if function in ("out", "text out")]
         self._heads(container, outs)

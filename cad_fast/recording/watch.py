@@ -12,9 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.context import generators, own_scheduler, plain_tensors, silent
-from ..diffusion.denoisers import ForwardSignature, denoiser_of, output_tensor, timestep_value
+from ..diffusion.denoisers import (
+    ForwardSignature,
+    PipelinePart,
+    denoiser_name,
+    denoiser_of,
+    denoisers_in,
+    output_tensor,
+    timestep_value,
+)
 from ..diffusion.dtypes import one_dtype
-from ..diffusion.trees import SCALARS, find_row_paths, map_arguments, same_leaf
+from ..diffusion.trees import SCALARS, find_row_paths, leaves, map_arguments, same_leaf
 from .call import DenoiserCall
 
 KEPT_PER_INPUT = 4  # both halves, their whole and one to spare: enough to recognise what does not change
@@ -88,6 +96,10 @@ class DenoiserWatch:
         stop_at_first: bool = False,
     ) -> None:
         self.denoiser: nn.Module = denoiser_of(pipeline)
+        self._name = denoiser_name(pipeline)
+        # Whoever names a part knows that there are others.
+        chosen = isinstance(pipeline, (PipelinePart, nn.Module))
+        self._others = {} if chosen else {n: m for n, m in denoisers_in(pipeline).items() if m is not self.denoiser}
         self.scheduler: Any = getattr(pipeline, "scheduler", None)
         self.signature = ForwardSignature.of(self.denoiser)
         self.n_samples = n_samples
@@ -104,6 +116,9 @@ class DenoiserWatch:
     def __enter__(self) -> DenoiserWatch:
         handle = self.denoiser.register_forward_hook(self._after_forward, with_kwargs=True)
         self._undo.callback(handle.remove)
+        for name, other in self._others.items():
+            refuse = functools.partial(self._refuse_other, name)
+            self._undo.callback(other.register_forward_pre_hook(refuse).remove)
         if callable(getattr(self.scheduler, "step", None)):
             self._wrap_scheduler_step()
         return self
@@ -133,6 +148,13 @@ class DenoiserWatch:
 
     def _unwrap_scheduler_step(self) -> None:
         del self.scheduler.step  # uncovers the method of the class
+
+    def _refuse_other(self, name: str, *_: Any) -> None:
+        raise ValueError(
+            f"the pipeline runs the denoiser {name!r} beside {self._name!r}, whose calls alone would be recorded: "
+            f"record one at a time, with PipelinePart(pipeline, {self._name!r}) or PipelinePart(pipeline, {name!r}) in "
+            "place of the pipeline"
+        )
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs = self.signature.bind(args, kwargs)
@@ -206,6 +228,12 @@ class DenoiserWatch:
     ) -> tuple[_RawCall, _RawCall]:
         """The two as (conditional, unconditional)."""
         if same_leaf(first.inputs, second.inputs) and _relative_distance(first.output, second.output) > 0.05:
+            unknown = _rowless(first.inputs, first.rows, self.signature.sample_key)
+            if unknown:
+                raise ValueError(
+                    f"step {len(self.calls)}: {unknown} does not have one entry for each of the {2 * first.rows} rows "
+                    "that the denoiser was called with, so that conditional and unconditional rows cannot be told apart"
+                )
             raise ValueError(
                 f"step {len(self.calls)} evaluated the denoiser twice on the same inputs, with different outputs: "
                 "guidance that changes the model (such as perturbed attention) cannot be recorded"
@@ -227,6 +255,16 @@ class DenoiserWatch:
             unconditional_inputs=None if unconditional is None else unconditional.inputs,
             unconditional_output=None if unconditional is None else unconditional.output,
         )
+
+
+def _rowless(inputs: dict[str, Any], rows: int, sample_key: str) -> str:
+    """The embeddings among the inputs of half a batch that were not halved, with their shapes."""
+    whole = {
+        path: leaf
+        for path, leaf in leaves(inputs)
+        if isinstance(leaf, Tensor) and leaf.ndim > 2 and path != sample_key and len(leaf) != rows
+    }
+    return ", ".join(f"{path} {list(leaf.shape)}" for path, leaf in whole.items() if "hidden_states" in path)
 
 
 def _comparable(guided: Tensor | None, output: Tensor) -> tuple[Tensor, Tensor] | None:
