@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...components.ablation import Ablation
 from ...components.space import ComponentSpace
 from ...row_engine.engine import RowEngine
+from ..measuring.reached import silent_modules
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ class Averages:
         self.tensors["kept"] += kept
         self.tensors["ablated"] += ablated
         self.tensors["group"] += kept
+
+    def silent(self) -> list[str]:
+        """The modules whose gradients were zero at every ablation."""
+        return silent_modules(self.space, self.tensors["kept"].abs() + self.tensors["ablated"].abs())
 
     def close(self, group: Sequence[Ablation]) -> None:
         """Finish a group that has seen all passes: its spread counts from now on."""

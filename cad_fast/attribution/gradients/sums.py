@@ -19,6 +19,7 @@ from ...recording.data import Recording
 from ...row_engine.gates import scale_columns, scale_filters
 from ..measuring.passes import gather, objective_of
 from ..measuring.plans import Pass
+from ..measuring.reached import require_differentiable, require_reached
 from ..measuring.unchanged import require_replayed
 from ..store import RunState
 
@@ -78,6 +79,7 @@ class GradientSums:
         via: "weight" for gradients of the weights, "gate" for those of one gate per component.
 
     Raises:
+        TypeError: weights are quantised.
         ValueError: ``via`` is "gate" for single weights, which have none.
     """
 
@@ -90,12 +92,16 @@ class GradientSums:
         self.entries = {entry.module: entry for entry in space}
         self.modules = space.modules(denoiser)
         self.via = via
+        require_differentiable(self.modules)
 
     def run(self, passes: list[Pass], state: RunState, progress: bool) -> dict[str, Tensor]:
         """Sum the gradients of all passes, going on from ``state``.
 
         Returns:
             {module: float32 [*weight_shape], or [count] for gates}.
+
+        Raises:
+            ValueError: no gradient reaches a module that has an effect.
         """
         weights = {name: module.weight for name, module in self.modules.items()}
         wanted = list(weights.values()) if self.via == "weight" else []
@@ -109,6 +115,9 @@ class GradientSums:
                     self.add_pass(number, passes[number], leaves, sums, check=number == state.done)
                     state.update(number + 1, sums)
                     bar.update()
+        silent = {name: self.modules[name] for name, total in sums.items() if not bool(total.count_nonzero())}
+        with only_gradients_of(self.denoiser, []):
+            require_reached(self.denoiser, gather(self.recording, passes[0]), silent)
         return sums
 
     def add_pass(
@@ -120,7 +129,8 @@ class GradientSums:
         if check and call.output is not None:
             require_replayed(output.detach(), call.output)
         with _added_to(sums, leaves):
-            values.sum().backward(inputs=list(leaves.values()))
+            if values.requires_grad:  # else no leaf has a part in it, or none that is recorded: see require_reached
+                values.sum().backward(inputs=list(leaves.values()))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from ...row_engine.engine import Gradients, rows
 from ..gradients.averages import Averaged, Averages, more_passes
 from ..measuring.passes import gather, objective_of, repeated
 from ..measuring.plans import GradientPlan
+from ..measuring.reached import require_differentiable, require_reached
 from ..regression.draws import parts_of
 from ..stop import Watch
 from ..store import RunState
@@ -118,6 +119,8 @@ def ablated_gradient_scores(
     groups_each = -(-parts // plan.variants)
     state = state or RunState(None, {}, resume=False)
     watch = watch or Watch()
+    modules = space.modules(denoiser)
+    require_differentiable(modules)
     sums = Averages(space, denoiser, state.sums)
     kind: Gradients = "scores" if space.kind == "weight" else "gates"
     done = min(state.done // (groups_each * per_group), partitions - 1)
@@ -139,6 +142,9 @@ def ablated_gradient_scores(
                             sums.close(group)
                         state.update(begin + place + 1, sums.tensors)
                         bar.update()
+            if number == done:
+                silent = {name: modules[name] for name in sums.silent()}
+                require_reached(denoiser, gather(recording, plan.passes[0]), silent)
             averaged = sums.averaged((number + 1) * (parts - 1), number + 1, plan.n_rows, ablated_weight)
             if watch.enough(averaged.values[None], averaged.standard_error, 2 * (number + 1) * parts * plan.n_rows):
                 break

@@ -22,6 +22,7 @@ from ..gradients.bending import BendingSums
 from ..gradients.per_row import row_gradients
 from ..measuring.passes import gather
 from ..measuring.plans import Pass
+from ..measuring.reached import require_differentiable, require_reached, silent_modules
 from ..regression.draws import Drawn, parts_of
 from ..store import RunState
 from .base import Estimate, Estimator, Problem
@@ -196,11 +197,13 @@ def second_order_scores(
         raise ValueError(f"second_order is for kind 'weight', not {space.kind!r}: use method='ablated_gradient'")
     if directions < 1:
         raise ValueError(f"directions is {directions}, expected at least 1")
+    modules = space.modules(denoiser)
+    require_differentiable(modules)
     plan = NetworksPlan.of(recording, objective, networks, rows_per_pass)
     parts = parts_of(fraction, space.n)
     drawn: dict[int, Sequence[Ablation]] = {}
     state = state or RunState(None, {}, resume=False)
-    sums = BendingSums(space.n, 1 / parts, directions, next(iter(space.modules(denoiser).values())).weight, state.sums)
+    sums = BendingSums(space.n, 1 / parts, directions, next(iter(modules.values())).weight, state.sums)
     bar = tqdm(total=len(plan.passes), initial=state.done, desc="second order", unit="pass", disable=not progress)
     with bar, only_gradients_of(denoiser, []):
         for number in range(state.done, len(plan.passes)):
@@ -217,5 +220,7 @@ def second_order_scores(
                     sums.close(drawn[plan.places[place][1]][: last + 1])
             state.update(number + 1, sums.tensors())
             bar.update()
+        silent = {name: modules[name] for name in silent_modules(space, sums.alpha)}
+        require_reached(denoiser, gather(recording, plan.pieces(plan.passes[0])), silent)
     values, curvature, stretch = sums.result(len(plan.places))
     return SecondOrderScores(values, curvature, stretch, plan)

@@ -47,7 +47,8 @@ class _SquaredGradients(GradientSums):
         output = call.run(self.denoiser)
         if check and call.output is not None:
             require_replayed(output.detach(), call.output)
-        for probe in range(self.probes):
+        # Without a gradient nothing is added, and require_reached says whether that is right.
+        for probe in range(self.probes if output.requires_grad else 0):
             self.objective.seed = self.seed * 1_000_003 + number * self.probes + probe
             gradients = torch.autograd.grad(
                 self.objective(output, call).sum(),
