@@ -5,6 +5,7 @@ from .attribution import Scores as Scores
 from .attribution import attribute as attribute
 from .components.ablation import Ablation as Ablation
 from .components.space import ComponentSpace as ComponentSpace
+from .diffusion.generation import Generation as Generation
 from .diffusion.timesteps import TimestepWindow as TimestepWindow
 from .edits import CardInfo as CardInfo
 from .edits import Edit as Edit

@@ -18,15 +18,13 @@ from ..recording.data import Recording
 from ..recording.record import record, with_base
 from ..recording.renoise import record_images
 from ..zoo import load, opened, pictures, prompts, scorer
-from ..zoo.concepts import OBJECTS, SAMPLING, STYLES, caption
+from ..zoo.concepts import GENERATION, OBJECTS, STYLES, caption
 from ..zoo.prompt_set import emoji_prompts
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-STEPS = int(SAMPLING["num_inference_steps"])
-GUIDANCE = SAMPLING["guidance_scale"]
 # Attribution draws from seeds 0, 1, ...; evaluation from another stream altogether (see evaluation.image_seed).
 ATTRIBUTION_SEED = 0
 EVALUATION_SEED = 1000
@@ -73,8 +71,7 @@ class Study:
         arguments = {
             "per_concept": self.per_concept,
             "seed": self.seed,
-            "num_inference_steps": STEPS,
-            "guidance_scale": GUIDANCE,
+            "generation": GENERATION,
             "progress": self.progress,
             **settings,
         }
@@ -87,10 +84,9 @@ class Study:
             self.pipeline,
             texts,
             seeds=ATTRIBUTION_SEED,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
             batch_size=24,
             progress=self.progress,
+            **GENERATION.to_kwargs(),
         )
 
     def attribute(self, objects: Sequence[str] = OBJECTS, samples: int = SAMPLES) -> dict[str, Scores]:
@@ -119,10 +115,11 @@ class Study:
             scores[obj] = attributor.run(own, concept=obj, rows_per_pass=rows, progress=self.progress)
         return scores
 
-    def attribute_drawing(self, obj: str, timesteps: int = STEPS) -> Scores:
+    def attribute_drawing(self, obj: str) -> Scores:
         """Scores for drawing ``obj`` like its real pictures: J is minus the denoising loss on them."""
         files, captions = zip(*pictures(obj), strict=True)
         images = opened(files)
+        timesteps = GENERATION.num_inference_steps
         recording = record_images(self.pipeline, images, list(captions), timesteps=timesteps, seed=ATTRIBUTION_SEED)
         attributor = Attributor(self.pipeline, DenoisingLoss(), target_modules=BOTH)
         return attributor.run(recording, concept=obj, rows_per_pass=ROWS_PER_PASS, progress=self.progress)
@@ -193,10 +190,9 @@ class Study:
             self.pipeline,
             prompts(style),
             seeds=ATTRIBUTION_SEED,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
             batch_size=24,
             progress=self.progress,
+            **GENERATION.to_kwargs(),
         )
         return with_base(recording, self.pipeline, [caption(obj) for obj in OBJECTS], progress=self.progress)
 

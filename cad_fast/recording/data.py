@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..components.fingerprint import Fingerprint
+from ..diffusion.generation import Generation
 from ..diffusion.timesteps import TimestepWindow, Window
 from ..diffusion.trees import SCALARS, leaves, map_arguments, same_leaf
 from ..files import read_json, read_tensors, write_bytes, write_json, write_tensors
@@ -29,30 +30,30 @@ REPLAY_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-3, torch.float16: 1e-
 class Recording:
     """The denoiser calls that generated ``n_rows`` images, one call per step, each with all rows.
 
-    ``guidance_scale`` is None where the pipeline has none; ``prediction_type`` is epsilon, v_prediction, sample or
-    flow_prediction, None where the scheduler does not tell; ``latents`` [n_rows, ...] are the final ones (of
-    ``renoise``: the clean ones); ``denoiser_calls`` counts the denoiser evaluations really made: a guided evaluation
-    of one batch at one step counts one; ``pipeline_kwargs`` and ``row_kwargs`` (one entry per row) are the
-    pipeline's further arguments, as far as JSON can hold them.
+    ``generation`` has the steps and the guidance that were used (None where the pipeline has no guidance) and the
+    pipeline's further arguments, those with one entry per row in ``row_kwargs``, as far as JSON can hold them.
+    ``prediction_type`` is epsilon, v_prediction, sample or flow_prediction, None where the scheduler does not tell;
+    ``latents`` [n_rows, ...] are the final ones (of ``renoise``: the clean ones); ``denoiser_calls`` counts the
+    denoiser evaluations really made: a guided evaluation of one batch at one step counts one.
     """
 
     calls: list[DenoiserCall]
     prompts: list[str]
     seeds: list[int]
-    guidance_scale: float | None
-    num_inference_steps: int
+    generation: Generation
     scheduler_config: dict[str, Any]
     prediction_type: str | None
     fingerprint: Fingerprint
     images: list[Image.Image] | None = None
     latents: Tensor | None = None
     denoiser_calls: int = 0
-    pipeline_kwargs: dict[str, Any] = field(default_factory=dict)
     row_kwargs: dict[str, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.calls or not self.prompts:
             raise ValueError("a recording needs at least one denoiser call and one row")
+        if self.generation.num_inference_steps is None:
+            raise ValueError("generation has no num_inference_steps, expected the number that was used")
         lengths = {f"step {call.step}": call.rows for call in self.calls}
         lengths |= {"seeds": len(self.seeds)} | {name: len(values) for name, values in self.row_kwargs.items()}
         lengths |= {name: len(value) for name in ("images", "latents") if (value := getattr(self, name)) is not None}
@@ -71,6 +72,12 @@ class Recording:
     @property
     def n_steps(self) -> int:
         return len(self.calls)
+
+    @property
+    def num_inference_steps(self) -> int:
+        """The number of steps that the pipeline was asked for. A scheduler of second order makes more calls."""
+        assert self.generation.num_inference_steps is not None, "checked at the start"
+        return self.generation.num_inference_steps
 
     @property
     def timesteps(self) -> list[float]:
@@ -182,6 +189,7 @@ class Recording:
         packer = _Packer()
         state: dict[str, Any] = {
             **{name: getattr(self, name) for name in _PLAIN},
+            **self.generation.to_dict(),
             "format": FORMAT,
             "save_id": uuid.uuid4().hex,
             "fingerprint": self.fingerprint.to_dict(),
@@ -217,6 +225,7 @@ class Recording:
                 raise ValueError("its prompts, seeds and calls are not lists")
             return cls(
                 **{name: state[name] for name in _PLAIN},
+                generation=Generation.from_dict(state),
                 calls=[_unpack_call(call, tensors) for call in state["calls"]],
                 fingerprint=Fingerprint.from_dict(state["fingerprint"]),
                 latents=_unpack(state["latents"], tensors),
@@ -226,7 +235,9 @@ class Recording:
             raise ValueError(f"{path} is not a whole recording: {_reason(error)}") from error
 
 
-_PLAIN = tuple(f.name for f in fields(Recording) if f.name not in ("calls", "fingerprint", "latents", "images"))
+_PLAIN = tuple(
+    f.name for f in fields(Recording) if f.name not in ("calls", "generation", "fingerprint", "latents", "images")
+)
 
 
 def _highest(timestep: float | Tensor) -> float:
@@ -258,13 +269,18 @@ def _load_images(folder: Path, n_images: int | None) -> list[Image.Image] | None
     return images
 
 
+def _settings(recording: Recording) -> dict[str, Any]:
+    """What recordings that are joined have in common."""
+    names = ("timesteps", "prediction_type", "scheduler_config")
+    return {**{name: getattr(recording, name) for name in names}, **recording.generation.to_dict()}
+
+
 def _require_alike(first: Recording, other: Recording) -> None:
     reason = first.fingerprint.difference(other.fingerprint)
     if reason:
         raise ValueError(f"the recordings are of different models: {reason}")
-    names = ("timesteps", "num_inference_steps", "guidance_scale", "prediction_type", "scheduler_config")
-    for name in (*names, "pipeline_kwargs"):
-        mine, theirs = getattr(first, name), getattr(other, name)
+    for name, mine in _settings(first).items():
+        theirs = _settings(other)[name]
         if mine != theirs:
             raise ValueError(f"the recordings differ in {name}: {mine} and {theirs}")
     if first.row_kwargs.keys() != other.row_kwargs.keys():

@@ -21,18 +21,18 @@ from ..diffusion.arguments import (
     DEFAULT_BATCH,
     output_option,
     prediction_type_of,
-    run_options,
     scheduler_config_of,
-    split_kwargs,
-    storable,
+    split_rows,
 )
 from ..diffusion.context import generators, plain_tensors
 from ..diffusion.denoisers import denoiser_of, timestep_value
+from ..diffusion.generation import Generation, storable
 from ..diffusion.trees import map_arguments
 from .call import DenoiserCall
 from .data import Recording
 from .watch import DenoiserWatch, first_call
 
+DEFAULT_TIMESTEPS = 10
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -43,7 +43,6 @@ def renoise(
     *,
     timesteps: int | Sequence[float],
     seed: int = 0,
-    guidance_scale: float | None = None,
     batch_size: int = DEFAULT_BATCH,
     device: str | torch.device = "cpu",
     **pipeline_kwargs: Any,
@@ -53,16 +52,18 @@ def renoise(
     ``timesteps``: how many of the pipeline's own schedule, or a list of training timesteps. Row i is noised by a
     generator seeded ``seed`` + i, drawing one noise per timestep. Each call has a ``target``: the noise
     (epsilon), ``alpha * noise - sigma * clean`` (v_prediction), the clean latents (sample), or noise - clean
-    (flow_prediction); ``output`` is None. Prompts and guidance default to the recording's. The scheduler is as before
-    afterwards. Raises ValueError when there are no latents, or they are not what the denoiser takes (packed latents).
+    (flow_prediction); ``output`` is None. Prompts and ``pipeline_kwargs`` (guidance, size) default to the recording's.
+    The scheduler is as before afterwards. Raises ValueError when there are no latents, or they are not what the
+    denoiser takes (packed latents).
     """
+    generation = Generation.of(**pipeline_kwargs)
     if isinstance(source, Recording):
         if source.latents is None:
             raise ValueError("the recording holds no final latents to noise again")
         source.fingerprint.require_same(Fingerprint.of(denoiser_of(pipeline)), "the recording")
         prompts = source.prompts if prompts is None else prompts
-        guidance_scale = source.guidance_scale if guidance_scale is None else guidance_scale
-        pipeline_kwargs = {**source.pipeline_kwargs, **source.row_kwargs, **pipeline_kwargs}
+        recorded = replace(source.generation, num_inference_steps=None)
+        generation = Generation.of(recorded, **{**source.row_kwargs, **pipeline_kwargs})
         latents = source.latents
     else:
         latents = source
@@ -73,7 +74,7 @@ def renoise(
         return latents[rows]
 
     texts = _one_per_row(prompts, len(latents), "latents")
-    return _noised(pick, pipeline, texts, timesteps, seed, guidance_scale, batch_size, device, pipeline_kwargs)
+    return _noised(pick, pipeline, texts, timesteps, seed, batch_size, device, generation)
 
 
 def record_images(
@@ -81,25 +82,28 @@ def record_images(
     images: Sequence[Image.Image] | str | Path,
     prompts: str | Sequence[str],
     *,
-    timesteps: int | Sequence[float] = 10,
+    timesteps: int | Sequence[float] | None = None,
     seed: int = 0,
-    guidance_scale: float | None = None,
     batch_size: int = DEFAULT_BATCH,
     device: str | torch.device = "cpu",
     **pipeline_kwargs: Any,
 ) -> Recording:
     """Denoising-loss calls for real images: PIL images, or those of a folder in the order of their names.
 
-    Images are resized to the pipeline's size and encoded by its VAE (the mean of its distribution). Otherwise as
-    ``renoise``. Raises ValueError when a folder holds no image or the encoded latents are not what the denoiser takes.
+    Images are resized to the pipeline's size and encoded by its VAE (the mean of its distribution). Without
+    ``timesteps`` there are ``DEFAULT_TIMESTEPS`` of the pipeline's own schedule. Otherwise as ``renoise``. Raises
+    ValueError when a folder holds no image or the encoded latents are not what the denoiser takes.
     """
     pictures = _load_folder(Path(images)) if isinstance(images, (str, Path)) else list(images)
     texts = _one_per_row(prompts, len(pictures), "images")
 
+    generation = Generation.of(**pipeline_kwargs)
+    timesteps = DEFAULT_TIMESTEPS if timesteps is None else timesteps
+
     def encode(rows: slice, shape: torch.Size) -> Tensor:
         return encode_images(pipeline, pictures[rows], shape)
 
-    return _noised(encode, pipeline, texts, timesteps, seed, guidance_scale, batch_size, device, pipeline_kwargs)
+    return _noised(encode, pipeline, texts, timesteps, seed, batch_size, device, generation)
 
 
 def encode_images(pipeline: Any, images: Sequence[Image.Image], shape: torch.Size) -> Tensor:
@@ -170,16 +174,18 @@ def _noised(
     texts: list[str],
     timesteps: int | Sequence[float],
     seed: int,
-    guidance_scale: float | None,
     batch_size: int,
     device: str | torch.device,
-    pipeline_kwargs: dict[str, Any],
+    generation: Generation,
 ) -> Recording:
     n_steps = timesteps if isinstance(timesteps, int) else None
     if batch_size < 1 or (n_steps is not None and n_steps < 1):
         raise ValueError(f"batch_size ({batch_size}) and the number of timesteps ({timesteps}) must be at least 1")
-    shared, per_row = split_kwargs(pipeline_kwargs, len(texts))
-    chosen = run_options(pipeline, n_steps, guidance_scale)
+    if generation.num_inference_steps is not None:
+        raise ValueError(
+            f"num_inference_steps is {generation.num_inference_steps}: pass timesteps={generation.num_inference_steps}"
+        )
+    generation, per_row = split_rows(replace(generation, num_inference_steps=n_steps).resolved(pipeline), len(texts))
     latent = output_option(pipeline, "latent")
     fingerprint = Fingerprint.of(denoiser_of(pipeline))
     parts = []
@@ -187,7 +193,7 @@ def _noised(
         rows = slice(start, start + batch_size)
         seeds = [seed + row for row in range(len(texts))[rows]]
         own = {name: values[rows] for name, values in per_row.items()}
-        first, watch, scheduler = first_call(pipeline, texts[rows], seeds, {**chosen, **shared, **own, **latent})
+        first, watch, scheduler = first_call(pipeline, texts[rows], seeds, {**generation.to_kwargs(), **own, **latent})
         clean = clean_of(rows, first.sample.shape).detach().float().cpu()
         if clean.shape != first.sample.shape:
             raise ValueError(
@@ -201,14 +207,12 @@ def _noised(
                 calls=calls,
                 prompts=texts[rows],
                 seeds=seeds,
-                guidance_scale=chosen.get("guidance_scale"),
-                num_inference_steps=len(calls),
+                generation=replace(generation, num_inference_steps=len(calls)).storable(),
                 scheduler_config=scheduler_config_of(pipeline),
                 prediction_type=noising.prediction_type,
                 fingerprint=fingerprint,
                 latents=clean.to(device),
                 denoiser_calls=1,
-                pipeline_kwargs=storable(shared),
                 row_kwargs=storable(own),
             )
         )

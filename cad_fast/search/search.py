@@ -16,6 +16,7 @@ from ..attribution.measuring.plans import Target
 from ..attribution.scores import Scores
 from ..diffusion.arguments import scheduler_config_of
 from ..diffusion.denoisers import denoiser_of
+from ..diffusion.generation import Generation
 from ..diffusion.timesteps import Window
 from ..edits.damage import Moved, objectives_under
 from ..edits.edit import Edit
@@ -115,8 +116,8 @@ class EditSearch:
     target's and those of the concepts to keep. There is a candidate for every rule, ratio and strength. ``candidates``
     says what each is predicted to do, without a picture; ``run`` draws pictures, bisecting each rule's candidates from
     the least to the most damaging, and confirms the least damaging one within the budget (or the one that misses it
-    least) on other seeds. ``settings`` go to ``evaluate``. With ``output_dir`` every evaluation for choosing is saved
-    there, and a search that was stopped goes on.
+    least) on other seeds. ``generation`` is of all these pictures. With ``output_dir`` every evaluation for choosing is
+    saved there, and a search that was stopped goes on.
     """
 
     pipeline: Any
@@ -134,7 +135,7 @@ class EditSearch:
     confirming: int = 16
     seed: int = 0
     output_dir: Path | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    generation: Generation = field(default_factory=Generation)
     progress: bool = True
     _before: dict[int, Evaluation] = field(default_factory=dict)
     _refined: dict[tuple[Rule, float], Scores] = field(default_factory=dict)
@@ -162,13 +163,13 @@ class EditSearch:
             "scorer": getattr(self.scorer, "name", type(self.scorer).__name__),
             "model": intact_fingerprint(denoiser_of(self.pipeline)).to_dict(),
             "scheduler": scheduler_config_of(self.pipeline),
-            **self.settings,
+            **self.generation.to_dict(),
         }
         mine = json.loads(json.dumps(settings))  # as it is read back
         if not path.exists():
             write_json(path, mine)
             return
-        theirs = read_json(path)
+        theirs = {"pipeline_kwargs": {}, **read_json(path)}  # older folders do not name that there are none
         different = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         if different:
             key = different[0]
@@ -187,19 +188,20 @@ class EditSearch:
         target_modules: str | Sequence[str] | None = None,
         timesteps: Window | None = None,
         samples: int = 6,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        generation: Generation | None = None,
         progress: bool = True,
         **arguments: Any,
     ) -> EditSearch:
         """Record ``samples`` trajectories of the target and of every kept concept, and score them.
 
-        Cost: the recordings, and two forward and backward passes of their rows in the window ``timesteps``, a
-        TimestepWindow or two timesteps in either order.
+        ``generation`` is of these trajectories, and of the pictures that are drawn later. Cost: the recordings, and two
+        forward and backward passes of their rows in the window ``timesteps``, a TimestepWindow or two timesteps in
+        either order.
         """
         concepts = budget.concepts(prompts)
         budget.require_judged(prompts, scorer.axes)
         objective = ConceptErasure(timesteps=timesteps)
+        generation = Generation.of(generation)
         first = Attributor(pipeline, objective, target_modules=target_modules)
         second = Attributor(pipeline, objective, first.space, method="sensitivity")
         scores, sensitivity, recordings = {}, {}, {}
@@ -210,14 +212,12 @@ class EditSearch:
                 pipeline,
                 list(itertools.islice(itertools.cycle(texts), samples)),
                 seeds=0,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
                 progress=False,
+                **generation.to_kwargs(),
             )
             scores[concept] = first.run(recordings[concept], concept=concept, progress=False)
             if concept != budget.erase:
                 sensitivity[concept] = second.run(recordings[concept], concept=concept, progress=False)
-        settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         return cls(
             pipeline,
             budget,
@@ -227,7 +227,7 @@ class EditSearch:
             sensitivity,
             recordings,
             objective,
-            settings=settings,
+            generation=generation,
             progress=progress,
             **arguments,
         )
@@ -321,7 +321,7 @@ class EditSearch:
                 seed=2 * self.seed + stream,
                 keep_images=stream == CONFIRMING,  # for the sheet
                 progress=self.progress,
-                **self.settings,
+                generation=self.generation,
             )
 
         if self.output_dir is None or stream == CONFIRMING:

@@ -86,12 +86,20 @@ def test_save_and_load(name: str, tmp_path) -> None:
     loaded = Recording.load(recording.save(tmp_path / "deep" / "folder"))
     assert_same(recording, loaded)
     loaded.check(denoiser_of(pipeline))
-    for field in ("guidance_scale", "scheduler_config", "prediction_type", "fingerprint", "denoiser_calls"):
+    for field in ("generation", "scheduler_config", "prediction_type", "fingerprint", "denoiser_calls"):
         assert getattr(loaded, field) == getattr(recording, field)
     for a, b in zip(recording.calls, loaded.calls, strict=True):
         assert a.inputs.keys() == b.inputs.keys() and a.row_paths == b.row_paths
         assert torch.equal(a.base_output, b.base_output)
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_files_name_the_steps_and_the_guidance_as_ever(tmp_path) -> None:
+    _, recording = make("sd", eta=0.5)
+    recording.save(tmp_path)
+    written = json.loads((tmp_path / "recording.json").read_text())
+    names = ("num_inference_steps", "guidance_scale", "pipeline_kwargs")
+    assert [written[name] for name in names] == [3, 7.5, {"eta": 0.5}] and "generation" not in written
 
 
 def test_damaged_files_are_refused(tmp_path) -> None:
