@@ -87,10 +87,10 @@ class Recording:
     @property
     def nbytes(self) -> int:
         """Bytes held by the tensors, each shared one counted once."""
-        found = {id(tensor): tensor.nbytes for call in self.calls for tensor in _tensors_of(call)}
+        sizes = {id(tensor): tensor.nbytes for call in self.calls for tensor in _tensors_of(call)}
         if self.latents is not None:
-            found[id(self.latents)] = self.latents.nbytes
-        return sum(found.values())
+            sizes[id(self.latents)] = self.latents.nbytes
+        return sum(sizes.values())
 
     def select(
         self,

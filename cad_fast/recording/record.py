@@ -101,9 +101,9 @@ def record(
     ):
         for start in starts:
             rows = slice(start, start + batch_size)
-            own = {name: values[rows] for name, values in per_row.items()}
+            of_rows = {name: values[rows] for name, values in per_row.items()}
             watch, latents, images = _record_batch(
-                pipeline, texts[rows], numbers[rows], {**arguments, **own}, keep_images, device, bar
+                pipeline, texts[rows], numbers[rows], {**arguments, **of_rows}, keep_images, device, bar
             )
             parts.append(
                 Recording(
@@ -117,7 +117,7 @@ def record(
                     images=images,
                     latents=latents,
                     denoiser_calls=len(watch.calls),
-                    row_kwargs=storable(own),
+                    row_kwargs=storable(of_rows),
                 )
             )
     return parts[0] if len(parts) == 1 else Recording.concat(parts)
@@ -134,9 +134,9 @@ def _with_text_of(call: DenoiserCall, first: DenoiserCall, base: DenoiserCall) -
     }
     kept = {name: value for name, value in call.inputs.items() if name not in constant}
     text = {name: value for name, value in base.inputs.items() if name not in kept}
-    own = {path for path in call.row_paths or () if path.split(".")[0] in kept}
-    theirs = {path for path in base.row_paths or () if path.split(".")[0] in text}
-    return replace(call, inputs={**kept, **text}, row_paths=frozenset(own | theirs))
+    kept_paths = {path for path in call.row_paths or () if path.split(".")[0] in kept}
+    text_paths = {path for path in base.row_paths or () if path.split(".")[0] in text}
+    return replace(call, inputs={**kept, **text}, row_paths=frozenset(kept_paths | text_paths))
 
 
 def with_base(
@@ -171,8 +171,8 @@ def with_base(
         for start in starts:
             rows = list(range(start, min(start + batch_size, recording.n_rows)))
             part = recording.select(rows=rows)
-            own = {name: values[start : start + batch_size] for name, values in per_row.items()}
-            arguments = run_settings(part, pipeline, {**added.to_kwargs(), **own})
+            of_rows = {name: values[start : start + batch_size] for name, values in per_row.items()}
+            arguments = run_settings(part, pipeline, {**added.to_kwargs(), **of_rows})
             base, _, _ = first_call(pipeline, [texts[row] for row in rows], part.seeds, arguments)
             for call, collected in zip(part.calls, outputs, strict=True):
                 output = _with_text_of(call, part.calls[0], base).run(denoiser)

@@ -161,10 +161,12 @@ def _load_folder(folder: Path) -> list[Image.Image]:
     return pictures
 
 
-def _one_per_row(prompts: str | Sequence[str], n_rows: int, what: str) -> list[str]:
+def _one_per_row(prompts: str | Sequence[str], n_rows: int, things: str) -> list[str]:
     texts = [prompts] * n_rows if isinstance(prompts, str) else list(prompts)
     if not n_rows or len(texts) != n_rows:
-        raise ValueError(f"there are {len(texts)} prompts for {n_rows} {what}; expected one each, or one text for all")
+        raise ValueError(
+            f"there are {len(texts)} prompts for {n_rows} {things}; expected one each, or one text for all"
+        )
     return texts
 
 
@@ -192,8 +194,10 @@ def _noised(
     for start in range(0, len(texts), batch_size):
         rows = slice(start, start + batch_size)
         seeds = [seed + row for row in range(len(texts))[rows]]
-        own = {name: values[rows] for name, values in per_row.items()}
-        first, watch, scheduler = first_call(pipeline, texts[rows], seeds, {**generation.to_kwargs(), **own, **latent})
+        of_rows = {name: values[rows] for name, values in per_row.items()}
+        first, watch, scheduler = first_call(
+            pipeline, texts[rows], seeds, {**generation.to_kwargs(), **of_rows, **latent}
+        )
         clean = clean_of(rows, first.sample.shape).detach().float().cpu()
         if clean.shape != first.sample.shape:
             raise ValueError(
@@ -213,7 +217,7 @@ def _noised(
                 fingerprint=fingerprint,
                 latents=clean.to(device),
                 denoiser_calls=1,
-                row_kwargs=storable(own),
+                row_kwargs=storable(of_rows),
             )
         )
     return parts[0] if len(parts) == 1 else Recording.concat(parts)
@@ -233,8 +237,8 @@ class _Noising:
         self.first = first
         self.ratio = self._timestep_ratio(scheduler, watch)
         if isinstance(timesteps, int):
-            own = scheduler.timesteps
-            self.timesteps = torch.tensor(list(dict.fromkeys(own.tolist())), dtype=own.dtype)
+            schedule = scheduler.timesteps
+            self.timesteps = torch.tensor(list(dict.fromkeys(schedule.tolist())), dtype=schedule.dtype)
         else:
             scheduler = type(scheduler).from_config(scheduler.config)
             self.timesteps = self._explicit(scheduler, sorted({float(t) for t in timesteps}, reverse=True))
@@ -245,15 +249,15 @@ class _Noising:
 
     def _timestep_ratio(self, scheduler: Any, watch: DenoiserWatch) -> float:
         """What the scheduler's timestep is multiplied by before the denoiser gets it: 1, or 1/1000."""
-        own = watch.first_scheduler_timestep
+        scheduled = watch.first_scheduler_timestep
         given = self.first.timestep
         total = scheduler.config.get("num_train_timesteps", 1000)
-        if own is not None and not isinstance(given, Tensor):
+        if scheduled is not None and not isinstance(given, Tensor):
             for ratio in (1.0, 1.0 / total):
-                if abs(given - own * ratio) <= 1e-2 * abs(own * ratio) + 1e-6:
+                if abs(given - scheduled * ratio) <= 1e-2 * abs(scheduled * ratio) + 1e-6:
                     return ratio
         raise ValueError(
-            f"the pipeline gives its denoiser the timestep {given} where its scheduler has {own}: "
+            f"the pipeline gives its denoiser the timestep {given} where its scheduler has {scheduled}: "
             "noising for such a pipeline is not supported"
         )
 
@@ -321,14 +325,14 @@ class _Noising:
         row_generators = generators(seeds)
         first = replace(self.first, output=None, unconditional_inputs=None, unconditional_output=None)
         first.inputs = map_arguments(first.inputs, lambda _, leaf: leaf.to(device) if _is_tensor(leaf) else leaf)
-        made = []
+        calls = []
         for step, timestep in enumerate(self.timesteps):
             noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in row_generators])
             changing = {
                 first.sample_key: self.noised(clean, noise, timestep).to(device, first.sample.dtype),
                 first.timestep_key: self._timestep_argument(timestep),
             }
-            made.append(
+            calls.append(
                 replace(
                     first,
                     step=step,
@@ -337,7 +341,7 @@ class _Noising:
                     target=self.target(clean, noise, timestep).to(device, first.sample.dtype),
                 )
             )
-        return made
+        return calls
 
 
 def _is_tensor(leaf: Any) -> bool:
