@@ -24,8 +24,8 @@ def denoiser_of(pipeline_or_module: Any) -> nn.Module:
         denoiser = getattr(pipeline_or_module, name, None)
         if isinstance(denoiser, nn.Module):
             return denoiser
-    found = sorted(getattr(pipeline_or_module, "components", None) or {})
-    parts = f"whose parts are {', '.join(found)}" if found else "which is neither a pipeline nor a torch module"
+    names = sorted(getattr(pipeline_or_module, "components", None) or {})
+    parts = f"whose parts are {', '.join(names)}" if names else "which is neither a pipeline nor a torch module"
     raise TypeError(
         f"no denoiser found: expected a pipeline with a `unet` or a `transformer`, or the module itself; "
         f"got {type(pipeline_or_module).__name__}, {parts}"
@@ -85,12 +85,12 @@ def output_tensor(output: Any) -> Tensor:
 
     Raises TypeError naming the type otherwise.
     """
-    found = output
-    if not isinstance(found, Tensor):
-        found = output[0] if isinstance(output, tuple) and output else getattr(output, "sample", None)
-    if not isinstance(found, Tensor):
+    tensor = output
+    if not isinstance(tensor, Tensor):
+        tensor = output[0] if isinstance(output, tuple) and output else getattr(output, "sample", None)
+    if not isinstance(tensor, Tensor):
         raise TypeError(f"the denoiser returned a {type(output).__name__}, expected a tensor, a tuple or `.sample`")
-    return found
+    return tensor
 
 
 def timestep_value(value: Any) -> float | Tensor:
