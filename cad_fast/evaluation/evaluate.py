@@ -143,9 +143,13 @@ def evaluate(
     """
     axis = axis or prompts.axes[0]
     names = tuple(dict.fromkeys(concepts)) if concepts is not None else prompts.concepts(axis)
-    for what, value in (("per_concept", per_concept), ("batch_size", batch_size), ("number of concepts", len(names))):
+    for argument, value in (
+        ("per_concept", per_concept),
+        ("batch_size", batch_size),
+        ("number of concepts", len(names)),
+    ):
         if value < 1:
-            raise ValueError(f"{what} is {value}, expected at least 1")
+            raise ValueError(f"{argument} is {value}, expected at least 1")
     jobs = _jobs(prompts, axis, names, per_concept, seed)
     if axis not in scorer.axes:
         raise ValueError(f"the scorer cannot judge this: {unknown('axis', axis, scorer.axes)}")

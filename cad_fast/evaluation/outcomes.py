@@ -48,11 +48,11 @@ class Tally:
     @classmethod
     def of(cls, outcomes: Iterable[Outcome], axis: str) -> Tally:
         """Raises ValueError when there are no outcomes."""
-        found = list(outcomes)
-        if not found:
+        counted = list(outcomes)
+        if not counted:
             raise ValueError("there are no outcomes to count")
-        hits = sum(outcome.hit(axis) for outcome in found)
-        return cls(len(found), hits, sum(outcome.probability[axis] for outcome in found) / len(found))
+        hits = sum(outcome.hit(axis) for outcome in counted)
+        return cls(len(counted), hits, sum(outcome.probability[axis] for outcome in counted) / len(counted))
 
     @property
     def accuracy(self) -> float:
@@ -223,10 +223,10 @@ def _check(evaluation: Evaluation) -> None:
         raise ValueError("it has no outcomes")
     axes = set(evaluation.outcomes[0].labels)
     for concept in evaluation.concepts:
-        found = evaluation.of(concept)
-        if [outcome.index for outcome in found] != list(range(n)):
+        outcomes = evaluation.of(concept)
+        if [outcome.index for outcome in outcomes] != list(range(n)):
             raise ValueError(f"outcomes of {concept!r} are missing or out of order, expected {n}")
-        for outcome in found:
+        for outcome in outcomes:
             judged = (set(outcome.labels), set(outcome.predicted), set(outcome.probability))
             if any(keys != axes for keys in judged) or evaluation.axis not in axes:
                 raise ValueError(f"outcome {outcome.index} of {concept!r} was judged on other axes than the first")
