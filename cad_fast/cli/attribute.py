@@ -206,8 +206,8 @@ def _estimator_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of the method. Raises ValueError for what does not go together."""
     given = [name for name in _GOES_WITH if getattr(arguments, name) not in (None, 0, "local")]
     if arguments.compare:
-        own = [name for name in ("method", "resume", "rows_per_pass") if getattr(arguments, name)]
-        for name in [*own, *(name for name in given if name not in _COMPARED)]:
+        refused = [name for name in ("method", "resume", "rows_per_pass") if getattr(arguments, name)]
+        for name in [*refused, *(name for name in given if name not in _COMPARED)]:
             raise ValueError(f"{_flag(name)} does not go with --compare, which runs every method in its own way")
         return {}
     method = _method(arguments)

@@ -110,9 +110,9 @@ class Study:
             self._recordings[key] = self.record(objects, samples)
         scores = {}
         for number, obj in enumerate(objects):
-            own = self._recordings[key].select(rows=range(number * samples, (number + 1) * samples))
+            of_object = self._recordings[key].select(rows=range(number * samples, (number + 1) * samples))
             rows = ROWS_PER_PASS if attributor.method == "gradient" else None
-            scores[obj] = attributor.run(own, concept=obj, rows_per_pass=rows, progress=self.progress)
+            scores[obj] = attributor.run(of_object, concept=obj, rows_per_pass=rows, progress=self.progress)
         return scores
 
     def attribute_drawing(self, obj: str) -> Scores:
@@ -156,27 +156,27 @@ class Study:
         """An edit that erases ``style``, what its prompts add to the objects alone, and spares the other styles."""
         window: dict[str, Any] = {"timesteps": STYLE_TIMESTEPS, "base": "base"}
         recordings = {name: self._record_style(name) for name in STYLES}
-        made = {}
+        of_method = {}
         for method in ("gradient", "sensitivity"):
             attributor = Attributor(
                 self.pipeline, ConceptErasure(**window), target_modules=STYLE_MODULES, method=method
             )
-            made[method] = {
+            of_method[method] = {
                 name: attributor.run(recording, concept=name, progress=self.progress)
                 for name, recording in recordings.items()
             }
         others = [name for name in STYLES if name != style]
         selection = Selection(
             ratio,
-            keep=[made["gradient"][name] for name in others],
+            keep=[of_method["gradient"][name] for name in others],
             keep_weight=KEEP_WEIGHT,
-            sensitivity=[made["sensitivity"][name] for name in others],
+            sensitivity=[of_method["sensitivity"][name] for name in others],
             exponent=EXPONENT,
         )
         refined = refine(
             self.pipeline,
             recordings[style],
-            made["gradient"][style],
+            of_method["gradient"][style],
             selection,
             objective=ConceptErasure(**window, negative_guidance=NEGATIVE_GUIDANCE),
             rounds=rounds,
