@@ -19,7 +19,7 @@ from ..diffusion.timesteps import TimestepWindow, Window
 from ..diffusion.trees import SCALARS, leaves
 from ..files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from .call import OUTPUT_NAMES, DenoiserCall, RowPicker, check_rows
-from .joining import ROW_PATH_NAMES, Joiner, require_alike
+from .joining import ROW_PATH_NAMES, Joiner
 
 FORMAT = 1
 # Replaying in another batch size, or with TF32, moves an output by less than this, relative to its norm.
@@ -144,7 +144,7 @@ class Recording:
         if not parts:
             raise ValueError("there are no recordings to join")
         for part in parts[1:]:
-            require_alike(parts[0], part)
+            _require_alike(parts[0], part)
         joiner = Joiner()
         first = parts[0]
         images = [part.images for part in parts]
@@ -266,6 +266,24 @@ def _load_images(folder: Path, n_images: int | None) -> list[Image.Image] | None
             raise ValueError(f"{path} is missing or damaged: {error}") from error
         images.append(image)
     return images
+
+
+def _settings(recording: Recording) -> dict[str, Any]:
+    """What recordings that are joined have in common."""
+    names = ("timesteps", "prediction_type", "scheduler_config")
+    return {**{name: getattr(recording, name) for name in names}, **recording.generation.to_dict()}
+
+
+def _require_alike(first: Recording, other: Recording) -> None:
+    """Raise ValueError naming what differs between recordings that cannot be joined."""
+    reason = first.fingerprint.difference(other.fingerprint)
+    if reason:
+        raise ValueError(f"the recordings are of different models: {reason}")
+    for name, mine in _settings(first).items():
+        if mine != (theirs := _settings(other)[name]):
+            raise ValueError(f"the recordings differ in {name}: {mine} and {theirs}")
+    if first.row_kwargs.keys() != other.row_kwargs.keys():
+        raise ValueError(f"the recordings differ in row_kwargs: {list(first.row_kwargs)} and {list(other.row_kwargs)}")
 
 
 class _Packer:

@@ -1,10 +1,10 @@
-"""Join the rows of recordings that were made alike."""
+"""Join the rows of denoiser calls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,28 +12,7 @@ from torch import Tensor
 from ..diffusion.trees import leaves, map_arguments, same_leaf
 from .call import OUTPUT_NAMES, DenoiserCall
 
-if TYPE_CHECKING:
-    from .data import Recording
-
 ROW_PATH_NAMES = ("row_paths", "unconditional_row_paths")
-
-
-def _settings(recording: Recording) -> dict[str, Any]:
-    """What recordings that are joined have in common."""
-    names = ("timesteps", "prediction_type", "scheduler_config")
-    return {**{name: getattr(recording, name) for name in names}, **recording.generation.to_dict()}
-
-
-def require_alike(first: Recording, other: Recording) -> None:
-    """Raise ValueError naming what differs between recordings that cannot be joined."""
-    reason = first.fingerprint.difference(other.fingerprint)
-    if reason:
-        raise ValueError(f"the recordings are of different models: {reason}")
-    for name, mine in _settings(first).items():
-        if mine != (theirs := _settings(other)[name]):
-            raise ValueError(f"the recordings differ in {name}: {mine} and {theirs}")
-    if first.row_kwargs.keys() != other.row_kwargs.keys():
-        raise ValueError(f"the recordings differ in row_kwargs: {list(first.row_kwargs)} and {list(other.row_kwargs)}")
 
 
 class Joiner:
