@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ CONCEPTS = ("car", "cat", "flower", "tree")
 KINDS = ("weight", "neuron", "filter", "head")
 FRACTION = 0.05
 HELD_OUT = 1 << 42
-STEPS, GUIDANCE = 10, 3.0
+GENERATION = cad_fast.Generation(num_inference_steps=10, guidance_scale=3.0)
 RIDGE = (100, 200, 400)
 # For the first concept; the others are measured with one partition and the first two numbers of ablations.
 PARTITIONS = (1, 2, 4)
@@ -66,16 +67,15 @@ class Bench:
     def recording(self, concept: str) -> Recording:
         """Three pictures, ten steps: 30 rows."""
         if concept not in self._recordings:
-            settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "progress": False}
             self._recordings[concept] = cad_fast.record(
-                self.pipeline, cad_fast.zoo.prompts(concept), seeds=0, **settings
+                self.pipeline, cad_fast.zoo.prompts(concept), seeds=0, progress=False, **GENERATION.to_kwargs()
             )
         return self._recordings[concept]
 
     def pictures(self, concept: str, seed: int) -> Recording:
         """Six pictures, ten steps."""
-        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "progress": False}
-        return cad_fast.record(self.pipeline, cad_fast.zoo.prompts(concept) * 2, seeds=seed, **settings)
+        texts = cad_fast.zoo.prompts(concept) * 2
+        return cad_fast.record(self.pipeline, texts, seeds=seed, progress=False, **GENERATION.to_kwargs())
 
     def measured(self, concept: str, space: ComponentSpace, drawn: list[Ablation]) -> Tensor:
         """J float64 under each ablation."""
@@ -124,7 +124,7 @@ class Bench:
         for m in OLS:
             alpha = fit(Design.of(drawn[:m]), torch.tensor(j[:m], dtype=torch.float64), "ols").alpha
             trust = Trust.of(predicted_change(alpha, held), held_j, FRACTION)
-            cost = {"row_evaluations": m * recording.n_rows * STEPS, "seconds": m * each}
+            cost = {"row_evaluations": m * recording.n_rows * recording.n_steps, "seconds": m * each}
             r = {"r": trust.pearson, "interval": list(trust.pearson_interval)}
             points.append({"method": "COAR (OLS, one ablation at a time)", "ablations": m, **cost, **r})
         return {"kind": "neuron", "concept": concept, "points": points}
@@ -133,7 +133,7 @@ class Bench:
         """The gradient method against CAD's published procedure: time, and cosine of the scores."""
         steps, prompt = 50, cad_fast.zoo.prompts("car")[0]
         space = ComponentSpace.of(self.pipeline, "weight")
-        settings = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "progress": False}
+        settings = {**replace(GENERATION, num_inference_steps=steps).to_kwargs(), "progress": False}
 
         def ours(seeds: list[int]) -> tuple[Tensor, float]:
             started = time.perf_counter()
@@ -142,9 +142,12 @@ class Bench:
             return scores, time.perf_counter() - started
 
         started = time.perf_counter()
-        same = cad(self.pipeline, prompt, space, steps, GUIDANCE, [0] * steps)
+        same = cad(self.pipeline, prompt, space, steps, GENERATION.guidance_scale, [0] * steps)
         seconds = time.perf_counter() - started
-        fresh = [cad(self.pipeline, prompt, space, steps, GUIDANCE, list(range(at, at + steps))) for at in (100, 200)]
+        fresh = [
+            cad(self.pipeline, prompt, space, steps, GENERATION.guidance_scale, list(range(at, at + steps)))
+            for at in (100, 200)
+        ]
         one, one_seconds = ours([0])
         many, many_seconds = ours(list(range(300, 316)))
 

@@ -20,7 +20,7 @@ import cad_fast
 from cad_fast import Ablation, ConceptErasure, Recording
 from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.trust import correlation
-from cad_fast.demo.study import CROSS_ATTENTION, EVALUATION_SEED, GUIDANCE, KEEP_WEIGHT, OBJECT_TIMESTEPS, STEPS
+from cad_fast.demo.study import CROSS_ATTENTION, EVALUATION_SEED, KEEP_WEIGHT, OBJECT_TIMESTEPS
 from cad_fast.edits import Damage, Edit, Selection, overlap, predicted_damage, refine
 from cad_fast.evaluation import compare, evaluate
 from cad_fast.files import read_json, require_writable_folder, write_bytes, write_json, write_text
@@ -92,8 +92,10 @@ class Erasing:
         """So many pictures of an object, spread over the styles."""
         if (concept, pictures) not in self._recordings:
             texts = (cad_fast.zoo.prompts(concept) * pictures)[:pictures]
-            settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "progress": False}
-            self._recordings[concept, pictures] = cad_fast.record(self.pipeline, texts, seeds=0, **settings)
+            settings = cad_fast.zoo.GENERATION.to_kwargs()
+            self._recordings[concept, pictures] = cad_fast.record(
+                self.pipeline, texts, seeds=0, progress=False, **settings
+            )
         return self._recordings[concept, pictures]
 
     def scores(self, way: Way, concept: str) -> Scores:
@@ -107,7 +109,7 @@ class Erasing:
 
     def evaluate(self, edit: Any = None) -> Any:
         """Pictures of every target and of three more objects."""
-        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "progress": False, "seed": SEED}
+        settings = {"generation": cad_fast.zoo.GENERATION, "progress": False, "seed": SEED}
         arguments = {"per_concept": self.per_concept, "batch_size": 48, "concepts": SHOWN, **settings}
         return evaluate(self.pipeline, emoji_prompts(), self.scorer, edit=edit, **arguments)
 

@@ -7,6 +7,7 @@ from .components.ablation import Ablation as Ablation
 from .components.inspection import inspect_layers as inspect_layers
 from .components.space import ComponentSpace as ComponentSpace
 from .diffusion.denoisers import PipelinePart as PipelinePart
+from .diffusion.generation import Generation as Generation
 from .diffusion.timesteps import TimestepWindow as TimestepWindow
 from .edits import CardInfo as CardInfo
 from .edits import Edit as Edit

@@ -19,6 +19,7 @@ from . import zoo
 from .attribution.attributor import Attributor
 from .attribution.measuring.plans import Target
 from .attribution.scores import Scores
+from .diffusion.generation import Generation
 from .diffusion.layers import PRESETS
 from .diffusion.timesteps import TimestepWindow, Window
 from .edits.damage import Expressed, Moved, objectives_under
@@ -86,7 +87,8 @@ def erase(
         seed: of the first picture, the others count on.
         name: of the edit.
         progress: whether to show a progress bar.
-        **pipeline_kwargs: go to the pipeline, such as ``num_inference_steps`` and ``guidance_scale``.
+        **pipeline_kwargs: go to the pipeline, such as ``num_inference_steps`` and ``guidance_scale``. The embedded
+            models have ``zoo.GENERATION`` where they are not given.
 
     Returns:
         The edit. ``edit.provenance["making"]`` says how it was made, and ``["predicted"]`` what it will do.
@@ -95,7 +97,8 @@ def erase(
         ValueError: the modules do not match, a name is unknown to an embedded model, or an edit is in the weights.
         TypeError: the pipeline has no denoiser.
     """
-    making = _Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, pipeline_kwargs)
+    generation = Generation.of(**pipeline_kwargs)
+    making = _Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, generation)
     concepts = {concept: _prompts_of(pipeline, concept, prompts), **_kept(pipeline, concept, keep)}
     ratios = RATIOS if ratio is None else (ratio,)
     with making.bar(2 * len(concepts) + (len(concepts) - 1) + len(ratios) * (REFINED_ROUNDS + 1)):
@@ -141,7 +144,8 @@ def amplify(
         seed: as for ``erase``.
         name: of the edit.
         progress: whether to show a progress bar.
-        **pipeline_kwargs: go to the pipeline, such as ``num_inference_steps`` and ``guidance_scale``.
+        **pipeline_kwargs: go to the pipeline, such as ``num_inference_steps`` and ``guidance_scale``. The embedded
+            models have ``zoo.GENERATION`` where they are not given.
 
     Returns:
         The edit, as ``erase`` does.
@@ -149,7 +153,8 @@ def amplify(
     Raises:
         ValueError, TypeError: as ``erase``. FileNotFoundError: the folder of images does not exist.
     """
-    making = _Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, pipeline_kwargs)
+    generation = Generation.of(**pipeline_kwargs)
+    making = _Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, generation)
     kept = _kept(pipeline, concept, keep)
     ratios = RATIOS if ratio is None else (ratio,)
     with making.bar(3 * len(kept) + 2 + len(ratios) * (REFINED_ROUNDS + 1)):
@@ -191,7 +196,7 @@ class _Making:
     samples: int
     seed: int
     progress: bool
-    pipeline_kwargs: dict[str, Any]
+    generation: Generation
     _bar: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -200,7 +205,7 @@ class _Making:
         if active := active_edits(self.pipeline):
             raise ValueError(f"edit {active[-1].edit.name!r} is in the weights: undo it before another is made")
         if zoo.name_of(self.pipeline) is not None:
-            self.pipeline_kwargs = {**zoo.SAMPLING, **self.pipeline_kwargs}
+            self.generation = Generation.of(zoo.GENERATION, **self.generation.to_kwargs())
 
     def bar(self, steps: int) -> Any:
         """The progress bar, as a context."""
@@ -212,7 +217,7 @@ class _Making:
         self._bar.set_description(f"recording {of}")
         count = self.samples if of == self.concept else KEPT_SAMPLES
         drawn = list(itertools.islice(itertools.cycle(texts), count))
-        recording = record(self.pipeline, drawn, seeds=self.seed, progress=False, **self.pipeline_kwargs)
+        recording = record(self.pipeline, drawn, seeds=self.seed, progress=False, **self.generation.to_kwargs())
         if recording.calls[0].unconditional_output is None:
             recording = with_base(recording, self.pipeline, "", progress=False)
         self._bar.update()
@@ -230,10 +235,9 @@ class _Making:
             recording = self.record(texts, of=self.concept)
             return renoise(recording, self.pipeline, timesteps=recording.num_inference_steps, seed=self.seed)
         captions = prompts or _prompts_of(self.pipeline, self.concept, None)[0]
-        steps = self.pipeline_kwargs.get("num_inference_steps")
-        arguments = {} if steps is None else {"timesteps": steps}
+        timesteps = self.generation.num_inference_steps
         self._bar.set_description(f"encoding {self.concept}")
-        recording = record_images(self.pipeline, images, captions, seed=self.seed, **arguments)
+        recording = record_images(self.pipeline, images, captions, seed=self.seed, timesteps=timesteps)
         self._bar.update()
         return recording
 
@@ -280,7 +284,7 @@ class _Making:
             "target_modules": self.target_modules
             if isinstance(self.target_modules, str)
             else list(self.target_modules),
-            "pipeline_kwargs": recordings[kept[0]].pipeline_kwargs,
+            "pipeline_kwargs": dict(recordings[kept[0]].generation.arguments),
             "candidates": [candidate.to_dict() for candidate in candidates],
             "chosen_because": reason,
         }

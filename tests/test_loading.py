@@ -194,16 +194,15 @@ def mixed(encoder: torch.dtype, denoiser: torch.dtype):
 def test_a_pipeline_of_unequal_parts_is_explained() -> None:
     pipeline = mixed(torch.float16, torch.float32)
     message = "text_encoder is torch.float16, unet is torch.float32.*load it with one dtype"
-    settings = {"num_inference_steps": 2, "progress": False}
     with pytest.raises(ValueError, match=message):
-        record(pipeline, "a cat", **settings)
+        record(pipeline, "a cat", num_inference_steps=2, progress=False)
     with pytest.raises(ValueError, match=message):
-        cad_fast.attribute(pipeline, "a cat", **settings)
+        cad_fast.attribute(pipeline, "a cat", generation=cad_fast.Generation(2), progress=False)
     with pytest.raises(ValueError, match=message):
         cad_fast.record_images(pipeline, [Image.new("RGB", (16, 16))], "a cat", timesteps=2)
     prompts = PromptSet([LabelledPrompt("a cat", {"concept": "cat"})])
     with pytest.raises(ValueError, match=message):
-        cad_fast.evaluate(pipeline, prompts, _Judge(), per_concept=1, num_inference_steps=1, progress=False)
+        cad_fast.evaluate(pipeline, prompts, _Judge(), per_concept=1, generation=cad_fast.Generation(1), progress=False)
 
 
 class _Judge:
@@ -236,7 +235,7 @@ def test_parts_that_are_kept_in_float32_are_not_refused(name) -> None:
 def test_what_was_loaded_stands_in_what_is_made_of_it(half) -> None:
     pipeline = load_pipeline(str(half), dtype="bfloat16")
     scores = cad_fast.attribute(
-        pipeline, "a cat", num_inference_steps=2, target_modules="cross-attention-kv", progress=False
+        pipeline, "a cat", generation=cad_fast.Generation(2), target_modules="cross-attention-kv", progress=False
     )
     assert scores.provenance["model"]["dtype"] == "bfloat16" and scores.provenance["model"]["stored"] == "float16"
     assert str(half) not in json.dumps(scores.provenance)

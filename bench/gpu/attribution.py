@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cad_fast import Attributor, Recording
+from cad_fast import Attributor, Generation, Recording
 from cad_fast.components.fingerprint import Fingerprint
 from cad_fast.recording.call import DenoiserCall
 
@@ -51,8 +51,7 @@ def recording_of(worker: Worker, denoiser: nn.Module, steps: int) -> Recording:
         calls=calls,
         prompts=["random"],
         seeds=[0],
-        guidance_scale=GUIDANCE,
-        num_inference_steps=steps,
+        generation=Generation(steps, GUIDANCE),
         scheduler_config={},
         prediction_type="epsilon",
         fingerprint=Fingerprint.of(denoiser),

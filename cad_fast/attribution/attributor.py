@@ -10,6 +10,7 @@ from torch import Tensor
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace, Kind
 from ..diffusion.denoisers import denoiser_of
+from ..diffusion.generation import NAMED, Generation
 from ..objectives import ConceptErasure, Objective
 from ..recording.data import Recording
 from ..recording.record import record
@@ -220,8 +221,7 @@ def attribute(
     prompts: str | Sequence[str] | Recording,
     *,
     seeds: int | Sequence[int] | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    generation: Generation | None = None,
     objective: Objective | None = None,
     kind: Kind = "weight",
     target_modules: str | Sequence[str] | None = None,
@@ -237,8 +237,7 @@ def attribute(
         pipeline: A diffusers pipeline.
         prompts: What to record, or a Recording.
         seeds: One per prompt, or the first of consecutive ones.
-        num_inference_steps: As for ``record``.
-        guidance_scale: As for ``record``.
+        generation: Steps, guidance and further arguments of the pipeline. None for its own defaults.
         objective: As for ``Attributor``.
         kind: As for ``Attributor``.
         target_modules: As for ``Attributor``.
@@ -251,19 +250,24 @@ def attribute(
     Raises:
         FileExistsError, TypeError, ValueError: As ``Attributor`` and ``Attributor.run``.
     """
+    for name in NAMED:
+        if name in settings:
+            raise TypeError(f"attribute takes no {name!r}, expected generation=Generation({name}={settings[name]!r})")
     run = RunOptions.of(options, **settings)
     attributor = Attributor(
         pipeline, objective, kind=kind, target_modules=target_modules, method=method, **(method_options or {})
     )
     if isinstance(prompts, Recording):
+        for name, value in (("seeds", seeds), ("generation", generation)):
+            if value is not None:
+                raise ValueError(f"{name} is given with a Recording, which is made already: expected prompts, or None")
         recording = prompts
     else:
         recording = record(
             pipeline,
             [prompts] if isinstance(prompts, str) else list(prompts),
             seeds=seeds,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
             progress=run.progress,
+            **Generation.of(generation).to_kwargs(),
         )
     return attributor.run(recording, concept=concept, options=run)

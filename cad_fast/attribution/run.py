@@ -296,8 +296,6 @@ def target_settings(target: Target) -> dict[str, Any]:
         "objective": target.objective.config(),
         "prompts": recording.prompts,
         "seeds": recording.seeds,
-        "num_inference_steps": recording.num_inference_steps,
-        "guidance_scale": recording.guidance_scale,
+        **recording.generation.to_dict(),
         "steps": [call.step for call in recording.calls],
-        "pipeline_kwargs": recording.pipeline_kwargs,
     }

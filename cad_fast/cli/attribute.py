@@ -13,12 +13,11 @@ from .common import (
     add_sampling,
     add_size,
     add_timesteps,
+    generation_of,
     is_zoo,
     load,
     model_of,
-    sampling,
     say,
-    size,
     target_modules,
     window,
 )
@@ -125,7 +124,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     output = require_writable_folder(arguments.output)
     prompts = {name: _prompts(one) for name, one in concepts.items()}
-    size(arguments)
+    generation_of(arguments)  # before the model is loaded: it checks what was given
     pipeline = load(arguments)
     objective = _objective(arguments)
     if arguments.compare:
@@ -207,8 +206,8 @@ def _estimator_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of the method. Raises ValueError for what does not go together."""
     given = [name for name in _GOES_WITH if getattr(arguments, name) not in (None, 0, "local")]
     if arguments.compare:
-        own = [name for name in ("method", "resume", "rows_per_pass") if getattr(arguments, name)]
-        for name in [*own, *(name for name in given if name not in _COMPARED)]:
+        refused = [name for name in ("method", "resume", "rows_per_pass") if getattr(arguments, name)]
+        for name in [*refused, *(name for name in given if name not in _COMPARED)]:
             raise ValueError(f"{_flag(name)} does not go with --compare, which runs every method in its own way")
         return {}
     method = _method(arguments)
@@ -297,17 +296,17 @@ def _record(arguments: argparse.Namespace, pipeline: Any, prompts: list[str]) ->
     from ..recording.renoise import record_images, renoise
 
     progress = not arguments.quiet
-    chosen = sampling(arguments)
-    timesteps = chosen["num_inference_steps"]
+    generation = generation_of(arguments)
     if arguments.images is not None:
         if arguments.concept is None and len(arguments.prompt) > 1:
             raise ValueError("with --images give one --prompt: the caption of all the pictures")
         pictures, captions = _real_pictures(arguments)
         if arguments.size is not None:
             raise ValueError("--size does not go with --images: pictures are brought to the pipeline's own size")
-        count: dict[str, Any] = {} if timesteps is None else {"timesteps": timesteps}
-        return record_images(pipeline, pictures, captions, **count, seed=arguments.seed)
-    recording = record(pipeline, prompts, seeds=arguments.seed, progress=progress, **chosen, **size(arguments))
+        return record_images(
+            pipeline, pictures, captions, timesteps=generation.num_inference_steps, seed=arguments.seed
+        )
+    recording = record(pipeline, prompts, seeds=arguments.seed, progress=progress, **generation.to_kwargs())
     if arguments.objective == "denoising":
         return renoise(recording, pipeline, timesteps=recording.num_inference_steps, seed=arguments.seed)
     if arguments.base_prompt is not None:

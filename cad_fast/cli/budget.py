@@ -11,9 +11,9 @@ from .common import (
     add_sampling,
     add_timesteps,
     evaluation_prompts,
+    generation_of,
     load,
     model_of,
-    sampling,
     say,
     scorer_of,
     target_modules,
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         target_modules=target_modules(arguments.target_modules),
         timesteps=window(arguments),
         samples=arguments.samples,
-        **sampling(arguments),
+        generation=generation_of(arguments),
         ratios=arguments.ratios,
         strengths=arguments.strengths,
         per_concept=arguments.per_concept,
@@ -84,15 +84,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     predicted = [{**one.settings(), "left": one.left, "moved": one.moved} for one in candidates]
     if arguments.predict_only:
         return {**model_of(arguments), "predicted": predicted}
-    found = search.run(candidates)
-    write_json(output / "search" / "search.json", {**found.to_dict(), "budget": budget.to_dict()})
+    result = search.run(candidates)
+    write_json(output / "search" / "search.json", {**result.to_dict(), "budget": budget.to_dict()})
     base = None if Path(arguments.model).exists() else arguments.model  # a folder here means nothing elsewhere
-    sheet = before_after_sheet(found.before, found.after, target=budget.erase)
-    edit = found.edit.evaluated(found.comparison, found.after)
+    sheet = before_after_sheet(result.before, result.after, target=budget.erase)
+    edit = result.edit.evaluated(result.comparison, result.after)
     edit.save_pretrained(output)
     edit.save_card(output, CardInfo(sheet=sheet, base_model=base))
-    say(arguments, f"tried on the seeds for choosing:\n{tried_table(found, budget)}")
-    say(arguments, f"chosen: {found.candidate.settings()}; on fresh seeds:\n{found.comparison.table()}")
-    say(arguments, f"{shortfall_text(found.missed, budget.erase)}; written to {output}")
-    result = {"folder": str(output), "predicted": predicted, **found.to_dict(), "failed": int(not found.met)}
-    return {**model_of(arguments), **result}
+    say(arguments, f"tried on the seeds for choosing:\n{tried_table(result, budget)}")
+    say(arguments, f"chosen: {result.candidate.settings()}; on fresh seeds:\n{result.comparison.table()}")
+    say(arguments, f"{shortfall_text(result.missed, budget.erase)}; written to {output}")
+    return {
+        **model_of(arguments),
+        "folder": str(output),
+        "predicted": predicted,
+        **result.to_dict(),
+        "failed": int(not result.met),
+    }

@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..choices import DTYPES, OFFLOADS
-from ..zoo.concepts import SAMPLING
+from ..diffusion.generation import Generation
+from ..zoo.concepts import GENERATION
 
 if TYPE_CHECKING:
     from ..evaluation import PromptSet
@@ -122,7 +123,7 @@ def _bars(shown: bool) -> Iterator[None]:
 
 def add_sampling(parser: argparse.ArgumentParser, seed: int = 0) -> None:
     """The options of how pictures are sampled."""
-    steps, guidance = SAMPLING["num_inference_steps"], SAMPLING["guidance_scale"]
+    steps, guidance = GENERATION.num_inference_steps, GENERATION.guidance_scale
     parser.add_argument(
         "--seed", type=int, default=seed, help=f"seed of the first image, the others count on (default {seed})"
     )
@@ -136,17 +137,14 @@ def add_sampling(parser: argparse.ArgumentParser, seed: int = 0) -> None:
     )
 
 
-def sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """``num_inference_steps`` and ``guidance_scale``: as given, else the zoo's for its models, else None."""
+def generation_of(arguments: argparse.Namespace) -> Generation:
+    """Steps, guidance and size as given, else the zoo's for its models, else the pipeline's own.
+
+    Raises ValueError when ``--size`` is of another form.
+    """
     given = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance_scale}
-    if not is_zoo(arguments):
-        return given
-    return {name: SAMPLING[name] if value is None else value for name, value in given.items()}
-
-
-def given_sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """``sampling`` as keyword arguments of the pipeline: what is None is left to its own defaults."""
-    return {name: value for name, value in sampling(arguments).items() if value is not None}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Generation.of(GENERATION if is_zoo(arguments) else None, **chosen, **_size(arguments))
 
 
 def is_zoo(arguments: argparse.Namespace) -> bool:
@@ -159,9 +157,8 @@ def add_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def size(arguments: argparse.Namespace) -> dict[str, Any]:
-    """``--size`` as keyword arguments of the pipeline. Raises ValueError when it is of another form."""
-    if arguments.size is None:
+def _size(arguments: argparse.Namespace) -> dict[str, int]:
+    if getattr(arguments, "size", None) is None:
         return {}
     parts = arguments.size.split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import add_model, add_sampling, add_size, add_timesteps, given_sampling, load, model_of, say, size, window
+from .common import add_model, add_sampling, add_size, add_timesteps, generation_of, load, model_of, say, window
 
 HELP = "draw a strip over strengths of edits, from erasing to amplifying, in one batch"
 EXAMPLE = 'cad-fast dial zoo:emoji --edit edits/no-car --prompt "a car in noto style" -o strip.png'
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     output = Path(arguments.output)
     if output.suffix.lower() != ".png":
         raise ValueError(f"--output is {arguments.output}, expected a file name that ends in .png")
-    options = {**given_sampling(arguments), **size(arguments)}
+    options = generation_of(arguments).to_kwargs()
     require_writable_folder(output.parent)
     drawn = strip(
         load(arguments),

@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.to == "peft":
         export_peft(edit, pipeline, arguments.output, strength=arguments.strength)
     else:
-        what: Literal["denoiser", "pipeline"] = "pipeline" if arguments.whole_pipeline else "denoiser"
-        export_checkpoint(edit, pipeline, arguments.output, strength=arguments.strength, what=what)
+        part: Literal["denoiser", "pipeline"] = "pipeline" if arguments.whole_pipeline else "denoiser"
+        export_checkpoint(edit, pipeline, arguments.output, strength=arguments.strength, what=part)
     files = {
         str(path.relative_to(arguments.output)): path.stat().st_size
         for path in sorted(Path(arguments.output).rglob("*"))

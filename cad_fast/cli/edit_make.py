@@ -121,6 +121,7 @@ def _pipeline_of(arguments: argparse.Namespace, scores: Scores) -> Any:
 
 def _recorded(arguments: argparse.Namespace, pipeline: Any, scores: Scores) -> Recording:
     """Fresh samples of the prompts that the scores were made with."""
+    from ..diffusion.generation import Generation
     from ..recording.record import record
 
     made_with = scores.provenance
@@ -128,10 +129,8 @@ def _recorded(arguments: argparse.Namespace, pipeline: Any, scores: Scores) -> R
         pipeline,
         list(itertools.islice(itertools.cycle(made_with["prompts"]), arguments.samples)),
         seeds=made_with["seeds"][0],
-        num_inference_steps=made_with["num_inference_steps"],
-        guidance_scale=made_with["guidance_scale"],
         progress=not arguments.quiet,
-        **made_with.get("pipeline_kwargs", {}),
+        **Generation.from_dict(made_with).to_kwargs(),
     )
 
 

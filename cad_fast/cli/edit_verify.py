@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ..diffusion.generation import Generation
 from .common import (
     MODEL_HELP,
     add_loading,
@@ -112,9 +113,9 @@ def _settings(
 ) -> tuple[dict[str, Any], float, list[str], tuple[float, float]]:
     """What a recorded evaluation says of its run, checked, for it comes with the edit. Raises ValueError."""
 
-    def number(value: Any, what: str, low: float, high: float) -> float:
+    def number(value: Any, name: str, low: float, high: float) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise ValueError(f"its evaluation has {what} {value!r:.80}, expected {low:g} to {high:g}")
+            raise ValueError(f"its evaluation has {name} {value!r:.80}, expected {low:g} to {high:g}")
         return value
 
     targets, target = recorded.get("targets"), recorded.get("target")
@@ -123,15 +124,18 @@ def _settings(
     interval = target.get("after_interval") if isinstance(target, dict) else None
     if not isinstance(interval, list) or len(interval) != 2:
         raise ValueError("its evaluation has no interval for the target")
-    if settings.get("pipeline_kwargs"):
-        raise ValueError("its evaluation was made with further arguments of the pipeline: repeat it by hand")
     run: dict[str, Any] = {
         "per_concept": int(number(settings.get("per_concept"), "per_concept", 1, 4096)),
         "seed": int(number(settings.get("seed"), "seed", -(2**62), 2**62)),
     }
-    if (steps := settings.get("num_inference_steps")) is not None:
-        run["num_inference_steps"] = int(number(steps, "num_inference_steps", 1, 1000))
-    if (guidance := settings.get("guidance_scale")) is not None:
-        run["guidance_scale"] = float(number(guidance, "guidance_scale", 0, 1000))
-    low, high = (number(side, "an interval with", 0, 1) for side in interval)
-    return run, number(settings.get("strength"), "strength", -100, 100), targets, (low, high)
+    for field, low, high in (("num_inference_steps", 1, 1000), ("guidance_scale", 0, 1000)):
+        if (value := settings.get(field)) is not None:
+            number(value, field, low, high)
+    try:
+        run["generation"] = Generation.from_dict(settings)
+    except ValueError as error:
+        raise ValueError(f"its evaluation does not say how its pictures were made: {error}") from error
+    if run["generation"].arguments:
+        raise ValueError("its evaluation was made with further arguments of the pipeline: repeat it by hand")
+    lowest, highest = (number(side, "an interval with", 0, 1) for side in interval)
+    return run, number(settings.get("strength"), "strength", -100, 100), targets, (lowest, highest)

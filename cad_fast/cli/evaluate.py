@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import add_model, add_sampling, evaluation_prompts, load, model_of, sampling, say, scorer_of
+from .common import add_model, add_sampling, evaluation_prompts, generation_of, load, model_of, say, scorer_of
 
 HELP = "measure what an edit does to its target and to everything else, on the same seeds"
 EXAMPLE = "cad-fast evaluate zoo:emoji --edit edits/no-cat --target cat -o evaluation"
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "per_concept": arguments.per_concept,
         "seed": arguments.seed,
-        **sampling(arguments),
+        "generation": generation_of(arguments),
         "keep_images": output is not None or arguments.card,
         "progress": not arguments.quiet,
     }

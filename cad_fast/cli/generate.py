@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .common import add_model, add_sampling, add_size, given_sampling, load, model_of, say, size
+from .common import add_model, add_sampling, add_size, generation_of, load, model_of, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--images-per-prompt is {arguments.images_per_prompt}, expected at least 1")
     if arguments.strength is not None and arguments.edit is None:
         raise ValueError("--strength needs --edit")
-    options = {**given_sampling(arguments), **size(arguments)}
+    options = generation_of(arguments).to_kwargs()
     pipeline = load(arguments)
     # After the model, so that what is wrong with it is said at once.
     from ..edits import Edit

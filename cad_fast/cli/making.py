@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import add_model, given_sampling, load, model_of, say, target_modules, window
+from .common import add_model, generation_of, load, model_of, say, target_modules, window
 
 if TYPE_CHECKING:
     from ..edits import Edit
@@ -53,7 +53,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "name": arguments.name,
         "progress": not arguments.quiet,
-        **given_sampling(arguments),
+        **generation_of(arguments).to_kwargs(),
     }
 
 

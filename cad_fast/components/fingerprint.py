@@ -78,8 +78,8 @@ class Fingerprint:
             return f"their weights differ by {100 * distance:.2g}% (at most {100 * TOLERANCE:.2g}% is rounding)"
         return None
 
-    def require_same(self, other: Fingerprint, what: str) -> None:
+    def require_same(self, other: Fingerprint, name: str) -> None:
         """Raises ValueError with the reason when ``other``, the model at hand, is not the one ``what`` was made for."""
         reason = self.difference(other)
         if reason:
-            raise ValueError(f"{what} was made for another model: {reason}")
+            raise ValueError(f"{name} was made for another model: {reason}")

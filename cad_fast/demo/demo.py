@@ -19,8 +19,8 @@ from ..files import require_writable_folder, write_bytes, write_json, write_png
 from ..report.html import Figure, Figures, Heading, Paragraph, Picture, Section, Table, write_report
 from ..report.plots import bars_before_after, module_share_plot, tradeoff_plot
 from ..report.sheets import before_after_sheet, contact_sheet
-from ..zoo.concepts import RARE_OBJECT, caption
-from .study import CROSS_ATTENTION, FEED_FORWARD, GUIDANCE, STEPS, Study
+from ..zoo.concepts import GENERATION, RARE_OBJECT, caption
+from .study import CROSS_ATTENTION, FEED_FORWARD, Study
 
 ERASED = "car"
 RATIO = 0.06
@@ -135,8 +135,7 @@ def dial(study: Study, edit: Edit, obj: str) -> Image.Image:
                 study.pipeline(
                     texts,
                     generator=generators([study.seed + i for i in range(len(texts))]),
-                    num_inference_steps=STEPS,
-                    guidance_scale=GUIDANCE,
+                    **GENERATION.to_kwargs(),
                 ).images
             )
     rows = [list(row) for row in zip(*columns, strict=True)]
@@ -231,7 +230,8 @@ def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list
         Table("The other objects under the same edit", amplified.columns, results.amplified_others.rows()),
         Heading("How this was measured"),
         Paragraph(
-            f"{STEPS} denoising steps, guidance {GUIDANCE:g}. Evaluation seeds were not used for choosing the edit. "
+            f"{GENERATION.num_inference_steps} denoising steps, guidance {GENERATION.guidance_scale:g}. "
+            "Evaluation seeds were not used for choosing the edit. "
             f"All figures are in results.json, the edits in edits/. The whole run took {results.seconds:.0f} seconds."
         ),
     ]

@@ -18,15 +18,13 @@ from ..recording.data import Recording
 from ..recording.record import record, with_base
 from ..recording.renoise import record_images
 from ..zoo import load, opened, pictures, prompts, scorer
-from ..zoo.concepts import OBJECTS, SAMPLING, STYLES, caption
+from ..zoo.concepts import GENERATION, OBJECTS, STYLES, caption
 from ..zoo.prompt_set import emoji_prompts
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-STEPS = int(SAMPLING["num_inference_steps"])
-GUIDANCE = SAMPLING["guidance_scale"]
 # Attribution draws from seeds 0, 1, ...; evaluation from another stream altogether (see evaluation.image_seed).
 ATTRIBUTION_SEED = 0
 EVALUATION_SEED = 1000
@@ -73,8 +71,7 @@ class Study:
         arguments = {
             "per_concept": self.per_concept,
             "seed": self.seed,
-            "num_inference_steps": STEPS,
-            "guidance_scale": GUIDANCE,
+            "generation": GENERATION,
             "progress": self.progress,
             **settings,
         }
@@ -87,10 +84,9 @@ class Study:
             self.pipeline,
             texts,
             seeds=ATTRIBUTION_SEED,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
             batch_size=24,
             progress=self.progress,
+            **GENERATION.to_kwargs(),
         )
 
     def attribute(self, objects: Sequence[str] = OBJECTS, samples: int = SAMPLES) -> dict[str, Scores]:
@@ -114,15 +110,16 @@ class Study:
             self._recordings[key] = self.record(objects, samples)
         scores = {}
         for number, obj in enumerate(objects):
-            own = self._recordings[key].select(rows=range(number * samples, (number + 1) * samples))
+            of_object = self._recordings[key].select(rows=range(number * samples, (number + 1) * samples))
             rows = ROWS_PER_PASS if attributor.method == "gradient" else None
-            scores[obj] = attributor.run(own, concept=obj, rows_per_pass=rows, progress=self.progress)
+            scores[obj] = attributor.run(of_object, concept=obj, rows_per_pass=rows, progress=self.progress)
         return scores
 
-    def attribute_drawing(self, obj: str, timesteps: int = STEPS) -> Scores:
+    def attribute_drawing(self, obj: str) -> Scores:
         """Scores for drawing ``obj`` like its real pictures: J is minus the denoising loss on them."""
         files, captions = zip(*pictures(obj), strict=True)
         images = opened(files)
+        timesteps = GENERATION.num_inference_steps
         recording = record_images(self.pipeline, images, list(captions), timesteps=timesteps, seed=ATTRIBUTION_SEED)
         attributor = Attributor(self.pipeline, DenoisingLoss(), target_modules=BOTH)
         return attributor.run(recording, concept=obj, rows_per_pass=ROWS_PER_PASS, progress=self.progress)
@@ -159,27 +156,27 @@ class Study:
         """An edit that erases ``style``, what its prompts add to the objects alone, and spares the other styles."""
         window: dict[str, Any] = {"timesteps": STYLE_TIMESTEPS, "base": "base"}
         recordings = {name: self._record_style(name) for name in STYLES}
-        made = {}
+        of_method = {}
         for method in ("gradient", "sensitivity"):
             attributor = Attributor(
                 self.pipeline, ConceptErasure(**window), target_modules=STYLE_MODULES, method=method
             )
-            made[method] = {
+            of_method[method] = {
                 name: attributor.run(recording, concept=name, progress=self.progress)
                 for name, recording in recordings.items()
             }
         others = [name for name in STYLES if name != style]
         selection = Selection(
             ratio,
-            keep=[made["gradient"][name] for name in others],
+            keep=[of_method["gradient"][name] for name in others],
             keep_weight=KEEP_WEIGHT,
-            sensitivity=[made["sensitivity"][name] for name in others],
+            sensitivity=[of_method["sensitivity"][name] for name in others],
             exponent=EXPONENT,
         )
         refined = refine(
             self.pipeline,
             recordings[style],
-            made["gradient"][style],
+            of_method["gradient"][style],
             selection,
             objective=ConceptErasure(**window, negative_guidance=NEGATIVE_GUIDANCE),
             rounds=rounds,
@@ -193,10 +190,9 @@ class Study:
             self.pipeline,
             prompts(style),
             seeds=ATTRIBUTION_SEED,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
             batch_size=24,
             progress=self.progress,
+            **GENERATION.to_kwargs(),
         )
         return with_base(recording, self.pipeline, [caption(obj) for obj in OBJECTS], progress=self.progress)
 

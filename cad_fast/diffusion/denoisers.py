@@ -170,12 +170,12 @@ def output_tensor(output: Any) -> Tensor:
 
     Raises TypeError naming the type otherwise.
     """
-    found = output
-    if not isinstance(found, Tensor):
-        found = output[0] if isinstance(output, tuple) and output else getattr(output, "sample", None)
-    if not isinstance(found, Tensor):
+    tensor = output
+    if not isinstance(tensor, Tensor):
+        tensor = output[0] if isinstance(output, tuple) and output else getattr(output, "sample", None)
+    if not isinstance(tensor, Tensor):
         raise TypeError(f"the denoiser returned a {type(output).__name__}, expected a tensor, a tuple or `.sample`")
-    return found
+    return tensor
 
 
 def timestep_value(value: Any) -> float | Tensor:

@@ -50,8 +50,8 @@ def choose_dtype(dtype: str | torch.dtype, stored: str | None, device: torch.dev
         known = "its dtype cannot be read from its files" if stored is None else f"stored in {stored}"
         return torch.float32, known
     if device.type != "cpu":
-        own = torch.float16 if stored == "float16" else torch.bfloat16
-        return own, f"stored in {stored}"
+        half = torch.float16 if stored == "float16" else torch.bfloat16
+        return half, f"stored in {stored}"
     if bfloat16_is_fast():
         return torch.bfloat16, f"stored in {stored}, and this CPU computes bfloat16 fast"
     return torch.float32, f"stored in {stored}, in which this CPU is slow"

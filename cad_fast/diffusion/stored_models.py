@@ -54,18 +54,18 @@ class Weights:
     @classmethod
     def of(cls, names: Collection[str]) -> Weights:
         """Sorts the names of one folder's files; indices of sharded weights are no files of weights."""
-        found = cls()
+        weights = cls()
         for name in sorted(names):
             stem, _, ending = name.rpartition(".")
             if ending in ("bin", "pt", "pth", "ckpt", "msgpack", "h5"):
                 if stem.split(".")[0].split("-")[0] in STEMS:
-                    found.others.append(name)
+                    weights.others.append(name)
             elif ending == "safetensors":
                 # model.fp16-00001-of-00002 and, as older diffusers wrote it, model-00001-of-00002.fp16
                 parts = _SHARD.sub("", stem).split(".", 1)
                 if _SHARD.sub("", parts[0]) in STEMS:
-                    found.variants.setdefault(parts[1] if len(parts) > 1 else None, []).append(name)
-        return found
+                    weights.variants.setdefault(parts[1] if len(parts) > 1 else None, []).append(name)
+        return weights
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class StoredModel:
 
     def weights(self) -> dict[str, Weights]:
         """The weights of each component that has any."""
-        found = {}
+        of_parts = {}
         for part in self.components:
             names = [file.split("/")[1] for file in self.files if file.startswith(f"{part}/") and file.count("/") == 1]
             weights = Weights.of(names)
             if weights.variants or weights.others:
-                found[part] = weights
-        return found
+                of_parts[part] = weights
+        return of_parts
 
     def require_weights(self, variant: str | None) -> None:
         """Raises FileNotFoundError naming the component without weights that can be read, and what there is instead."""
@@ -163,14 +163,14 @@ class StoredModel:
 
     def quantisations(self) -> dict[str, str]:
         """{component: method} of those whose config says that their weights are quantised."""
-        found: dict[str, str] = {}
+        methods: dict[str, str] = {}
         for part in self.components:
             path = None if self.folder is None else self.folder / part / "config.json"
             config = read_json(path).get("quantization_config") if path is not None and path.is_file() else None
             if isinstance(config, dict):
                 eight = config.get("load_in_8bit") or config.get("load_in_4bit")
-                found[part] = str(config.get("quant_method") or ("bitsandbytes" if eight else "an unnamed method"))
-        return found
+                methods[part] = str(config.get("quant_method") or ("bitsandbytes" if eight else "an unnamed method"))
+        return methods
 
     def quantised(self) -> tuple[str, ...]:
         return tuple(self.quantisations())

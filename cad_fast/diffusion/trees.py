@@ -40,9 +40,9 @@ def map_arguments(inputs: Mapping[str, Any], function: Callable[[str, Any], Any]
 
 def leaves(inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(path, leaf) of each leaf of the arguments."""
-    found: list[tuple[str, Any]] = []
-    map_arguments(inputs, lambda path, leaf: found.append((path, leaf)))
-    return iter(found)
+    collected: list[tuple[str, Any]] = []
+    map_arguments(inputs, lambda path, leaf: collected.append((path, leaf)))
+    return iter(collected)
 
 
 def same_leaf(first: Any, second: Any) -> bool:

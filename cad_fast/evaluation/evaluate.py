@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,13 +17,12 @@ from ..diffusion.arguments import scheduler_config_of
 from ..diffusion.context import generators, plain_tensors, silent
 from ..diffusion.denoisers import denoiser_of
 from ..diffusion.dtypes import one_dtype
+from ..diffusion.generation import Generation
 from ..diffusion.loaded import model_facts
 from ..edits.weights import intact_fingerprint
 from .outcomes import Evaluation, Outcome, Settings
 from .prompts import LabelledPrompt, PromptSet, unknown
 from .scorers import Scorer, checked_probabilities
-
-RESERVED = ("prompt", "generator", "output_type", "num_inference_steps", "guidance_scale", "num_images_per_prompt")
 
 
 class AppliesToPipeline(Protocol):
@@ -68,13 +67,13 @@ def _require_known_labels(scorer: Scorer, jobs: Sequence[_Job], axes: Sequence[s
                 raise ValueError(f"the scorer cannot judge this: {unknown(axis, label, scorer.axes[axis])}")
 
 
-def _generate(pipeline: Any, jobs: Sequence[_Job], arguments: dict[str, Any]) -> list[Image.Image]:
+def _generate(pipeline: Any, jobs: Sequence[_Job], generation: Generation) -> list[Image.Image]:
     with one_dtype(pipeline):
         result = pipeline(
             prompt=[job.prompt.prompt for job in jobs],
             generator=generators([job.seed for job in jobs]),
             output_type="pil",
-            **arguments,
+            **generation.to_kwargs(len(jobs)),
         )
     images = list(result.images)
     if len(images) != len(jobs) or not all(isinstance(image, Image.Image) for image in images):
@@ -108,28 +107,12 @@ def _judge(scorer: Scorer, jobs: Sequence[_Job], images: Sequence[Image.Image], 
 
 
 def _batches(
-    pipeline: Any, jobs: Sequence[_Job], batch_size: int, arguments: dict[str, Any], bar: tqdm
+    pipeline: Any, jobs: Sequence[_Job], batch_size: int, generation: Generation, bar: tqdm
 ) -> Iterator[tuple[Sequence[_Job], list[Image.Image]]]:
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
-        yield batch, _generate(pipeline, batch, arguments)
+        yield batch, _generate(pipeline, batch, generation)
         bar.update(len(batch))
-
-
-def _pipeline_arguments(
-    num_inference_steps: int | None, guidance_scale: float | None, kwargs: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(all arguments of the call, those of ``kwargs`` as JSON reads them back). Raises ValueError for unfit ones."""
-    extra = dict(kwargs or {})
-    taken = [name for name in RESERVED if name in extra]
-    if taken:
-        raise ValueError(f"the pipeline argument {taken[0]!r} is set by the evaluation")
-    try:
-        recorded = json.loads(json.dumps(extra, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"pipeline_kwargs are kept with the results and must be JSON values: {error}") from error
-    given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    return {**{name: value for name, value in given.items() if value is not None}, **extra}, recorded
 
 
 def evaluate(
@@ -143,12 +126,10 @@ def evaluate(
     edit: AppliesToPipeline | None = None,
     strength: float = 1.0,
     seed: int = 0,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    generation: Generation | None = None,
     batch_size: int = 24,
     keep_images: bool = False,
     progress: bool = True,
-    pipeline_kwargs: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Make ``per_concept`` pictures of each concept of ``axis`` and judge them on every axis that the scorer knows.
 
@@ -156,27 +137,30 @@ def evaluate(
     prompts of a concept take turns. Each picture has its own CPU generator, seeded by ``image_seed(seed, concept,
     index)``: the same before and after an edit, whatever the batch and the other concepts (a denoiser's rounding may
     still depend on the batch size). With ``edit`` the pipeline is edited during the call only, also when it is
-    interrupted. Steps and guidance default to the pipeline's. Raises ValueError for names that the prompts or the
-    scorer do not know, and for scores that are no probabilities; TypeError when the pipeline has no denoiser.
+    interrupted. ``generation`` has steps, guidance and further arguments of the pipeline, which JSON can hold; None for
+    the pipeline's own. Raises ValueError for names that the prompts or the scorer do not know, and for scores that are
+    no probabilities; TypeError when the pipeline has no denoiser.
     """
     axis = axis or prompts.axes[0]
     names = tuple(dict.fromkeys(concepts)) if concepts is not None else prompts.concepts(axis)
-    for what, value in (("per_concept", per_concept), ("batch_size", batch_size), ("number of concepts", len(names))):
+    for argument, value in (
+        ("per_concept", per_concept),
+        ("batch_size", batch_size),
+        ("number of concepts", len(names)),
+    ):
         if value < 1:
-            raise ValueError(f"{what} is {value}, expected at least 1")
+            raise ValueError(f"{argument} is {value}, expected at least 1")
     jobs = _jobs(prompts, axis, names, per_concept, seed)
     if axis not in scorer.axes:
         raise ValueError(f"the scorer cannot judge this: {unknown('axis', axis, scorer.axes)}")
     axes = [axis] + [name for name in prompts.axes if name != axis and name in scorer.axes]
     _require_known_labels(scorer, jobs, axes)
-    arguments, recorded = _pipeline_arguments(num_inference_steps, guidance_scale, pipeline_kwargs)
+    generation = Generation.of(generation)
     settings = Settings(
         axis=axis,
         per_concept=per_concept,
         seed=seed,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        pipeline_kwargs=recorded,
+        generation=Generation.from_dict(generation.to_dict()),
         scheduler=scheduler_config_of(pipeline),
         scorer=getattr(scorer, "name", type(scorer).__name__),
         labels={name: list(scorer.axes[name]) for name in axes},
@@ -185,6 +169,7 @@ def evaluate(
         strength=None if edit is None else float(strength),
         model=model_facts(pipeline),
     )
+    generation = generation.resolved(pipeline)
     outcomes: list[Outcome] = []
     images: dict[str, list[Image.Image]] = {name: [] for name in names}
     edited = contextlib.nullcontext() if edit is None else edit.applied(pipeline, strength=strength)
@@ -195,7 +180,7 @@ def evaluate(
         plain_tensors(),
         edited,
     ):
-        for batch, pictures in _batches(pipeline, jobs, batch_size, arguments, bar):
+        for batch, pictures in _batches(pipeline, jobs, batch_size, generation, bar):
             outcomes += _judge(scorer, batch, pictures, axes)
             if keep_images:
                 for job, picture in zip(batch, pictures, strict=True):

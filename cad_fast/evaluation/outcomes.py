@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ..components.fingerprint import Fingerprint
+from ..diffusion.generation import Generation
 from ..files import read_json, write_json
 from .intervals import Interval, wilson
 from .prompts import unknown
@@ -47,11 +48,11 @@ class Tally:
     @classmethod
     def of(cls, outcomes: Iterable[Outcome], axis: str) -> Tally:
         """Raises ValueError when there are no outcomes."""
-        found = list(outcomes)
-        if not found:
+        counted = list(outcomes)
+        if not counted:
             raise ValueError("there are no outcomes to count")
-        hits = sum(outcome.hit(axis) for outcome in found)
-        return cls(len(found), hits, sum(outcome.probability[axis] for outcome in found) / len(found))
+        hits = sum(outcome.hit(axis) for outcome in counted)
+        return cls(len(counted), hits, sum(outcome.probability[axis] for outcome in counted) / len(counted))
 
     @property
     def accuracy(self) -> float:
@@ -71,17 +72,15 @@ class Tally:
 class Settings:
     """How the pictures were made and judged.
 
-    ``num_inference_steps`` and ``guidance_scale`` are None where the pipeline's default was used. ``fingerprint`` is
-    of the denoiser without the edit. ``edit`` and ``strength`` are None for the unedited pipeline. ``model`` says in
-    which dtype it ran and how it was loaded (see ``loading.model_facts``).
+    Steps and guidance of ``generation`` are None where the pipeline's default was used. ``fingerprint`` is of the
+    denoiser without the edit. ``edit`` and ``strength`` are None for the unedited pipeline. ``model`` says in which
+    dtype it ran and how it was loaded (see ``loading.model_facts``).
     """
 
     axis: str
     per_concept: int
     seed: int
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    pipeline_kwargs: dict[str, Any]
+    generation: Generation
     scheduler: dict[str, Any]
     scorer: str
     labels: dict[str, list[str]]
@@ -92,30 +91,36 @@ class Settings:
 
     def differences(self, other: Settings) -> list[str]:
         """What, apart from the edit, was done otherwise in ``other``, in words."""
-        found = []
-        for entry in fields(self):
-            mine, theirs = getattr(self, entry.name), getattr(other, entry.name)
-            if entry.name == "model":  # where it ran makes no difference
+        differences = []
+        here, there = self.to_dict(), other.to_dict()
+        for name, mine in here.items():
+            theirs = there[name]
+            if name == "model":  # where it ran makes no difference
                 mine, theirs = ({"dtype": each.get("dtype")} for each in (mine, theirs))
-            if entry.name in ("edit", "strength", "fingerprint") or mine == theirs:
+            if name in ("edit", "strength", "fingerprint") or mine == theirs:
                 continue
             if isinstance(mine, dict):
                 keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
-                found += [f"{entry.name}[{key!r}] is {mine.get(key)!r} and {theirs.get(key)!r}" for key in keys]
+                differences += [f"{name}[{key!r}] is {mine.get(key)!r} and {theirs.get(key)!r}" for key in keys]
             else:
-                found.append(f"{entry.name} is {mine!r} and {theirs!r}")
+                differences.append(f"{name} is {mine!r} and {theirs!r}")
         reason = self.fingerprint.difference(other.fingerprint)
-        return [*found, f"the models differ: {reason}"] if reason else found
+        return [*differences, f"the models differ: {reason}"] if reason else differences
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "fingerprint": self.fingerprint.to_dict()}
+        """All fields as JSON; those of ``generation`` stand among them."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "generation"}
+        return {**values, **self.generation.to_dict(), "fingerprint": self.fingerprint.to_dict()}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Settings:
         """Raises ValueError, TypeError or KeyError for an entry that is missing or of the wrong kind."""
-        settings = cls(**{**value, "fingerprint": Fingerprint.from_dict(value["fingerprint"])})
+        generation = Generation.from_dict(value)
+        others = {name: entry for name, entry in value.items() if name not in generation.to_dict()}
+        fingerprint = Fingerprint.from_dict(value["fingerprint"])
+        settings = cls(**{**others, "generation": generation, "fingerprint": fingerprint})
         kinds = {"axis": str, "per_concept": int, "seed": int, "scorer": str}
-        kinds |= dict.fromkeys(("pipeline_kwargs", "scheduler", "labels", "model"), dict)
+        kinds |= dict.fromkeys(("scheduler", "labels", "model"), dict)
         for name, kind in kinds.items():
             if not isinstance(getattr(settings, name), kind):
                 raise ValueError(f"its {name} is {getattr(settings, name)!r}, expected {kind.__name__}")
@@ -218,10 +223,10 @@ def _check(evaluation: Evaluation) -> None:
         raise ValueError("it has no outcomes")
     axes = set(evaluation.outcomes[0].labels)
     for concept in evaluation.concepts:
-        found = evaluation.of(concept)
-        if [outcome.index for outcome in found] != list(range(n)):
+        outcomes = evaluation.of(concept)
+        if [outcome.index for outcome in outcomes] != list(range(n)):
             raise ValueError(f"outcomes of {concept!r} are missing or out of order, expected {n}")
-        for outcome in found:
+        for outcome in outcomes:
             judged = (set(outcome.labels), set(outcome.predicted), set(outcome.probability))
             if any(keys != axes for keys in judged) or evaluation.axis not in axes:
                 raise ValueError(f"outcome {outcome.index} of {concept!r} was judged on other axes than the first")

@@ -19,13 +19,13 @@ class LabelledPrompt:
     labels: dict[str, str]
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The text of an error about a name that is not among ``known``, with the nearest ones."""
     known = list(known)
     near = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=3, cutoff=0.5)
     nearest = [k for k in known if k.lower() in near]
     hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else f"known: {', '.join(known)}"
-    return f"unknown {what} {name!r}; {hint}"
+    return f"unknown {kind} {name!r}; {hint}"
 
 
 class PromptSet(Sequence[LabelledPrompt]):

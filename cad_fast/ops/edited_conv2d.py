@@ -82,26 +82,26 @@ def _op(
     groups: int,
     input_size: Sequence[int] | None,
 ) -> tuple[Any, ...]:
-    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    checks.conv.check_operands(x, weight, bias, how, 4)
+    geometry = checks.conv.geometry(stride, padding, dilation, groups, input_size)
+    checks.conv.check_operands(x, weight, bias, geometry, 4)
     checks.edits.check_shapes(x, rows, offsets, indices, factors)
-    return x, weight, rows, offsets, indices, factors, bias, *how
+    return x, weight, rows, offsets, indices, factors, bias, *geometry
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, rows, offsets, indices, factors, _, *how, backend = inputs
+    x, weight, rows, offsets, indices, factors, _, *geometry, backend = inputs
     ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, rows, offsets, indices, factors)
-    ctx.how, ctx.image_size, ctx.backend = Geometry(*how), list(x.shape[-2:]), backend
+    ctx.geometry, ctx.image_size, ctx.backend = Geometry(*geometry), list(x.shape[-2:]), backend
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, rows, offsets, indices, factors = ctx.saved_tensors
     for_x = for_weight = for_bias = None
     if ctx.needs_input_grad[0]:
-        back = ctx.how.transposed(ctx.image_size if ctx.how.input_size is None else None)
+        back = ctx.geometry.transposed(ctx.image_size if ctx.geometry.input_size is None else None)
         for_x = _op(grad, weight, rows, offsets, indices, factors, None, *back, ctx.backend)
     if ctx.needs_input_grad[1]:
-        for_weight = _weight_gradient(grad, x, weight, rows, offsets, indices, factors, ctx.how)
+        for_weight = _weight_gradient(grad, x, weight, rows, offsets, indices, factors, ctx.geometry)
     if ctx.needs_input_grad[6]:
         for_bias = grad.sum((0, 2, 3))
     return for_x, for_weight, None, None, None, None, for_bias, *[None] * 6
@@ -115,7 +115,7 @@ def _weight_gradient(
     offsets: Tensor,
     indices: Tensor,
     factors: Tensor,
-    how: Geometry,
+    geometry: Geometry,
 ) -> Tensor:
     """Row by row, and without a look at the groups' bounds, so that it can be traced."""
     device = weight.device
@@ -124,9 +124,9 @@ def _weight_gradient(
     group_of_row = torch.bucketize(torch.arange(x.shape[0], device=device), rows[1:].to(device), right=True)
     total = torch.zeros_like(weight)
     for row in range(x.shape[0]):
-        gradient = checks.conv.weight_gradient(grad[row : row + 1], x[row : row + 1], weight, how)
-        own = torch.where(edit_of_entry == group_of_row[row], factors, 1.0)
-        factor = torch.ones(weight.numel(), device=device).scatter_reduce(0, indices, own, "prod")
+        gradient = checks.conv.weight_gradient(grad[row : row + 1], x[row : row + 1], weight, geometry)
+        factors_of_row = torch.where(edit_of_entry == group_of_row[row], factors, 1.0)
+        factor = torch.ones(weight.numel(), device=device).scatter_reduce(0, indices, factors_of_row, "prod")
         factor = factor.reshape(weight.shape).to(weight.dtype)
         total = total + torch.where(factor == 0, torch.zeros_like(gradient), gradient * factor)
     return total
@@ -162,26 +162,26 @@ def _native_edited_conv2d(
     indices: Tensor,
     factors: Tensor,
     bias: Tensor | None,
-    *how: Any,
+    *geometry: Any,
 ) -> Tensor:
-    how = Geometry(*how)
+    geometry = Geometry(*geometry)
     parts = list(_parts(rows, offsets))
     if len(parts) == 1 and parts[0][1] == slice(0, 0):
-        return checks.conv.laid_out(checks.conv.convolve(x, weight, bias, how), x, weight, how)
-    out = checks.conv.empty_result(x, weight, how)
+        return checks.conv.laid_out(checks.conv.convolve(x, weight, bias, geometry), x, weight, geometry)
+    out = checks.conv.empty_result(x, weight, geometry)
     edited = None
     weight, indices, factors = weight.contiguous(), indices.contiguous(), factors.contiguous()
     edit = backends.native.module().edit_weight
     bfloat16 = weight.dtype == torch.bfloat16
-    for own_rows, own in parts:
-        if own.start == own.stop:
-            out[own_rows].copy_(checks.conv.convolve(x[own_rows], weight, bias, how))
+    for group_rows, entries in parts:
+        if entries.start == entries.stop:
+            out[group_rows].copy_(checks.conv.convolve(x[group_rows], weight, bias, geometry))
             continue
         edited = weight.clone() if edited is None else edited
-        place = (weight.data_ptr(), edited.data_ptr(), indices[own].data_ptr())
-        count = own.stop - own.start
-        edit(*place, factors[own].data_ptr(), count, bfloat16)
-        out[own_rows].copy_(checks.conv.convolve(x[own_rows], edited, bias, how))
+        place = (weight.data_ptr(), edited.data_ptr(), indices[entries].data_ptr())
+        count = entries.stop - entries.start
+        edit(*place, factors[entries].data_ptr(), count, bfloat16)
+        out[group_rows].copy_(checks.conv.convolve(x[group_rows], edited, bias, geometry))
         edit(*place, 0, count, bfloat16)
     return out
 
@@ -191,8 +191,8 @@ def _hopper_edited_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     out = checks.conv.empty_result(x, weight, geometry)
     written, y = layout.images_channels_last(out)
     area = math.prod(out.shape[-2:])
-    for own, words, factors, runs in edit_products(weight, edit, x.shape[0], area, channels_last=True):
-        last = layout.weight_channels_last(own)
+    for edited, words, factors, runs in edit_products(weight, edit, x.shape[0], area, channels_last=True):
+        last = layout.weight_channels_last(edited)
         backends.hopper.convolution_of_runs(x.movedim(-3, -1), last, words, bias, factors, geometry, runs, y)
     return out if y is written else out.copy_(y.movedim(-1, -3))
 
@@ -203,8 +203,8 @@ def _triton_edited_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 
 
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    how = Geometry(*rest[-5:])
-    return checks.conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, how)
+    geometry = Geometry(*rest[-5:])
+    return checks.conv.laid_out(reference.edited_conv2d(x, weight, *rest), x, weight, geometry)
 
 
 def _with_values_checked(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -110,9 +110,9 @@ def _weight_gradient(
     outputs, inputs = (x, grad) if transposed else (grad, x)
     bounds, ends = rows.tolist(), offsets.tolist()
     for group, (first, last) in enumerate(itertools.pairwise(bounds)):
-        own = slice(ends[group], ends[group + 1])
+        entries = slice(ends[group], ends[group + 1])
         part = (outputs[first:last].mT @ inputs[first:last]).flatten().float()
-        total = total + part.index_put((indices[own],), part[indices[own]] * factors[own])
+        total = total + part.index_put((indices[entries],), part[indices[entries]] * factors[entries])
     return total.to(weight.dtype).reshape(weight.shape)
 
 
@@ -157,8 +157,8 @@ def _native_edited_linear(
 def _hopper_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     *edit, bias, transposed = rest
     y = torch.empty((x.shape[0], weight.shape[1 if transposed else 0]), dtype=x.dtype, device=x.device)
-    for own, words, factors, runs in edit_products(weight, edit, x.shape[0]):
-        backends.hopper.linear_of_runs(x, own, words, bias, factors, transposed, runs, y)
+    for edited, words, factors, runs in edit_products(weight, edit, x.shape[0]):
+        backends.hopper.linear_of_runs(x, edited, words, bias, factors, transposed, runs, y)
     return y
 
 

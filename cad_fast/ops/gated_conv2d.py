@@ -70,37 +70,37 @@ def _op(
     groups: int,
     input_size: Sequence[int] | None,
 ) -> tuple[Any, ...]:
-    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    checks.conv.check_operands(x, weight, bias, how, 5)
+    geometry = checks.conv.geometry(stride, padding, dilation, groups, input_size)
+    checks.conv.check_operands(x, weight, bias, geometry, 5)
     checks.gates.check_gates(gates, x)
     checks.exact_shape("gates", gates, (x.shape[0], weight.shape[0]))
-    return x, weight, gates, bias, *how
+    return x, weight, gates, bias, *geometry
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, gates, _, *how, backend = inputs
+    x, weight, gates, _, *geometry, backend = inputs
     for_weight, for_gates = ctx.needs_input_grad[1:3]
     # The gates' gradient needs the convolution without them: it is made again, as the result has lost it to zeros.
     ctx.save_for_backward(x if for_weight or for_gates else None, weight, gates)
-    ctx.how, ctx.image_size, ctx.backend = Geometry(*how), list(x.shape[-2:]), backend
+    ctx.geometry, ctx.image_size, ctx.backend = Geometry(*geometry), list(x.shape[-2:]), backend
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, gates = ctx.saved_tensors
-    how, back = ctx.how, ctx.how.transposed(ctx.image_size if ctx.how.input_size is None else None)
+    geometry, back = ctx.geometry, ctx.geometry.transposed(ctx.image_size if ctx.geometry.input_size is None else None)
     for_x, for_weight, for_gates, for_bias, *_ = ctx.needs_input_grad
     of_x = of_weight = of_gates = None
     if for_x:
         of_x = _op(grad, weight, gates, None, *back, ctx.backend)
     if for_weight:
-        transposed = how.input_size is not None
+        transposed = geometry.input_size is not None
         filters, images = (x, grad) if transposed else (grad, x)
         filters = reference.gated(filters, gates, 2)
         grads, inputs = (images, filters) if transposed else (filters, images)
-        of_weight = checks.conv.weight_gradient(grads.flatten(0, 1), inputs.flatten(0, 1), weight, how)
+        of_weight = checks.conv.weight_gradient(grads.flatten(0, 1), inputs.flatten(0, 1), weight, geometry)
     if for_gates:
-        images, of_filters = (x, grad) if how.input_size is None else (grad, x)
-        plain = how._replace(input_size=None)
+        images, of_filters = (x, grad) if geometry.input_size is None else (grad, x)
+        plain = geometry._replace(input_size=None)
         y = checks.conv.convolve(images.flatten(0, 1), weight, None, plain).reshape(of_filters.shape)
         of_gates = (y * of_filters).sum((1, 3, 4))
     of_bias = grad.sum((0, 1, 3, 4)) if for_bias else None
@@ -111,9 +111,11 @@ _op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_gated_conv2d(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    how = Geometry(*rest)
-    if how.input_size is None:
-        y = torch.conv2d(x.flatten(0, 1), weight, bias, how.stride, how.padding, how.dilation, how.groups)
+    geometry = Geometry(*rest)
+    if geometry.input_size is None:
+        y = torch.conv2d(
+            x.flatten(0, 1), weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+        )
         gated = y if _is_dense(y) else y.contiguous()
         _pass(gated, gated, gates, bias, x.shape[1])
         if gated.is_contiguous() and x.is_contiguous() and weight.is_contiguous():
@@ -123,8 +125,8 @@ def _native_gated_conv2d(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor 
         images = images if _is_dense(images) else images.contiguous()
         gated = torch.empty_like(images)
         _pass(images, gated, gates, None, x.shape[1])
-        gated = checks.conv.convolve(gated, weight, None, how)
-    return checks.conv.laid_out(gated.view(*x.shape[:2], *gated.shape[1:]), x, weight, how)
+        gated = checks.conv.convolve(gated, weight, None, geometry)
+    return checks.conv.laid_out(gated.view(*x.shape[:2], *gated.shape[1:]), x, weight, geometry)
 
 
 def _is_dense(images: Tensor) -> bool:

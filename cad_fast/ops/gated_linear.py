@@ -117,9 +117,9 @@ def _native_gated_linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor 
         backends.native.gate_channels(y, y, each, None, x.shape[1], last=True)
         return y
     x = x.contiguous()
-    own = x.dtype == torch.float32  # oneDNN's product in bfloat16 is the faster one
-    OPS["gated_linear"].ways["own product" if own else "torch's product, of an input gated before"] += 1
-    if own:
+    by_product = x.dtype == torch.float32  # oneDNN's product in bfloat16 is the faster one
+    OPS["gated_linear"].ways["own product" if by_product else "torch's product, of an input gated before"] += 1
+    if by_product:
         return _by_product(x, weight.contiguous(), each, bias)
     gated = torch.empty_like(x)
     backends.native.gate_channels(x, gated, each, None, x.shape[1], last=True)

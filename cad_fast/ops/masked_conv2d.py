@@ -88,8 +88,8 @@ def _op(
     groups: int,
     input_size: Sequence[int] | None,
 ) -> tuple[Any, ...]:
-    how = checks.conv.geometry(stride, padding, dilation, groups, input_size)
-    checks.conv.check_operands(x, weight, bias, how, 5)
+    geometry = checks.conv.geometry(stride, padding, dilation, groups, input_size)
+    checks.conv.check_operands(x, weight, bias, geometry, 5)
     checks.tensor("words", words, (torch.int32,))
     wanted = [x.shape[0], weight.shape[0], checks.bits.words_for(math.prod(weight.shape[1:]))]
     if list(words.shape) != wanted:
@@ -103,34 +103,34 @@ def _op(
     for name, tensor in (("words", words), ("factors", factors)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
-    return x, weight, words, bias, factors, *how
+    return x, weight, words, bias, factors, *geometry
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, words, _, factors, *how, backend = inputs
+    x, weight, words, _, factors, *geometry, backend = inputs
     ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, words, factors)
-    ctx.how, ctx.image_size, ctx.backend = Geometry(*how), list(x.shape[-2:]), backend
+    ctx.geometry, ctx.image_size, ctx.backend = Geometry(*geometry), list(x.shape[-2:]), backend
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, words, factors = ctx.saved_tensors
     for_x = for_weight = for_bias = None
     if ctx.needs_input_grad[0]:
-        back = ctx.how.transposed(ctx.image_size if ctx.how.input_size is None else None)
+        back = ctx.geometry.transposed(ctx.image_size if ctx.geometry.input_size is None else None)
         for_x = _op(grad, weight, words, None, factors, *back, ctx.backend)
     if ctx.needs_input_grad[1]:
-        for_weight = _weight_gradient(grad, x, weight, words, factors, ctx.how)
+        for_weight = _weight_gradient(grad, x, weight, words, factors, ctx.geometry)
     if ctx.needs_input_grad[3]:
         for_bias = grad.sum((0, 1, 3, 4))
     return for_x, for_weight, None, for_bias, *[None] * 7
 
 
 def _weight_gradient(
-    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, factors: Tensor | None, how: Geometry
+    grad: Tensor, x: Tensor, weight: Tensor, words: Tensor, factors: Tensor | None, geometry: Geometry
 ) -> Tensor:
     total = torch.zeros_like(weight)
     for v in range(x.shape[0]):
-        gradient = checks.conv.weight_gradient(grad[v], x[v], weight, how)
+        gradient = checks.conv.weight_gradient(grad[v], x[v], weight, geometry)
         ablated = unpack_bits(words[v], math.prod(weight.shape[1:]), backend="auto").reshape(weight.shape)
         of_ablated = torch.zeros_like(gradient) if factors is None else gradient * factors[v].to(gradient.dtype)
         total = total + torch.where(ablated, of_ablated, gradient)
@@ -141,33 +141,39 @@ _op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _native_masked_conv2d(
-    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, *how: Any
+    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, *geometry: Any
 ) -> Tensor:
-    how = Geometry(*how)
-    out = checks.conv.empty_result(x, weight, how)
+    geometry = Geometry(*geometry)
+    out = checks.conv.empty_result(x, weight, geometry)
     if out.numel() == 0:
         return out
     rounded = None if factors is None else factors.to(x.dtype).float()
-    product = product_pays(x, weight, how)
+    product = product_pays(x, weight, geometry)
     OPS["masked_conv2d"].ways["own product" if product else "torch's convolution, one variant at a time"] += 1
     if product:
-        _by_product(x, weight.contiguous(), words.contiguous(), bias, rounded, how, out)
+        _by_product(x, weight.contiguous(), words.contiguous(), bias, rounded, geometry, out)
     else:
-        _by_variant(x, weight.contiguous(), words.contiguous(), bias, rounded, how, out)
+        _by_variant(x, weight.contiguous(), words.contiguous(), bias, rounded, geometry, out)
     return out
 
 
-def product_pays(x: Tensor, weight: Tensor, how: Geometry) -> bool:
-    if how.groups != 1 or how.input_size is not None:
+def product_pays(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    if geometry.groups != 1 or geometry.input_size is not None:
         return False
-    positions = x.shape[1] * math.prod(checks.conv.out_size(x.shape[-2:], weight, how))
+    positions = x.shape[1] * math.prod(checks.conv.out_size(x.shape[-2:], weight, geometry))
     most_positions, most_elements = SMALL[x.dtype]
     elements = positions * math.prod(weight.shape[1:])
     return positions <= most_positions or (positions <= 256 and elements <= most_elements)
 
 
 def _by_variant(
-    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, how: Geometry, out: Tensor
+    x: Tensor,
+    weight: Tensor,
+    words: Tensor,
+    bias: Tensor | None,
+    factors: Tensor | None,
+    geometry: Geometry,
+    out: Tensor,
 ) -> None:
     """The convolution of torch, variant by variant, all through one buffer for the weight."""
     module = backends.native.module()
@@ -184,11 +190,17 @@ def _by_variant(
             factor,
             weight.dtype == torch.bfloat16,
         )
-        out[v].copy_(checks.conv.convolve(x[v], ablated, bias, how))
+        out[v].copy_(checks.conv.convolve(x[v], ablated, bias, geometry))
 
 
 def _by_product(
-    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, how: Geometry, out: Tensor
+    x: Tensor,
+    weight: Tensor,
+    words: Tensor,
+    bias: Tensor | None,
+    factors: Tensor | None,
+    geometry: Geometry,
+    out: Tensor,
 ) -> None:
     """The native product of masked weight and patches, in fp32 inside."""
     module = backends.native.module()
@@ -203,7 +215,9 @@ def _by_product(
     products = out if in_place else torch.empty(chunk, rows, positions)
     for first in range(0, variants, chunk):
         part = slice(first, min(variants, first + chunk))
-        padded = pad(x[part].float(), [how.padding[1], how.padding[1], how.padding[0], how.padding[0]]).contiguous()
+        padded = pad(
+            x[part].float(), [geometry.padding[1], geometry.padding[1], geometry.padding[0], geometry.padding[0]]
+        ).contiguous()
         module.masked_conv2d_patches(
             padded.data_ptr(),
             patches.data_ptr(),
@@ -211,8 +225,8 @@ def _by_product(
             padded.shape[1:],
             kernel,
             size,
-            how.stride,
-            how.dilation,
+            geometry.stride,
+            geometry.dilation,
         )
         target = products[part] if in_place else products[: len(padded)]
         module.masked_conv2d(
@@ -256,8 +270,8 @@ def _vendor_masked_conv2d(
     flat = layout.weight_channels_last(weight).flatten(1)
     for part, weights in backends.vendor.ablated_weights(flat, layout.words_channels_last(words, weight), factors):
         for v, ablated in zip(range(part.start, part.stop), weights, strict=True):
-            own = ablated.view(filters, *kernel, channels).permute(0, 3, 1, 2)
-            out[v].copy_(checks.conv.convolve(x[v], own, bias, geometry))
+            masked = ablated.view(filters, *kernel, channels).permute(0, 3, 1, 2)
+            out[v].copy_(checks.conv.convolve(x[v], masked, bias, geometry))
     return out
 
 
@@ -267,8 +281,8 @@ def _triton_masked_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 
 
 def _reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    how = Geometry(*rest[-5:])
-    return checks.conv.laid_out(reference.masked_conv2d(x, weight, *rest), x, weight, how)
+    geometry = Geometry(*rest[-5:])
+    return checks.conv.laid_out(reference.masked_conv2d(x, weight, *rest), x, weight, geometry)
 
 
 _op.implement(

@@ -92,8 +92,8 @@ def edited_linear(
     """See `cad_fast.ops.edited_linear`."""
     parts = []
     for group in range(len(rows) - 1):
-        own = slice(int(offsets[group]), int(offsets[group + 1]))
-        of_group = edited(weight, indices[own], factors[own])
+        entries = slice(int(offsets[group]), int(offsets[group + 1]))
+        of_group = edited(weight, indices[entries], factors[entries])
         parts.append(x[int(rows[group]) : int(rows[group + 1])] @ (of_group if transposed else of_group.mT))
     y = torch.cat(parts)
     return y if bias is None else y + bias
@@ -157,9 +157,9 @@ def masked_conv2d(
 ) -> Tensor:
     """See `cad_fast.ops.masked_conv2d`."""
     weights = ablated(weight, words, factors)
-    how = (stride, padding, dilation, groups, input_size)
-    parts = [convolve(x[v], weights[v], bias, *how) for v in range(len(words))]
-    return torch.stack(parts) if parts else convolve(x.flatten(0, 1), weight, bias, *how).unflatten(0, x.shape[:2])
+    geometry = (stride, padding, dilation, groups, input_size)
+    parts = [convolve(x[v], weights[v], bias, *geometry) for v in range(len(words))]
+    return torch.stack(parts) if parts else convolve(x.flatten(0, 1), weight, bias, *geometry).unflatten(0, x.shape[:2])
 
 
 def edited_conv2d(
@@ -179,8 +179,8 @@ def edited_conv2d(
     """See `cad_fast.ops.edited_conv2d`."""
     parts = []
     for group in range(len(rows) - 1):
-        own = slice(int(offsets[group]), int(offsets[group + 1]))
-        of_group = edited(weight, indices[own], factors[own])
+        entries = slice(int(offsets[group]), int(offsets[group + 1]))
+        of_group = edited(weight, indices[entries], factors[entries])
         images = x[int(rows[group]) : int(rows[group + 1])]
         parts.append(convolve(images, of_group, bias, stride, padding, dilation, groups, input_size))
     return torch.cat(parts)
@@ -198,9 +198,9 @@ def gated_conv2d(
     input_size: list[int] | None = None,
 ) -> Tensor:
     """See `cad_fast.ops.gated_conv2d`."""
-    how = (stride, padding, dilation, groups, input_size)
+    geometry = (stride, padding, dilation, groups, input_size)
     images = x.flatten(0, 1) if input_size is None else gated(x, gates, 2).flatten(0, 1)
-    y = convolve(images, weight, None, *how)
+    y = convolve(images, weight, None, *geometry)
     y = y.reshape(*x.shape[:2], *y.shape[1:])
     if input_size is not None:
         return y

@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..components.fingerprint import Fingerprint
+from ..diffusion.generation import Generation
 from ..diffusion.timesteps import TimestepWindow, Window
-from ..diffusion.trees import SCALARS, leaves, map_arguments, same_leaf
+from ..diffusion.trees import SCALARS, leaves
 from ..files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from .call import OUTPUT_NAMES, DenoiserCall, RowPicker, check_rows
+from .joining import ROW_PATH_NAMES, Joiner
 
 FORMAT = 1
-ROW_PATH_NAMES = ("row_paths", "unconditional_row_paths")
 # Replaying in another batch size, or with TF32, moves an output by less than this, relative to its norm.
 REPLAY_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -29,30 +30,30 @@ REPLAY_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-3, torch.float16: 1e-
 class Recording:
     """The denoiser calls that generated ``n_rows`` images, one call per step, each with all rows.
 
-    ``guidance_scale`` is None where the pipeline has none; ``prediction_type`` is epsilon, v_prediction, sample or
-    flow_prediction, None where the scheduler does not tell; ``latents`` [n_rows, ...] are the final ones (of
-    ``renoise``: the clean ones); ``denoiser_calls`` counts the denoiser evaluations really made: a guided evaluation
-    of one batch at one step counts one; ``pipeline_kwargs`` and ``row_kwargs`` (one entry per row) are the
-    pipeline's further arguments, as far as JSON can hold them.
+    ``generation`` has the steps and the guidance that were used (None where the pipeline has no guidance) and the
+    pipeline's further arguments, those with one entry per row in ``row_kwargs``, as far as JSON can hold them.
+    ``prediction_type`` is epsilon, v_prediction, sample or flow_prediction, None where the scheduler does not tell;
+    ``latents`` [n_rows, ...] are the final ones (of ``renoise``: the clean ones); ``denoiser_calls`` counts the
+    denoiser evaluations really made: a guided evaluation of one batch at one step counts one.
     """
 
     calls: list[DenoiserCall]
     prompts: list[str]
     seeds: list[int]
-    guidance_scale: float | None
-    num_inference_steps: int
+    generation: Generation
     scheduler_config: dict[str, Any]
     prediction_type: str | None
     fingerprint: Fingerprint
     images: list[Image.Image] | None = None
     latents: Tensor | None = None
     denoiser_calls: int = 0
-    pipeline_kwargs: dict[str, Any] = field(default_factory=dict)
     row_kwargs: dict[str, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.calls or not self.prompts:
             raise ValueError("a recording needs at least one denoiser call and one row")
+        if self.generation.num_inference_steps is None:
+            raise ValueError("generation has no num_inference_steps, expected the number that was used")
         lengths = {f"step {call.step}": call.rows for call in self.calls}
         lengths |= {"seeds": len(self.seeds)} | {name: len(values) for name, values in self.row_kwargs.items()}
         lengths |= {name: len(value) for name in ("images", "latents") if (value := getattr(self, name)) is not None}
@@ -73,6 +74,12 @@ class Recording:
         return len(self.calls)
 
     @property
+    def num_inference_steps(self) -> int:
+        """The number of steps that the pipeline was asked for. A scheduler of second order makes more calls."""
+        assert self.generation.num_inference_steps is not None  # __post_init__ checks it
+        return self.generation.num_inference_steps
+
+    @property
     def timesteps(self) -> list[float]:
         """Per call the timestep given to the denoiser; the largest where rows differ."""
         return [_highest(call.timestep) for call in self.calls]
@@ -80,10 +87,10 @@ class Recording:
     @property
     def nbytes(self) -> int:
         """Bytes held by the tensors, each shared one counted once."""
-        found = {id(tensor): tensor.nbytes for call in self.calls for tensor in _tensors_of(call)}
+        sizes = {id(tensor): tensor.nbytes for call in self.calls for tensor in _tensors_of(call)}
         if self.latents is not None:
-            found[id(self.latents)] = self.latents.nbytes
-        return sum(found.values())
+            sizes[id(self.latents)] = self.latents.nbytes
+        return sum(sizes.values())
 
     def select(
         self,
@@ -138,7 +145,7 @@ class Recording:
             raise ValueError("there are no recordings to join")
         for part in parts[1:]:
             _require_alike(parts[0], part)
-        joiner = _Joiner()
+        joiner = Joiner()
         first = parts[0]
         images = [part.images for part in parts]
         latents = [part.latents for part in parts]
@@ -182,6 +189,7 @@ class Recording:
         packer = _Packer()
         state: dict[str, Any] = {
             **{name: getattr(self, name) for name in _PLAIN},
+            **self.generation.to_dict(),
             "format": FORMAT,
             "save_id": uuid.uuid4().hex,
             "fingerprint": self.fingerprint.to_dict(),
@@ -217,6 +225,7 @@ class Recording:
                 raise ValueError("its prompts, seeds and calls are not lists")
             return cls(
                 **{name: state[name] for name in _PLAIN},
+                generation=Generation.from_dict(state),
                 calls=[_unpack_call(call, tensors) for call in state["calls"]],
                 fingerprint=Fingerprint.from_dict(state["fingerprint"]),
                 latents=_unpack(state["latents"], tensors),
@@ -226,7 +235,8 @@ class Recording:
             raise ValueError(f"{path} is not a whole recording: {_reason(error)}") from error
 
 
-_PLAIN = tuple(f.name for f in fields(Recording) if f.name not in ("calls", "fingerprint", "latents", "images"))
+_APART = {"calls", "generation", "fingerprint", "latents", "images"}
+_PLAIN = tuple(entry.name for entry in fields(Recording) if entry.name not in _APART)
 
 
 def _highest(timestep: float | Tensor) -> float:
@@ -258,88 +268,22 @@ def _load_images(folder: Path, n_images: int | None) -> list[Image.Image] | None
     return images
 
 
+def _settings(recording: Recording) -> dict[str, Any]:
+    """What recordings that are joined have in common."""
+    names = ("timesteps", "prediction_type", "scheduler_config")
+    return {**{name: getattr(recording, name) for name in names}, **recording.generation.to_dict()}
+
+
 def _require_alike(first: Recording, other: Recording) -> None:
+    """Raise ValueError naming what differs between recordings that cannot be joined."""
     reason = first.fingerprint.difference(other.fingerprint)
     if reason:
         raise ValueError(f"the recordings are of different models: {reason}")
-    names = ("timesteps", "num_inference_steps", "guidance_scale", "prediction_type", "scheduler_config")
-    for name in (*names, "pipeline_kwargs"):
-        mine, theirs = getattr(first, name), getattr(other, name)
-        if mine != theirs:
+    for name, mine in _settings(first).items():
+        if mine != (theirs := _settings(other)[name]):
             raise ValueError(f"the recordings differ in {name}: {mine} and {theirs}")
     if first.row_kwargs.keys() != other.row_kwargs.keys():
         raise ValueError(f"the recordings differ in row_kwargs: {list(first.row_kwargs)} and {list(other.row_kwargs)}")
-
-
-class _Joiner:
-    """Joins the rows of leaves; a tensor shared by several steps is joined once."""
-
-    def __init__(self) -> None:
-        self._done: dict[tuple[int, ...], tuple[list[Any], Any]] = {}
-
-    def __call__(self, path: str, parts: Sequence[Any], by_rows: bool) -> Any:
-        if not by_rows:
-            if not all(same_leaf(parts[0], part) for part in parts[1:]):
-                raise ValueError(f"the recordings differ in the input {path}, which all rows share")
-            return parts[0]
-        if not all(isinstance(part, Tensor) for part in parts):
-            return [entry for part in parts for entry in part]
-        key = tuple(id(part) for part in parts)
-        if key not in self._done:
-            shapes = {tuple(part.shape[1:]) for part in parts}
-            if len(shapes) > 1:
-                raise ValueError(
-                    f"the input {path} has rows of different shapes: {sorted(shapes)}. Where a pipeline pads prompts "
-                    "to the longest of a batch, record them in one batch (batch_size)"
-                )
-            self._done[key] = (list(parts), torch.cat(list(parts)))
-        return self._done[key][1]
-
-    def join_calls(self, calls: list[DenoiserCall]) -> DenoiserCall:
-        first = calls[0]
-        for other in calls[1:]:
-            if (first.step, first.sample_key) != (other.step, other.sample_key):
-                raise ValueError(f"the recordings differ in their steps: {first.step} and {other.step}")
-        outputs: dict[str, Any] = {
-            name: self._join_optional(name, [getattr(call, name) for call in calls]) for name in OUTPUT_NAMES
-        }
-        paths: dict[str, Any] = {name: self._common([getattr(call, name) for call in calls]) for name in ROW_PATH_NAMES}
-        without = [call.unconditional_inputs for call in calls]
-        self._require_all_or_none("unconditional_inputs", without)
-        timestep = first.timestep
-        if any(isinstance(call.timestep, Tensor) for call in calls):
-            timestep = torch.cat([torch.as_tensor(call.timestep).expand(call.rows) for call in calls])
-        return replace(
-            first,
-            timestep=timestep,
-            inputs=self._join_inputs([call.inputs for call in calls], paths["row_paths"]),
-            unconditional_inputs=(
-                None if without[0] is None else self._join_inputs(without, paths["unconditional_row_paths"])
-            ),
-            **paths,
-            **outputs,
-        )
-
-    @staticmethod
-    def _common(paths: list[frozenset[str] | None]) -> frozenset[str]:
-        # A tensor [1, ...] that all rows share looks like a row of its own in a batch of one.
-        return frozenset.intersection(*(some or frozenset() for some in paths))
-
-    @staticmethod
-    def _require_all_or_none(name: str, values: Sequence[Any]) -> None:
-        if len({value is None for value in values}) > 1:
-            raise ValueError(f"some of the recordings have {name} and some have not")
-
-    def _join_optional(self, name: str, values: list[Tensor | None]) -> Tensor | None:
-        self._require_all_or_none(name, values)
-        return None if values[0] is None else self(name, values, True)
-
-    def _join_inputs(self, parts: list[Any], row_paths: frozenset[str]) -> dict[str, Any]:
-        by_path = [dict(leaves(part)) for part in parts]
-        for paths in by_path[1:]:
-            if paths.keys() != by_path[0].keys():
-                raise ValueError(f"the recordings differ in inputs: {sorted(by_path[0])} and {sorted(paths)}")
-        return map_arguments(parts[0], lambda path, _: self(path, [leaf[path] for leaf in by_path], path in row_paths))
 
 
 class _Packer:

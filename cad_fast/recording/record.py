@@ -20,15 +20,14 @@ from ..diffusion.arguments import (
     DEFAULT_BATCH,
     output_option,
     prediction_type_of,
-    run_options,
     scheduler_config_of,
-    split_kwargs,
+    split_rows,
     spread_prompts,
-    storable,
 )
 from ..diffusion.context import generators, plain_tensors, silent
 from ..diffusion.denoisers import denoiser_of
 from ..diffusion.dtypes import one_dtype
+from ..diffusion.generation import Generation, storable
 from ..diffusion.trees import same_leaf
 from .call import DenoiserCall
 from .data import Recording
@@ -71,8 +70,6 @@ def record(
     prompts: str | Sequence[str],
     *,
     seeds: int | Sequence[int] | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
     batch_size: int = DEFAULT_BATCH,
     keep_images: bool = False,
     progress: bool = True,
@@ -82,22 +79,20 @@ def record(
     """Generate with ``pipeline`` and record its denoiser calls, one row per prompt.
 
     Row i has its own CPU generator, seeded ``seeds[i]`` (an int s stands for s, s+1, ...; None for 0). Tensors keep
-    their dtype and are stored on ``device``. Numbers of steps and guidance default to the pipeline's. Images are only
-    decoded with ``keep_images``. Lists among ``pipeline_kwargs`` with one entry per prompt are split with the batches.
-    Hooks and progress bars are as before afterwards, also after an error. Raises TypeError when there is no
-    denoiser, ValueError for guidance of another kind than classifier-free and for arguments that do not fit.
+    their dtype and are stored on ``device``. Images are only decoded with ``keep_images``. ``pipeline_kwargs`` go to
+    the pipeline, such as ``num_inference_steps`` and ``guidance_scale`` (see ``Generation.to_kwargs``). Lists with one
+    entry per prompt are split with the batches. Hooks and progress bars are as before afterwards, also after an error.
+    Raises TypeError when there is no denoiser, ValueError for guidance of another kind than classifier-free and for
+    arguments that do not fit.
     """
     texts, numbers = spread_prompts(prompts, seeds)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    shared, per_row = split_kwargs(pipeline_kwargs, len(texts))
-    chosen = run_options(pipeline, num_inference_steps, guidance_scale)
-    if num_inference_steps is None and {"timesteps", "sigmas"} & shared.keys():
-        chosen.pop("num_inference_steps", None)  # the schedule given tells their number
-    arguments = {**chosen, **shared, **output_option(pipeline, "pil" if keep_images else "latent")}
+    generation, per_row = split_rows(Generation.of(**pipeline_kwargs).resolved(pipeline), len(texts))
+    arguments = {**generation.to_kwargs(), **output_option(pipeline, "pil" if keep_images else "latent")}
     fingerprint = Fingerprint.of(denoiser_of(pipeline))
     starts = range(0, len(texts), batch_size)
-    n_steps = chosen.get("num_inference_steps")
+    n_steps = generation.num_inference_steps
     parts = []
     with (
         plain_tensors(),
@@ -106,25 +101,23 @@ def record(
     ):
         for start in starts:
             rows = slice(start, start + batch_size)
-            own = {name: values[rows] for name, values in per_row.items()}
+            of_rows = {name: values[rows] for name, values in per_row.items()}
             watch, latents, images = _record_batch(
-                pipeline, texts[rows], numbers[rows], {**arguments, **own}, keep_images, device, bar
+                pipeline, texts[rows], numbers[rows], {**arguments, **of_rows}, keep_images, device, bar
             )
             parts.append(
                 Recording(
                     calls=watch.calls,
                     prompts=texts[rows],
                     seeds=numbers[rows],
-                    guidance_scale=chosen.get("guidance_scale"),
-                    num_inference_steps=n_steps or len(watch.calls),
+                    generation=replace(generation, num_inference_steps=n_steps or len(watch.calls)).storable(),
                     scheduler_config=scheduler_config_of(pipeline),
                     prediction_type=prediction_type_of(getattr(pipeline, "scheduler", None)),
                     fingerprint=fingerprint,
                     images=images,
                     latents=latents,
                     denoiser_calls=len(watch.calls),
-                    pipeline_kwargs=storable(shared),
-                    row_kwargs=storable(own),
+                    row_kwargs=storable(of_rows),
                 )
             )
     return parts[0] if len(parts) == 1 else Recording.concat(parts)
@@ -141,9 +134,9 @@ def _with_text_of(call: DenoiserCall, first: DenoiserCall, base: DenoiserCall) -
     }
     kept = {name: value for name, value in call.inputs.items() if name not in constant}
     text = {name: value for name, value in base.inputs.items() if name not in kept}
-    own = {path for path in call.row_paths or () if path.split(".")[0] in kept}
-    theirs = {path for path in base.row_paths or () if path.split(".")[0] in text}
-    return replace(call, inputs={**kept, **text}, row_paths=frozenset(own | theirs))
+    kept_paths = {path for path in call.row_paths or () if path.split(".")[0] in kept}
+    text_paths = {path for path in base.row_paths or () if path.split(".")[0] in text}
+    return replace(call, inputs={**kept, **text}, row_paths=frozenset(kept_paths | text_paths))
 
 
 def with_base(
@@ -168,7 +161,7 @@ def with_base(
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     denoiser = denoiser_of(pipeline)
     recording.fingerprint.require_same(Fingerprint.of(denoiser), "the recording")
-    shared, per_row = split_kwargs(pipeline_kwargs, recording.n_rows)
+    added, per_row = split_rows(Generation.of(**pipeline_kwargs), recording.n_rows)
     starts = range(0, recording.n_rows, batch_size)
     outputs: list[list[Tensor]] = [[] for _ in recording.calls]
     with (
@@ -178,8 +171,8 @@ def with_base(
         for start in starts:
             rows = list(range(start, min(start + batch_size, recording.n_rows)))
             part = recording.select(rows=rows)
-            own = {name: values[start : start + batch_size] for name, values in per_row.items()}
-            arguments = run_settings(part, pipeline, {**shared, **own})
+            of_rows = {name: values[start : start + batch_size] for name, values in per_row.items()}
+            arguments = run_settings(part, pipeline, {**added.to_kwargs(), **of_rows})
             base, _, _ = first_call(pipeline, [texts[row] for row in rows], part.seeds, arguments)
             for call, collected in zip(part.calls, outputs, strict=True):
                 output = _with_text_of(call, part.calls[0], base).run(denoiser)
@@ -193,6 +186,5 @@ def with_base(
 
 def run_settings(recording: Recording, pipeline: Any, overrides: dict[str, Any]) -> dict[str, Any]:
     """The pipeline arguments that a recording was made with, some replaced."""
-    chosen = run_options(pipeline, recording.num_inference_steps, recording.guidance_scale)
-    kept = {**recording.pipeline_kwargs, **recording.row_kwargs}
-    return {**chosen, **kept, **overrides, **output_option(pipeline, "latent")}
+    generation = Generation.of(recording.generation, **recording.row_kwargs).resolved(pipeline)
+    return {**generation.to_kwargs(), **overrides, **output_option(pipeline, "latent")}

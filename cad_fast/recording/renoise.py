@@ -21,18 +21,18 @@ from ..diffusion.arguments import (
     DEFAULT_BATCH,
     output_option,
     prediction_type_of,
-    run_options,
     scheduler_config_of,
-    split_kwargs,
-    storable,
+    split_rows,
 )
 from ..diffusion.context import generators, plain_tensors
 from ..diffusion.denoisers import denoiser_of, timestep_value
+from ..diffusion.generation import Generation, storable
 from ..diffusion.trees import map_arguments
 from .call import DenoiserCall
 from .data import Recording
 from .watch import DenoiserWatch, first_call
 
+DEFAULT_TIMESTEPS = 10
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -43,7 +43,6 @@ def renoise(
     *,
     timesteps: int | Sequence[float],
     seed: int = 0,
-    guidance_scale: float | None = None,
     batch_size: int = DEFAULT_BATCH,
     device: str | torch.device = "cpu",
     **pipeline_kwargs: Any,
@@ -53,16 +52,18 @@ def renoise(
     ``timesteps``: how many of the pipeline's own schedule, or a list of training timesteps. Row i is noised by a
     generator seeded ``seed`` + i, drawing one noise per timestep. Each call has a ``target``: the noise
     (epsilon), ``alpha * noise - sigma * clean`` (v_prediction), the clean latents (sample), or noise - clean
-    (flow_prediction); ``output`` is None. Prompts and guidance default to the recording's. The scheduler is as before
-    afterwards. Raises ValueError when there are no latents, or they are not what the denoiser takes (packed latents).
+    (flow_prediction); ``output`` is None. Prompts and ``pipeline_kwargs`` (guidance, size) default to the recording's.
+    The scheduler is as before afterwards. Raises ValueError when there are no latents, or they are not what the
+    denoiser takes (packed latents).
     """
+    generation = Generation.of(**pipeline_kwargs)
     if isinstance(source, Recording):
         if source.latents is None:
             raise ValueError("the recording holds no final latents to noise again")
         source.fingerprint.require_same(Fingerprint.of(denoiser_of(pipeline)), "the recording")
         prompts = source.prompts if prompts is None else prompts
-        guidance_scale = source.guidance_scale if guidance_scale is None else guidance_scale
-        pipeline_kwargs = {**source.pipeline_kwargs, **source.row_kwargs, **pipeline_kwargs}
+        recorded = replace(source.generation, num_inference_steps=None)
+        generation = Generation.of(recorded, **{**source.row_kwargs, **pipeline_kwargs})
         latents = source.latents
     else:
         latents = source
@@ -73,7 +74,7 @@ def renoise(
         return latents[rows]
 
     texts = _one_per_row(prompts, len(latents), "latents")
-    return _noised(pick, pipeline, texts, timesteps, seed, guidance_scale, batch_size, device, pipeline_kwargs)
+    return _noised(pick, pipeline, texts, timesteps, seed, batch_size, device, generation)
 
 
 def record_images(
@@ -81,25 +82,28 @@ def record_images(
     images: Sequence[Image.Image] | str | Path,
     prompts: str | Sequence[str],
     *,
-    timesteps: int | Sequence[float] = 10,
+    timesteps: int | Sequence[float] | None = None,
     seed: int = 0,
-    guidance_scale: float | None = None,
     batch_size: int = DEFAULT_BATCH,
     device: str | torch.device = "cpu",
     **pipeline_kwargs: Any,
 ) -> Recording:
     """Denoising-loss calls for real images: PIL images, or those of a folder in the order of their names.
 
-    Images are resized to the pipeline's size and encoded by its VAE (the mean of its distribution). Otherwise as
-    ``renoise``. Raises ValueError when a folder holds no image or the encoded latents are not what the denoiser takes.
+    Images are resized to the pipeline's size and encoded by its VAE (the mean of its distribution). Without
+    ``timesteps`` there are ``DEFAULT_TIMESTEPS`` of the pipeline's own schedule. Otherwise as ``renoise``. Raises
+    ValueError when a folder holds no image or the encoded latents are not what the denoiser takes.
     """
     pictures = _load_folder(Path(images)) if isinstance(images, (str, Path)) else list(images)
     texts = _one_per_row(prompts, len(pictures), "images")
 
+    generation = Generation.of(**pipeline_kwargs)
+    timesteps = DEFAULT_TIMESTEPS if timesteps is None else timesteps
+
     def encode(rows: slice, shape: torch.Size) -> Tensor:
         return encode_images(pipeline, pictures[rows], shape)
 
-    return _noised(encode, pipeline, texts, timesteps, seed, guidance_scale, batch_size, device, pipeline_kwargs)
+    return _noised(encode, pipeline, texts, timesteps, seed, batch_size, device, generation)
 
 
 def encode_images(pipeline: Any, images: Sequence[Image.Image], shape: torch.Size) -> Tensor:
@@ -157,10 +161,12 @@ def _load_folder(folder: Path) -> list[Image.Image]:
     return pictures
 
 
-def _one_per_row(prompts: str | Sequence[str], n_rows: int, what: str) -> list[str]:
+def _one_per_row(prompts: str | Sequence[str], n_rows: int, things: str) -> list[str]:
     texts = [prompts] * n_rows if isinstance(prompts, str) else list(prompts)
     if not n_rows or len(texts) != n_rows:
-        raise ValueError(f"there are {len(texts)} prompts for {n_rows} {what}; expected one each, or one text for all")
+        raise ValueError(
+            f"there are {len(texts)} prompts for {n_rows} {things}; expected one each, or one text for all"
+        )
     return texts
 
 
@@ -170,24 +176,28 @@ def _noised(
     texts: list[str],
     timesteps: int | Sequence[float],
     seed: int,
-    guidance_scale: float | None,
     batch_size: int,
     device: str | torch.device,
-    pipeline_kwargs: dict[str, Any],
+    generation: Generation,
 ) -> Recording:
     n_steps = timesteps if isinstance(timesteps, int) else None
     if batch_size < 1 or (n_steps is not None and n_steps < 1):
         raise ValueError(f"batch_size ({batch_size}) and the number of timesteps ({timesteps}) must be at least 1")
-    shared, per_row = split_kwargs(pipeline_kwargs, len(texts))
-    chosen = run_options(pipeline, n_steps, guidance_scale)
+    if generation.num_inference_steps is not None:
+        raise ValueError(
+            f"num_inference_steps is {generation.num_inference_steps}: pass timesteps={generation.num_inference_steps}"
+        )
+    generation, per_row = split_rows(replace(generation, num_inference_steps=n_steps).resolved(pipeline), len(texts))
     latent = output_option(pipeline, "latent")
     fingerprint = Fingerprint.of(denoiser_of(pipeline))
     parts = []
     for start in range(0, len(texts), batch_size):
         rows = slice(start, start + batch_size)
         seeds = [seed + row for row in range(len(texts))[rows]]
-        own = {name: values[rows] for name, values in per_row.items()}
-        first, watch, scheduler = first_call(pipeline, texts[rows], seeds, {**chosen, **shared, **own, **latent})
+        of_rows = {name: values[rows] for name, values in per_row.items()}
+        first, watch, scheduler = first_call(
+            pipeline, texts[rows], seeds, {**generation.to_kwargs(), **of_rows, **latent}
+        )
         clean = clean_of(rows, first.sample.shape).detach().float().cpu()
         if clean.shape != first.sample.shape:
             raise ValueError(
@@ -201,15 +211,13 @@ def _noised(
                 calls=calls,
                 prompts=texts[rows],
                 seeds=seeds,
-                guidance_scale=chosen.get("guidance_scale"),
-                num_inference_steps=len(calls),
+                generation=replace(generation, num_inference_steps=len(calls)).storable(),
                 scheduler_config=scheduler_config_of(pipeline),
                 prediction_type=noising.prediction_type,
                 fingerprint=fingerprint,
                 latents=clean.to(device),
                 denoiser_calls=1,
-                pipeline_kwargs=storable(shared),
-                row_kwargs=storable(own),
+                row_kwargs=storable(of_rows),
             )
         )
     return parts[0] if len(parts) == 1 else Recording.concat(parts)
@@ -229,8 +237,8 @@ class _Noising:
         self.first = first
         self.ratio = self._timestep_ratio(scheduler, watch)
         if isinstance(timesteps, int):
-            own = scheduler.timesteps
-            self.timesteps = torch.tensor(list(dict.fromkeys(own.tolist())), dtype=own.dtype)
+            schedule = scheduler.timesteps
+            self.timesteps = torch.tensor(list(dict.fromkeys(schedule.tolist())), dtype=schedule.dtype)
         else:
             scheduler = type(scheduler).from_config(scheduler.config)
             self.timesteps = self._explicit(scheduler, sorted({float(t) for t in timesteps}, reverse=True))
@@ -241,15 +249,15 @@ class _Noising:
 
     def _timestep_ratio(self, scheduler: Any, watch: DenoiserWatch) -> float:
         """What the scheduler's timestep is multiplied by before the denoiser gets it: 1, or 1/1000."""
-        own = watch.first_scheduler_timestep
+        scheduled = watch.first_scheduler_timestep
         given = self.first.timestep
         total = scheduler.config.get("num_train_timesteps", 1000)
-        if own is not None and not isinstance(given, Tensor):
+        if scheduled is not None and not isinstance(given, Tensor):
             for ratio in (1.0, 1.0 / total):
-                if abs(given - own * ratio) <= 1e-2 * abs(own * ratio) + 1e-6:
+                if abs(given - scheduled * ratio) <= 1e-2 * abs(scheduled * ratio) + 1e-6:
                     return ratio
         raise ValueError(
-            f"the pipeline gives its denoiser the timestep {given} where its scheduler has {own}: "
+            f"the pipeline gives its denoiser the timestep {given} where its scheduler has {scheduled}: "
             "noising for such a pipeline is not supported"
         )
 
@@ -317,14 +325,14 @@ class _Noising:
         row_generators = generators(seeds)
         first = replace(self.first, output=None, unconditional_inputs=None, unconditional_output=None)
         first.inputs = map_arguments(first.inputs, lambda _, leaf: leaf.to(device) if _is_tensor(leaf) else leaf)
-        made = []
+        calls = []
         for step, timestep in enumerate(self.timesteps):
             noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in row_generators])
             changing = {
                 first.sample_key: self.noised(clean, noise, timestep).to(device, first.sample.dtype),
                 first.timestep_key: self._timestep_argument(timestep),
             }
-            made.append(
+            calls.append(
                 replace(
                     first,
                     step=step,
@@ -333,7 +341,7 @@ class _Noising:
                     target=self.target(clean, noise, timestep).to(device, first.sample.dtype),
                 )
             )
-        return made
+        return calls
 
 
 def _is_tensor(leaf: Any) -> bool:

@@ -133,8 +133,8 @@ def block_and_kind(module: str) -> tuple[str, str]:
 
     "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj" is of ("down_blocks.1", "feed-forward").
     """
-    found = _BLOCK.match(module)
-    block = found.group() if found else module.partition(".")[0]
+    match = _BLOCK.match(module)
+    block = match.group() if match else module.partition(".")[0]
     parts = set(module.split("."))
     for kind, names in (
         ("self-attention", {"attn1"}),

@@ -31,11 +31,11 @@ def cost_plot(points: Sequence[Mapping[str, Any]], *, title: str | None = None) 
         strict=True,
     ):
         for number, method in enumerate(methods):
-            own = sorted((point for point in points if point["method"] == method), key=lambda point: point[key])
-            values = [point["r"] for point in own]
+            of_method = sorted((point for point in points if point["method"] == method), key=lambda point: point[key])
+            values = [point["r"] for point in of_method]
             look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-            errors = error_bars(values, [point.get("interval") for point in own])
-            axes.errorbar([point[key] for point in own], values, yerr=errors, capsize=3, label=method, **look)
+            errors = error_bars(values, [point.get("interval") for point in of_method])
+            axes.errorbar([point[key] for point in of_method], values, yerr=errors, capsize=3, label=method, **look)
         style_axes(axes, "both")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # legible where less than a decade is shown, too

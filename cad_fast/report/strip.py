@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ..diffusion.context import generators, plain_tensors, silent
+from ..diffusion.generation import Generation
 from ..edits.edit import Edit
 from ..edits.manager import EditManager
 from ..edits.rows.spread import Branches, Windows
@@ -50,11 +51,12 @@ def strip(
     for ``contact_sheet``; ``pipeline_kwargs`` go to the pipeline (steps, guidance). The batch is prompts times
     strengths. Raises ValueError for no strengths or prompts, and as ``EditManager`` does.
     """
+    generation = Generation.of(**pipeline_kwargs)
     listed = [edits] if isinstance(edits, (Edit, str, Path)) else list(edits)
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    for what, values in (("edits", listed), ("prompts", texts), ("strengths", strengths)):
+    for name, values in (("edits", listed), ("prompts", texts), ("strengths", strengths)):
         if not len(values):
-            raise ValueError(f"no {what} were given for the strip")
+            raise ValueError(f"no {name} were given for the strip")
     with _loaded(pipeline, listed) as (manager, names), plain_tensors():
         quiet = contextlib.nullcontext() if progress else silent(manager.pipeline)
         with quiet:
@@ -65,7 +67,7 @@ def strip(
                 windows=windows,
                 branch=branch,
                 generator=generators([seed] * (len(texts) * len(strengths))),
-                **pipeline_kwargs,
+                **generation.to_kwargs(len(texts) * len(strengths)),
             ).images
     rows = [list(flat[i * len(strengths) : (i + 1) * len(strengths)]) for i in range(len(texts))]
     sheet = contact_sheet(rows, texts, [f"strength {strength:g}" for strength in strengths], scale=scale)

@@ -134,12 +134,12 @@ def order_to_try(missed: Sequence[Mapping[str, float] | None], erase: str) -> in
     larger ones, and one within the budget too: less damage is sought then. The middle of what is left is next.
     """
     low, high = 0, len(missed)
-    for number, found in enumerate(missed):
-        if found is None:
+    for number, shortfalls in enumerate(missed):
+        if shortfalls is None:
             continue
-        if erase in found:
+        if erase in shortfalls:
             low = max(low, number + 1)
-        if not found or set(found) - {erase}:
+        if not shortfalls or set(shortfalls) - {erase}:
             high = min(high, number)
     open_ones = [number for number in range(low, high) if missed[number] is None]
     return open_ones[len(open_ones) // 2] if open_ones else None

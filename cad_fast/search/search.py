@@ -16,6 +16,7 @@ from ..attribution.measuring.plans import Target
 from ..attribution.scores import Scores
 from ..diffusion.arguments import scheduler_config_of
 from ..diffusion.denoisers import denoiser_of
+from ..diffusion.generation import Generation
 from ..diffusion.timesteps import Window
 from ..edits.damage import Moved, objectives_under
 from ..edits.edit import Edit
@@ -70,7 +71,7 @@ class Tried:
 
 
 @dataclass
-class Found:
+class SearchResult:
     """The outcome of a search: the edit, whether it is within the budget on seeds that did not choose it, and how not.
 
     ``comparison`` and ``missed`` are of the confirming pictures, ``tried`` of the choosing ones.
@@ -115,8 +116,8 @@ class EditSearch:
     target's and those of the concepts to keep. There is a candidate for every rule, ratio and strength. ``candidates``
     says what each is predicted to do, without a picture; ``run`` draws pictures, bisecting each rule's candidates from
     the least to the most damaging, and confirms the least damaging one within the budget (or the one that misses it
-    least) on other seeds. ``settings`` go to ``evaluate``. With ``output_dir`` every evaluation for choosing is saved
-    there, and a search that was stopped goes on.
+    least) on other seeds. ``generation`` is of all these pictures. With ``output_dir`` every evaluation for choosing is
+    saved there, and a search that was stopped goes on.
     """
 
     pipeline: Any
@@ -134,7 +135,7 @@ class EditSearch:
     confirming: int = 16
     seed: int = 0
     output_dir: Path | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    generation: Generation = field(default_factory=Generation)
     progress: bool = True
     _before: dict[int, Evaluation] = field(default_factory=dict)
     _refined: dict[tuple[Rule, float], Scores] = field(default_factory=dict)
@@ -142,9 +143,9 @@ class EditSearch:
     def __post_init__(self) -> None:
         self.concepts = self.budget.concepts(self.prompts)
         self.budget.require_judged(self.prompts, self.scorer.axes)
-        for what, listed in (("rules", self.rules), ("ratios", self.ratios), ("strengths", self.strengths)):
+        for name, listed in (("rules", self.rules), ("ratios", self.ratios), ("strengths", self.strengths)):
             if not listed:
-                raise ValueError(f"no {what} were given for the search")
+                raise ValueError(f"no {name} were given for the search")
         for name in self.concepts:
             if name not in self.recordings:
                 raise ValueError(f"the search has no recording of {name!r}")
@@ -162,13 +163,13 @@ class EditSearch:
             "scorer": getattr(self.scorer, "name", type(self.scorer).__name__),
             "model": intact_fingerprint(denoiser_of(self.pipeline)).to_dict(),
             "scheduler": scheduler_config_of(self.pipeline),
-            **self.settings,
+            **self.generation.to_dict(),
         }
         mine = json.loads(json.dumps(settings))  # as it is read back
         if not path.exists():
             write_json(path, mine)
             return
-        theirs = read_json(path)
+        theirs = {"pipeline_kwargs": {}, **read_json(path)}  # older folders do not name that there are none
         different = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         if different:
             key = different[0]
@@ -187,19 +188,20 @@ class EditSearch:
         target_modules: str | Sequence[str] | None = None,
         timesteps: Window | None = None,
         samples: int = 6,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        generation: Generation | None = None,
         progress: bool = True,
         **arguments: Any,
     ) -> EditSearch:
         """Record ``samples`` trajectories of the target and of every kept concept, and score them.
 
-        Cost: the recordings, and two forward and backward passes of their rows in the window ``timesteps``, a
-        TimestepWindow or two timesteps in either order.
+        ``generation`` is of these trajectories, and of the pictures that are drawn later. Cost: the recordings, and two
+        forward and backward passes of their rows in the window ``timesteps``, a TimestepWindow or two timesteps in
+        either order.
         """
         concepts = budget.concepts(prompts)
         budget.require_judged(prompts, scorer.axes)
         objective = ConceptErasure(timesteps=timesteps)
+        generation = Generation.of(generation)
         first = Attributor(pipeline, objective, target_modules=target_modules)
         second = Attributor(pipeline, objective, first.space, method="sensitivity")
         scores, sensitivity, recordings = {}, {}, {}
@@ -210,14 +212,12 @@ class EditSearch:
                 pipeline,
                 list(itertools.islice(itertools.cycle(texts), samples)),
                 seeds=0,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
                 progress=False,
+                **generation.to_kwargs(),
             )
             scores[concept] = first.run(recordings[concept], concept=concept, progress=False)
             if concept != budget.erase:
                 sensitivity[concept] = second.run(recordings[concept], concept=concept, progress=False)
-        settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         return cls(
             pipeline,
             budget,
@@ -227,7 +227,7 @@ class EditSearch:
             sensitivity,
             recordings,
             objective,
-            settings=settings,
+            generation=generation,
             progress=progress,
             **arguments,
         )
@@ -235,11 +235,11 @@ class EditSearch:
     def candidates(self) -> list[Candidate]:
         """Every candidate, by rule, then by predicted damage. Nothing is applied."""
         grid = list(itertools.product(self.rules, self.ratios, self.strengths))
-        found: list[Candidate] = []
+        candidates: list[Candidate] = []
         for rule, ratio, strength in tqdm(grid, desc="predicting", unit="edit", disable=not self.progress):
-            found.append(self._candidate(rule, ratio, strength))
+            candidates.append(self._candidate(rule, ratio, strength))
         order = list(self.rules)
-        return sorted(found, key=lambda candidate: (order.index(candidate.rule), candidate.damage))
+        return sorted(candidates, key=lambda candidate: (order.index(candidate.rule), candidate.damage))
 
     def _candidate(self, rule: Rule, ratio: float, strength: float) -> Candidate:
         target = self.budget.erase
@@ -254,11 +254,11 @@ class EditSearch:
         scores = self._refined_scores(rule, ratio, selection) if rule.refined else self.scores[target]
         edit = Edit.from_scores(scores, selection, factor=1 - strength)
         targets = {name: Target(Moved(self.objective.timesteps), self.recordings[name]) for name in kept}
-        found = objectives_under(
+        values = objectives_under(
             self.pipeline, edit, {target: Target(self.objective, self.recordings[target]), **targets}
         )
         intact = float(self.scores[target].provenance["intact_j"])
-        return Candidate(rule, ratio, strength, edit, found.pop(target) / intact, found)
+        return Candidate(rule, ratio, strength, edit, values.pop(target) / intact, values)
 
     def _refined_scores(self, rule: Rule, ratio: float, selection: Selection) -> Scores:
         """The target's scores refined for an edit of this size: the same ones at every strength."""
@@ -275,7 +275,7 @@ class EditSearch:
             )
         return self._refined[rule, ratio]
 
-    def run(self, candidates: Sequence[Candidate] | None = None) -> Found:
+    def run(self, candidates: Sequence[Candidate] | None = None) -> SearchResult:
         """Draw, compare with the budget, and confirm. The pipeline is unedited afterwards.
 
         ``candidates``: those of ``candidates``, or some of them. Raises ValueError when there are none.
@@ -283,10 +283,10 @@ class EditSearch:
         candidates = self.candidates() if candidates is None else candidates
         tried: list[Tried] = []
         for rule in self.rules:
-            own = sorted((each for each in candidates if each.rule == rule), key=lambda each: each.damage)
-            missed: list[dict[str, float] | None] = [None] * len(own)
+            of_rule = sorted((each for each in candidates if each.rule == rule), key=lambda each: each.damage)
+            missed: list[dict[str, float] | None] = [None] * len(of_rule)
             while (number := order_to_try(missed, self.budget.erase)) is not None:
-                tried.append(self._try(own[number]))
+                tried.append(self._try(of_rule[number]))
                 missed[number] = tried[-1].missed
         if not tried:
             raise ValueError(f"none of the {len(candidates)} candidates is of the search's rules")
@@ -296,7 +296,7 @@ class EditSearch:
             best.candidate.edit, provenance={**best.candidate.edit.provenance, "budget": self.budget.to_dict()}
         )
         shortfalls = self.budget.shortfalls(comparison)
-        return Found(best.candidate, edit, comparison, before, after, shortfalls, tried)
+        return SearchResult(best.candidate, edit, comparison, before, after, shortfalls, tried)
 
     def _try(self, candidate: Candidate) -> Tried:
         comparison, _, _ = self._drawn(candidate.edit, CHOOSING)
@@ -321,7 +321,7 @@ class EditSearch:
                 seed=2 * self.seed + stream,
                 keep_images=stream == CONFIRMING,  # for the sheet
                 progress=self.progress,
-                **self.settings,
+                generation=self.generation,
             )
 
         if self.output_dir is None or stream == CONFIRMING:
@@ -351,10 +351,10 @@ def predicted_table(candidates: Sequence[Candidate]) -> str:
     return "\n".join(lines)
 
 
-def tried_table(found: Found, budget: Budget) -> str:
+def tried_table(result: SearchResult, budget: Budget) -> str:
     """What was drawn on the seeds for choosing, one line each."""
     lines = []
-    for tried in found.tried:
+    for tried in result.tried:
         candidate = tried.candidate
         lines.append(
             f"{candidate.rule.name:<30} {100 * candidate.ratio:>5.1f}% {candidate.strength:>9g}  "

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..diffusion.generation import Generation
 from .edit_library import EditLibrary, NotLoaded, UnknownEdit
 from .engine.batcher import Batcher
 from .engine.edited_passes import EditedPasses, RowWise
@@ -44,10 +45,11 @@ class Server:
         admin_token: str | None = None,
     ) -> None:
         self.parameters = inspect.signature(pipeline.__call__).parameters
+        defaults = Generation().resolved(pipeline)
         self.settings = (settings or Settings()).completed(
             sizes=(native_size(pipeline),),
-            steps=_default(self.parameters, "num_inference_steps", 50),
-            guidance_scale=_default(self.parameters, "guidance_scale", 0.0),
+            steps=defaults.num_inference_steps or 50,
+            guidance_scale=defaults.guidance_scale or 0.0,
         )
         assert self.settings.sizes is not None, "completed gives them"
         self.sizes = self.settings.sizes
@@ -174,11 +176,6 @@ class Server:
                 raise RequestError("edit_not_found", str(error), param=param) from None
             edits.append(RequestedEdit(edit, use.strength, use.window))
         return edits
-
-
-def _default(parameters: Any, name: str, otherwise: Any) -> Any:
-    default = parameters[name].default if name in parameters else inspect.Parameter.empty
-    return otherwise if default in (inspect.Parameter.empty, None) else default
 
 
 def native_size(pipeline: Any) -> str:

@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .concepts import OBJECTS, RARE_OBJECT, SAMPLING, STYLES, caption
+from .concepts import GENERATION, OBJECTS, RARE_OBJECT, STYLES, caption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from .emoji_scorer import EmojiScorer
 
 __all__ = [
+    "GENERATION",
     "OBJECTS",
     "RARE_OBJECT",
-    "SAMPLING",
     "STYLES",
     "caption",
     "folder",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ..diffusion.generation import Generation
+
 OBJECTS = ("cat", "dog", "face", "heart", "flower", "car", "fish", "fruit", "tree", "clock", "moon", "book")
 STYLES = ("noto", "twemoji", "fluent")
 # Shown to the model far less often than the others, so that CAD-Amplify has something to amplify.
 RARE_OBJECT = "book"
-# How its figures were made, and what the command line takes for it where nothing else is said.
-SAMPLING = {"num_inference_steps": 20, "guidance_scale": 3.0}
+# How its figures were made. ``erase``, ``amplify`` and the command line take it where nothing else is said.
+GENERATION = Generation(num_inference_steps=20, guidance_scale=3.0)
 
 
 def caption(obj: str | None = None, style: str | None = None) -> str:

@@ -15,11 +15,19 @@ from tests.pipelines import stable_diffusion_xl
 
 
 def test_five_lines(pipeline, tmp_path):
-    scores = cad_fast.attribute(pipeline, "a cat", num_inference_steps=2, guidance_scale=3.0, progress=False)
+    scores = cad_fast.attribute(pipeline, "a cat", generation=cad_fast.Generation(2, 3.0), progress=False)
     edit = cad_fast.Edit.from_scores(scores, cad_fast.Selection(0.01))
     with edit.applied(pipeline):
         pipeline("a cat", num_inference_steps=1, output_type="latent")
     assert scores.concept == "a cat" and edit.n_weights == round(0.01 * scores.space.n)
+
+
+def test_what_attribute_does_not_take_is_refused(pipeline, recording):
+    with pytest.raises(TypeError, match=r"expected generation=Generation\(num_inference_steps=2\)"):
+        cad_fast.attribute(pipeline, "a cat", num_inference_steps=2)
+    for given in ({"seeds": 3}, {"generation": cad_fast.Generation(2)}):
+        with pytest.raises(ValueError, match=f"{next(iter(given))} is given with a Recording"):
+            cad_fast.attribute(pipeline, recording, **given)
 
 
 def test_the_cost_is_counted(pipeline, recording):

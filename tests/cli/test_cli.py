@@ -9,6 +9,7 @@ import torch
 
 from cad_fast.attribution import Scores
 from cad_fast.cli import build_parser, main
+from cad_fast.diffusion.generation import Generation
 from tests.pipelines import stable_diffusion
 
 
@@ -375,17 +376,18 @@ def test_exit_codes(monkeypatch, capsys, outcome, code, said) -> None:
 
 def test_steps_and_guidance_are_the_pipelines_own(tmp_path, capsys) -> None:
     """Except for the zoo's models, whose figures are of 20 steps and guidance 3."""
-    from cad_fast.cli.common import given_sampling, sampling
+    from cad_fast.cli.common import generation_of
 
     def chosen(*arguments):
         parsed = build_parser().parse_args(["generate", *arguments, "--prompt", "x", "-o", "y"])
-        return sampling(parsed), given_sampling(parsed)
+        return generation_of(parsed)
 
-    zoo = {"num_inference_steps": 20, "guidance_scale": 3.0}
-    assert chosen("zoo:emoji") == (zoo, zoo)
-    assert chosen("zoo:emoji", "--steps", "4") == ({**zoo, "num_inference_steps": 4},) * 2
-    assert chosen("folder") == ({"num_inference_steps": None, "guidance_scale": None}, {})
-    assert chosen("folder", "--guidance-scale", "0")[1] == {"guidance_scale": 0.0}
+    assert chosen("zoo:emoji") == Generation(20, 3.0)
+    assert chosen("zoo:emoji", "--steps", "4") == Generation(4, 3.0)
+    assert chosen("folder") == Generation()
+    assert chosen("folder", "--guidance-scale", "0", "--size", "24x16") == Generation(
+        None, 0, {"width": 24, "height": 16}
+    )
     stable_diffusion().save_pretrained(tmp_path / "model")
     common = ["--prompt", "a cat", "--samples", 1, "--steps", 1, "--size", "24x16", "--quiet"]
     code, _, err = run(capsys, "attribute", tmp_path / "model", *common, "-o", tmp_path / "scores")

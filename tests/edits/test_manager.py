@@ -195,7 +195,9 @@ def test_two_pipelines_are_apart_and_attribution_still_runs() -> None:
     assert not torch.equal(draw(other), draw(pipeline))
     manager.disable_edits()
     assert torch.equal(draw(pipeline), plain)
-    scores = cad_fast.attribute(pipeline, ["a cat"], num_inference_steps=2, target_modules="all", progress=False)
+    scores = cad_fast.attribute(
+        pipeline, ["a cat"], generation=cad_fast.Generation(2), target_modules="all", progress=False
+    )
     assert scores.values.isfinite().all()
 
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from cad_fast.diffusion.generation import Generation
 from cad_fast.evaluation import Evaluation, PairedCounts, compare, evaluate, paired_difference, paired_ratio, wilson
 from cad_fast.zoo.concepts import OBJECTS
 from cad_fast.zoo.prompt_set import emoji_prompts
@@ -14,7 +15,7 @@ from tests.evaluation.fakes import FakeEdit, FakePipeline, FakeScorer
 
 
 def run(pipeline: FakePipeline, **kwargs) -> Evaluation:
-    settings = {"per_concept": 8, "num_inference_steps": 4, "progress": False, **kwargs}
+    settings = {"per_concept": 8, "generation": Generation(4), "progress": False, **kwargs}
     return evaluate(pipeline, emoji_prompts(), FakeScorer(), **settings)
 
 
@@ -92,12 +93,12 @@ def test_the_order_of_concepts_does_not_matter():
     "kwargs, reason",
     [
         ({"seed": 1}, "seed is 0 and 1"),
-        ({"num_inference_steps": 5}, "num_inference_steps is 4 and 5"),
-        ({"guidance_scale": 2.0}, "guidance_scale is None and 2.0"),
+        ({"generation": Generation(5)}, "num_inference_steps is 4 and 5"),
+        ({"generation": Generation(4, 2.0)}, "guidance_scale is None and 2.0"),
         ({"per_concept": 3}, "per_concept is 8 and 3"),
         ({"axis": "style"}, "axis is 'object' and 'style'"),
         ({"concepts": ["cat", "dog"]}, "the concepts are cat, dog, face"),
-        ({"pipeline_kwargs": {"eta": 1.0}}, r"pipeline_kwargs\['eta'\] is None and 1.0"),
+        ({"generation": Generation(4, None, {"eta": 1.0})}, r"pipeline_kwargs\['eta'\] is None and 1.0"),
     ],
 )
 def test_other_settings_are_refused_by_name(pair, kwargs, reason):

@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 
 from cad_fast.components.fingerprint import Fingerprint
+from cad_fast.diffusion.generation import Generation
 from cad_fast.evaluation import Evaluation, LabelledPrompt, PromptSet, evaluate, image_seed
 from cad_fast.zoo.concepts import OBJECTS, STYLES
 from cad_fast.zoo.prompt_set import emoji_prompts
 from tests.evaluation.fakes import FakeEdit, FakePipeline, FakeScorer
 from tests.pipelines import stable_diffusion
 
-QUIET = {"progress": False, "num_inference_steps": 4, "guidance_scale": 3.0}
+GENERATION = Generation(4, 3.0)
+QUIET = {"progress": False, "generation": GENERATION}
 
 
 def run(pipeline=None, **kwargs) -> Evaluation:
@@ -97,13 +99,13 @@ def test_an_interrupted_run_leaves_the_pipeline_unedited():
 
 def test_arguments_reach_the_pipeline_and_the_settings():
     pipeline = FakePipeline()
-    evaluation = run(pipeline, concepts=["cat"], per_concept=1, pipeline_kwargs={"height": 8})
+    evaluation = run(pipeline, concepts=["cat"], per_concept=1, generation=Generation.of(GENERATION, height=8))
     call = pipeline.calls[0]
     assert (call["steps"], call["guidance"], call["height"]) == (4, 3.0, 8)
-    assert evaluation.settings.pipeline_kwargs == {"height": 8}
-    defaults = run(pipeline, concepts=["cat"], per_concept=1, num_inference_steps=None, guidance_scale=None)
+    assert evaluation.settings.generation == Generation(4, 3.0, {"height": 8})
+    defaults = run(pipeline, concepts=["cat"], per_concept=1, generation=None)
     assert (pipeline.calls[1]["steps"], pipeline.calls[1]["guidance"]) == (50, 7.5)
-    assert (defaults.settings.num_inference_steps, defaults.settings.guidance_scale) == (None, None)
+    assert defaults.settings.generation == Generation()
 
 
 def test_another_axis_can_be_the_main_one():
@@ -126,8 +128,7 @@ def test_axes_that_the_scorer_does_not_know_are_left_out():
         ({"concepts": []}, "number of concepts is 0"),
         ({"concepts": ["catt"]}, "unknown object 'catt'; did you mean 'cat'"),
         ({"axis": "styles"}, "unknown axis 'styles'; did you mean 'style'"),
-        ({"pipeline_kwargs": {"generator": 1}}, "'generator' is set by the evaluation"),
-        ({"pipeline_kwargs": {"latents": torch.zeros(1)}}, "must be JSON values"),
+        ({"generation": Generation(arguments={"latents": torch.zeros(1)})}, "'latents' .* must be a JSON value"),
     ],
 )
 def test_unfit_arguments_are_refused_before_anything_is_made(kwargs, reason):
@@ -169,10 +170,13 @@ def test_pipelines_that_return_no_pictures_are_refused():
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):
-    evaluation = run(per_concept=3, edit=FakeEdit("cat"), pipeline_kwargs={"eta": 0.0})
+    evaluation = run(per_concept=3, edit=FakeEdit("cat"), generation=Generation.of(GENERATION, eta=0.0))
     path = evaluation.save(tmp_path / "new" / "evaluation.json")
     assert Evaluation.load(path) == evaluation
-    assert json.loads(path.read_text())["summary"]["concepts"]["cat"]["object"]["hits"] == 0
+    written = json.loads(path.read_text())
+    assert written["summary"]["concepts"]["cat"]["object"]["hits"] == 0
+    names = ("num_inference_steps", "guidance_scale", "pipeline_kwargs")
+    assert [written["settings"][name] for name in names] == [4, 3.0, {"eta": 0.0}]
 
 
 def _set(*keys_and_value):
@@ -236,11 +240,11 @@ def test_a_diffusers_pipeline_is_evaluated_and_left_as_it_was():
     pipeline = stable_diffusion()
     bar = dict(pipeline._progress_bar_config)
     prompts = PromptSet([LabelledPrompt(f"a {name}", {"object": name}) for name in ("cat", "dog")])
-    settings = {"per_concept": 2, "num_inference_steps": 2, "keep_images": True, "progress": False}
+    settings = {"per_concept": 2, "generation": Generation(2), "keep_images": True, "progress": False}
     evaluation = evaluate(pipeline, prompts, SizeScorer(), batch_size=4, **settings)
     assert (evaluation.tally("cat").hits, evaluation.tally("dog").hits) == (2, 0)
     assert evaluation.settings.scheduler["_class_name"] == "DDIMScheduler"
-    assert evaluation.settings.guidance_scale is None
+    assert evaluation.settings.generation == Generation(2)
     assert pipeline._progress_bar_config == bar
     alone = evaluate(pipeline, prompts, SizeScorer(), batch_size=1, concepts=["dog"], **settings)
     for first, second in zip(evaluation.images["dog"], alone.images["dog"], strict=True):

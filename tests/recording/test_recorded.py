@@ -71,7 +71,7 @@ def test_recorded_calls_equal_a_loop_written_by_hand() -> None:
             guided = unconditional + 4.0 * (conditional - unconditional)
             latents = scheduler.step(guided, timestep, latents).prev_sample
     close(recording.latents, latents)
-    assert recording.prediction_type == "epsilon" and recording.guidance_scale == 4.0
+    assert recording.prediction_type == "epsilon" and recording.generation.guidance_scale == 4.0
     assert recording.scheduler_config["_class_name"] == "DDIMScheduler"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from cad_fast.diffusion.arguments import scheduler_config_of
 from cad_fast.diffusion.denoisers import denoiser_of
+from cad_fast.diffusion.generation import Generation
 from cad_fast.recording.data import Recording
 from cad_fast.recording.record import with_base
 from tests.pipelines import stable_diffusion, stable_diffusion_xl
@@ -86,12 +88,22 @@ def test_save_and_load(name: str, tmp_path) -> None:
     loaded = Recording.load(recording.save(tmp_path / "deep" / "folder"))
     assert_same(recording, loaded)
     loaded.check(denoiser_of(pipeline))
-    for field in ("guidance_scale", "scheduler_config", "prediction_type", "fingerprint", "denoiser_calls"):
+    for field in ("generation", "scheduler_config", "prediction_type", "fingerprint", "denoiser_calls"):
         assert getattr(loaded, field) == getattr(recording, field)
     for a, b in zip(recording.calls, loaded.calls, strict=True):
         assert a.inputs.keys() == b.inputs.keys() and a.row_paths == b.row_paths
         assert torch.equal(a.base_output, b.base_output)
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_files_name_the_steps_and_the_guidance_as_ever(tmp_path) -> None:
+    _, recording = make("sd", eta=0.5)
+    recording.save(tmp_path)
+    written = json.loads((tmp_path / "recording.json").read_text())
+    names = ("num_inference_steps", "guidance_scale", "pipeline_kwargs")
+    assert [written[name] for name in names] == [3, 7.5, {"eta": 0.5}] and "generation" not in written
+    with pytest.raises(ValueError, match="generation has no num_inference_steps"):
+        replace(recording, generation=Generation())
 
 
 def test_damaged_files_are_refused(tmp_path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from cad_fast import zoo
 from cad_fast.cli import main
+from cad_fast.diffusion.generation import Generation
 from cad_fast.edits import Edit, active_edits, replayed_damage
 from cad_fast.evaluation import LabelledPrompt, PromptSet
 from cad_fast.recording.record import record
@@ -34,8 +35,7 @@ def search_of(pipeline, budget, folder, prompts=None, scorer=None, **settings):
         target_modules="cross-attention-kv",
         timesteps=(700, 1000),
         samples=2,
-        num_inference_steps=4,
-        guidance_scale=3.0,
+        generation=Generation(4, 3.0),
         output_dir=folder,
         **{**arguments, **settings},
     )
@@ -187,6 +187,18 @@ def test_a_search_that_cannot_begin_leaves_no_settings(pipeline, search, tmp_pat
     with pytest.raises(ValueError, match="no strengths"):
         replace(search, output_dir=tmp_path / "new", strengths=())
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_an_earlier_version_is_gone_on_with(search, tmp_path):
+    """It did not name further arguments of the pipeline where there were none."""
+    settings = json.loads((search.output_dir / "settings.json").read_text())
+    del settings["pipeline_kwargs"]
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    replace(search, output_dir=tmp_path)
+    with pytest.raises(ValueError, match="holds a search whose num_inference_steps is 4, not 5"):
+        replace(search, output_dir=tmp_path, generation=Generation(5, 3.0))
+    with pytest.raises(ValueError, match=r"holds a search whose pipeline_kwargs is \{\}, not"):
+        replace(search, output_dir=tmp_path, generation=Generation(4, 3.0, {"eta": 1.0}))
 
 
 def test_another_scheduler_is_another_search(pipeline, search):

@@ -116,8 +116,9 @@ class GradientSums:
                     state.update(number + 1, sums)
                     bar.update()
         silent = {name: self.modules[name] for name, total in sums.items() if not bool(total.count_nonzero())}
-        with only_gradients_of(self.denoiser, []):
-            require_reached(self.denoiser, gather(self.recording, passes[0]), silent)
+        if silent:
+            with only_gradients_of(self.denoiser, []):
+                require_reached(self.denoiser, gather(self.recording, passes[0]), silent)
         return sums
 
     def add_pass(

@@ -144,7 +144,8 @@ def ablated_gradient_scores(
                         bar.update()
             if number == done:
                 silent = {name: modules[name] for name in sums.silent()}
-                require_reached(denoiser, gather(recording, plan.passes[0]), silent)
+                if silent:
+                    require_reached(denoiser, gather(recording, plan.passes[0]), silent)
             averaged = sums.averaged((number + 1) * (parts - 1), number + 1, plan.n_rows, ablated_weight)
             if watch.enough(averaged.values[None], averaged.standard_error, 2 * (number + 1) * parts * plan.n_rows):
                 break

@@ -221,6 +221,7 @@ def second_order_scores(
             state.update(number + 1, sums.tensors())
             bar.update()
         silent = {name: modules[name] for name in silent_modules(space, sums.alpha)}
-        require_reached(denoiser, gather(recording, plan.pieces(plan.passes[0])), silent)
+        if silent:
+            require_reached(denoiser, gather(recording, plan.pieces(plan.passes[0])), silent)
     values, curvature, stretch = sums.result(len(plan.places))
     return SecondOrderScores(values, curvature, stretch, plan)

@@ -75,10 +75,10 @@ def ablated_weights(weight: Tensor, words: Tensor, factors: Tensor | None) -> It
     buffer = torch.empty((min(together, len(words)), *weight.shape), dtype=weight.dtype, device=weight.device)
     for first in range(0, len(words), together):
         part = slice(first, min(first + together, len(words)))
-        own = buffer[: part.stop - part.start]
+        written = buffer[: part.stop - part.start]
         with torch.cuda.device(weight.device) if weight.is_cuda else contextlib.nullcontext():
-            run(weight, words[part], None if factors is None else factors[part].contiguous(), own)
-        yield part, own
+            run(weight, words[part], None if factors is None else factors[part].contiguous(), written)
+        yield part, written
 
 
 def masked_linear(
@@ -94,8 +94,8 @@ def masked_linear(
             if bias is None:
                 torch.bmm(x[part], operand, out=y[part])
                 continue
-            for v, own in zip(range(part.start, part.stop), operand, strict=True):
-                torch.addmm(bias, x[v], own, out=y[v])  # a batch would round before it adds the bias
+            for v, of_variant in zip(range(part.start, part.stop), operand, strict=True):
+                torch.addmm(bias, x[v], of_variant, out=y[v])  # a batch would round before it adds the bias
     return y
 
 

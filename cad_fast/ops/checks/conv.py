@@ -52,22 +52,24 @@ def geometry(stride: Any, padding: Any, dilation: Any, groups: Any, input_size: 
     return Geometry(pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1), groups, size)
 
 
-def out_size(images: Pair, weight: Tensor, how: Geometry) -> list[int]:
+def out_size(images: Pair, weight: Tensor, geometry: Geometry) -> list[int]:
     """Height and width of the convolution of images of this height and width."""
     return [
-        (images[i] + 2 * how.padding[i] - how.dilation[i] * (weight.shape[2 + i] - 1) - 1) // how.stride[i] + 1
+        (images[i] + 2 * geometry.padding[i] - geometry.dilation[i] * (weight.shape[2 + i] - 1) - 1)
+        // geometry.stride[i]
+        + 1
         for i in range(2)
     ]
 
 
-def result_shape(x: Tensor, weight: Tensor, how: Geometry) -> list[int]:
+def result_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> list[int]:
     """The shape of the result for x [..., C, H, W], or transposed for x [..., N, H', W']."""
-    if how.input_size is None:
-        return [*x.shape[:-3], weight.shape[0], *out_size(x.shape[-2:], weight, how)]
-    return [*x.shape[:-3], weight.shape[1] * how.groups, *how.input_size]
+    if geometry.input_size is None:
+        return [*x.shape[:-3], weight.shape[0], *out_size(x.shape[-2:], weight, geometry)]
+    return [*x.shape[:-3], weight.shape[1] * geometry.groups, *geometry.input_size]
 
 
-def check_operands(x: Any, weight: Any, bias: Any, how: Geometry, dimensions: int) -> None:
+def check_operands(x: Any, weight: Any, bias: Any, geometry: Geometry, dimensions: int) -> None:
     """Require x of so many dimensions, a weight and a bias that fit each other and the geometry."""
     check.tensor("x", x, FLOATS)
     check.tensor("weight", weight, (x.dtype,))
@@ -75,29 +77,29 @@ def check_operands(x: Any, weight: Any, bias: Any, how: Geometry, dimensions: in
         raise ValueError(f"x must have {dimensions} dimensions, got shape {list(x.shape)}")
     if weight.dim() != 4 or min(weight.shape) == 0:
         raise ValueError(f"weight must have shape [N, C / groups, kh, kw], none of them 0, got {list(weight.shape)}")
-    if weight.shape[0] % how.groups != 0:
-        raise ValueError(f"weight has {weight.shape[0]} filters, which {how.groups} groups do not divide")
-    wanted = weight.shape[1] * how.groups if how.input_size is None else weight.shape[0]
+    if weight.shape[0] % geometry.groups != 0:
+        raise ValueError(f"weight has {weight.shape[0]} filters, which {geometry.groups} groups do not divide")
+    wanted = weight.shape[1] * geometry.groups if geometry.input_size is None else weight.shape[0]
     if x.shape[-3] != wanted:
         raise ValueError(f"x must have {wanted} channels for this weight and these groups, got {x.shape[-3]}")
-    if how.input_size is None:
-        if min(out_size(x.shape[-2:], weight, how)) < 1:
+    if geometry.input_size is None:
+        if min(out_size(x.shape[-2:], weight, geometry)) < 1:
             raise ValueError(f"images of {list(x.shape[-2:])} are too small for a kernel of {list(weight.shape[2:])}")
-    elif out_size(how.input_size, weight, how) != list(x.shape[-2:]):
-        size = out_size(how.input_size, weight, how)
+    elif out_size(geometry.input_size, weight, geometry) != list(x.shape[-2:]):
+        size = out_size(geometry.input_size, weight, geometry)
         raise ValueError(
-            f"x must have images of {size} for input_size {list(how.input_size)}, got {list(x.shape[-2:])}"
+            f"x must have images of {size} for input_size {list(geometry.input_size)}, got {list(x.shape[-2:])}"
         )
-    _check_bias(bias, weight, how)
+    _check_bias(bias, weight, geometry)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
 
 
-def _check_bias(bias: Any, weight: Tensor, how: Geometry) -> None:
+def _check_bias(bias: Any, weight: Tensor, geometry: Geometry) -> None:
     if bias is None:
         return
-    if how.input_size is not None:
+    if geometry.input_size is not None:
         raise ValueError("bias must be None where input_size asks for the transposed convolution")
     check.tensor("bias", bias, (weight.dtype,))
     if list(bias.shape) != [weight.shape[0]]:
@@ -108,9 +110,9 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def empty_result(x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
+def empty_result(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Memory for the result, its images laid out as torch's conv2d does: channels last if x or the weight are."""
-    *leading, channels, height, width = result_shape(x, weight, how)
+    *leading, channels, height, width = result_shape(x, weight, geometry)
     images = x if x.dim() == 4 else x.select(0, 0) if x.shape[0] > 0 else x.new_empty(x.shape[1:])
     if not _is_channels_last(images) and not _is_channels_last(weight):
         return torch.empty([*leading, channels, height, width], dtype=x.dtype, device=x.device)
@@ -122,15 +124,15 @@ def empty_of_arguments(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return empty_result(x, weight, Geometry(*rest[-5:]))
 
 
-def laid_out(y: Tensor, x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
+def laid_out(y: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """The result with the strides of `empty_result`, copied only if it has others."""
-    wanted = empty_result(x, weight, how)
+    wanted = empty_result(x, weight, geometry)
     return y if y.stride() == wanted.stride() else wanted.copy_(y)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: Geometry) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The convolution of x [R, C, H, W], or with `input_size` the transposed one of x [R, N, H', W']."""
-    stride, padding, dilation, groups, input_size = how
+    stride, padding, dilation, groups, input_size = geometry
     if input_size is None:
         return torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
     shape = [x.shape[0], weight.shape[1] * groups, *input_size]
@@ -143,9 +145,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: Geometry) -> T
     )[0]
 
 
-def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
+def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """The gradient by the weight of sum(grad * convolve(x, weight)), summed over the rows of x."""
-    stride, padding, dilation, groups, input_size = how
+    stride, padding, dilation, groups, input_size = geometry
     if input_size is not None:
         grad, x = x, grad  # grad * transposed(x) = convolution(grad) * x
     wanted = [False, True, False]

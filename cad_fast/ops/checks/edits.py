@@ -90,7 +90,7 @@ def _check_indices(indices: Tensor, offsets: Sequence[int], elements: int) -> No
     if bad.numel() == 0:
         return
     position = int(bad[0])
-    what = f"indices[{position}] = {int(indices[position])}"
+    entry = f"indices[{position}] = {int(indices[position])}"
     if outside[position]:
-        raise ValueError(f"{what} is out of range for a weight of {elements} elements")
-    raise ValueError(f"{what} must be above the index before it in its group, {int(indices[position - 1])}")
+        raise ValueError(f"{entry} is out of range for a weight of {elements} elements")
+    raise ValueError(f"{entry} must be above the index before it in its group, {int(indices[position - 1])}")

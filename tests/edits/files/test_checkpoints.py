@@ -64,7 +64,7 @@ def test_the_whole_pipeline_and_weights_over_a_base(pipeline, edit, tmp_path):
         assert_same(state(edited), state(pipeline))
         assert_same(state(over), state(pipeline))
     # Concepts can be scored on it, as on any model.
-    scores = cad_fast.attribute(over, "a cat", num_inference_steps=2, guidance_scale=3.0, kind="head", progress=False)
+    scores = cad_fast.attribute(over, "a cat", generation=cad_fast.Generation(2, 3.0), kind="head", progress=False)
     recalled = Edit.from_scores(scores, Selection(count=1))
     with recalled.applied(edited):
         pass
