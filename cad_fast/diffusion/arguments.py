@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,12 @@ def spread_prompts(prompts: str | Sequence[str], seeds: int | Sequence[int] | No
     if len(numbers) != len(texts):
         raise ValueError(f"there are {len(texts)} prompts and {len(numbers)} seeds; expected one seed per prompt")
     return texts, numbers
+
+
+def prompt_arguments(prompts: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline's call with the prompts, which embeddings given among them take the place of."""
+    embedded = arguments.get("prompt_embeds") is not None
+    return dict(arguments) if embedded else {"prompt": list(prompts), **arguments}
 
 
 def split_rows(generation: Generation, n_rows: int) -> tuple[Generation, dict[str, Any]]:

@@ -170,6 +170,11 @@ def storable(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def not_storable(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the names of the arguments that JSON cannot hold, sorted."""
+    return sorted(arguments.keys() - storable(arguments).keys())
+
+
 def _steps(value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"num_inference_steps is {value!r:.80}, expected a whole number, or None")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..diffusion.denoisers import denoiser_name
 from ..diffusion.dtypes import one_dtype
 from .data import EditData
 from .rows.guidance import Guidance
@@ -255,8 +256,7 @@ class EditManager:
 
     @property
     def _part(self) -> str:
-        parts = ("unet", "transformer")
-        return next((p for p in parts if getattr(self.pipeline, p, None) is self.row_edits.denoiser), "denoiser")
+        return denoiser_name(self.pipeline)
 
     def _check_branches(self, uses: PromptUses) -> None:
         for use in uses:

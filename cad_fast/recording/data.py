@@ -34,7 +34,8 @@ class Recording:
     pipeline's further arguments, those with one entry per row in ``row_kwargs``, as far as JSON can hold them.
     ``prediction_type`` is epsilon, v_prediction, sample or flow_prediction, None where the scheduler does not tell;
     ``latents`` [n_rows, ...] are the final ones (of ``renoise``: the clean ones); ``denoiser_calls`` counts the
-    denoiser evaluations really made: a guided evaluation of one batch at one step counts one.
+    denoiser evaluations really made: a guided evaluation of one batch at one step counts one. ``not_kept`` names the
+    arguments that JSON cannot hold, such as ``prompt_embeds``.
     """
 
     calls: list[DenoiserCall]
@@ -48,6 +49,7 @@ class Recording:
     latents: Tensor | None = None
     denoiser_calls: int = 0
     row_kwargs: dict[str, list[Any]] = field(default_factory=dict)
+    not_kept: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.calls or not self.prompts:
@@ -224,7 +226,7 @@ class Recording:
             if not all(isinstance(state[name], list) for name in ("prompts", "seeds", "calls")):
                 raise ValueError("its prompts, seeds and calls are not lists")
             return cls(
-                **{name: state[name] for name in _PLAIN},
+                **{name: state[name] for name in _PLAIN if name in state},
                 generation=Generation.from_dict(state),
                 calls=[_unpack_call(call, tensors) for call in state["calls"]],
                 fingerprint=Fingerprint.from_dict(state["fingerprint"]),
@@ -284,6 +286,8 @@ def _require_alike(first: Recording, other: Recording) -> None:
             raise ValueError(f"the recordings differ in {name}: {mine} and {theirs}")
     if first.row_kwargs.keys() != other.row_kwargs.keys():
         raise ValueError(f"the recordings differ in row_kwargs: {list(first.row_kwargs)} and {list(other.row_kwargs)}")
+    if first.not_kept != other.not_kept:
+        raise ValueError(f"the recordings differ in arguments that were not kept: {first.not_kept}, {other.not_kept}")
 
 
 class _Packer:

@@ -20,6 +20,7 @@ from ..diffusion.arguments import (
     DEFAULT_BATCH,
     output_option,
     prediction_type_of,
+    prompt_arguments,
     scheduler_config_of,
     split_rows,
     spread_prompts,
@@ -27,10 +28,11 @@ from ..diffusion.arguments import (
 from ..diffusion.context import generators, plain_tensors, silent
 from ..diffusion.denoisers import denoiser_of
 from ..diffusion.dtypes import one_dtype
-from ..diffusion.generation import Generation, storable
+from ..diffusion.generation import Generation, not_storable, storable
 from ..diffusion.trees import same_leaf
 from .call import DenoiserCall
 from .data import Recording
+from .replayable import require_given, require_no_cache, require_prompts, require_replayable
 from .watch import DenoiserWatch, first_call
 
 
@@ -53,7 +55,7 @@ def _record_batch(
 ) -> tuple[DenoiserWatch, Tensor | None, list[Image.Image] | None]:
     watch = DenoiserWatch(pipeline, len(prompts), device=device, on_step=bar.update)
     with watch, one_dtype(pipeline):
-        result = pipeline(prompt=prompts, generator=generators(seeds), **arguments)
+        result = pipeline(**prompt_arguments(prompts, arguments), generator=generators(seeds))
     if not watch.calls:
         raise ValueError("the pipeline finished without calling its denoiser")
     first = result if isinstance(result, Tensor) else result[0]
@@ -67,7 +69,7 @@ def _record_batch(
 
 def record(
     pipeline: Any,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str] | None,
     *,
     seeds: int | Sequence[int] | None = None,
     batch_size: int = DEFAULT_BATCH,
@@ -82,10 +84,22 @@ def record(
     their dtype and are stored on ``device``. Images are only decoded with ``keep_images``. ``pipeline_kwargs`` go to
     the pipeline, such as ``num_inference_steps`` and ``guidance_scale`` (see ``Generation.to_kwargs``). Lists with one
     entry per prompt are split with the batches. Hooks and progress bars are as before afterwards, also after an error.
-    Raises TypeError when there is no denoiser, ValueError for guidance of another kind than classifier-free and for
-    arguments that do not fit.
+    With ``prompt_embeds`` among them the prompts are labels, or None. The first call is replayed, so that a recording
+    that is handed out can be run again.
+
+    Raises:
+        TypeError: there is no denoiser, or several and none is meant.
+        ValueError: guidance is of another kind than classifier-free, arguments do not fit, or a recorded call cannot be
+            replayed; the message names the inputs that are in the way.
     """
+    if prompts is None:
+        embeds = pipeline_kwargs.get("prompt_embeds")
+        if not isinstance(embeds, Tensor):
+            raise ValueError("there is nothing to record: pass prompts, or prompt_embeds")
+        prompts = [""] * len(embeds)
     texts, numbers = spread_prompts(prompts, seeds)
+    require_prompts(pipeline)
+    require_no_cache(denoiser_of(pipeline))
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     generation, per_row = split_rows(Generation.of(**pipeline_kwargs).resolved(pipeline), len(texts))
@@ -93,7 +107,7 @@ def record(
     fingerprint = Fingerprint.of(denoiser_of(pipeline))
     starts = range(0, len(texts), batch_size)
     n_steps = generation.num_inference_steps
-    parts = []
+    parts: list[Recording] = []
     with (
         plain_tensors(),
         silent(pipeline),
@@ -105,6 +119,8 @@ def record(
             watch, latents, images = _record_batch(
                 pipeline, texts[rows], numbers[rows], {**arguments, **of_rows}, keep_images, device, bar
             )
+            if not parts:
+                require_replayable(watch.calls[0], watch.denoiser)
             parts.append(
                 Recording(
                     calls=watch.calls,
@@ -116,8 +132,9 @@ def record(
                     fingerprint=fingerprint,
                     images=images,
                     latents=latents,
-                    denoiser_calls=len(watch.calls),
+                    denoiser_calls=len(watch.calls) + (not parts),
                     row_kwargs=storable(of_rows),
+                    not_kept=not_storable({**arguments, **of_rows}),
                 )
             )
     return parts[0] if len(parts) == 1 else Recording.concat(parts)
@@ -172,7 +189,7 @@ def with_base(
             rows = list(range(start, min(start + batch_size, recording.n_rows)))
             part = recording.select(rows=rows)
             of_rows = {name: values[start : start + batch_size] for name, values in per_row.items()}
-            arguments = run_settings(part, pipeline, {**added.to_kwargs(), **of_rows})
+            arguments = run_settings(part, pipeline, {**added.to_kwargs(), **of_rows}, instead=("prompt",))
             base, _, _ = first_call(pipeline, [texts[row] for row in rows], part.seeds, arguments)
             for call, collected in zip(part.calls, outputs, strict=True):
                 output = _with_text_of(call, part.calls[0], base).run(denoiser)
@@ -184,7 +201,14 @@ def with_base(
     )
 
 
-def run_settings(recording: Recording, pipeline: Any, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The pipeline arguments that a recording was made with, some replaced."""
+def run_settings(
+    recording: Recording, pipeline: Any, overrides: dict[str, Any], instead: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The pipeline arguments that a recording was made with, some replaced.
+
+    Raises ValueError naming an argument that the recording could not keep and that is not among ``overrides``, unless
+    its name holds one of ``instead``, which are given in other ways.
+    """
+    require_given(recording, overrides, instead)
     generation = Generation.of(recording.generation, **recording.row_kwargs).resolved(pipeline)
     return {**generation.to_kwargs(), **overrides, **output_option(pipeline, "latent")}

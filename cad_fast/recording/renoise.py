@@ -26,10 +26,11 @@ from ..diffusion.arguments import (
 )
 from ..diffusion.context import generators, plain_tensors
 from ..diffusion.denoisers import denoiser_of, timestep_value
-from ..diffusion.generation import Generation, storable
+from ..diffusion.generation import Generation, not_storable, storable
 from ..diffusion.trees import map_arguments
 from .call import DenoiserCall
 from .data import Recording
+from .replayable import require_given
 from .watch import DenoiserWatch, first_call
 
 DEFAULT_TIMESTEPS = 10
@@ -63,6 +64,7 @@ def renoise(
         source.fingerprint.require_same(Fingerprint.of(denoiser_of(pipeline)), "the recording")
         prompts = source.prompts if prompts is None else prompts
         recorded = replace(source.generation, num_inference_steps=None)
+        require_given(source, pipeline_kwargs)
         generation = Generation.of(recorded, **{**source.row_kwargs, **pipeline_kwargs})
         latents = source.latents
     else:
@@ -218,6 +220,7 @@ def _noised(
                 latents=clean.to(device),
                 denoiser_calls=1,
                 row_kwargs=storable(of_rows),
+                not_kept=not_storable({**generation.to_kwargs(), **of_rows}),
             )
         )
     return parts[0] if len(parts) == 1 else Recording.concat(parts)

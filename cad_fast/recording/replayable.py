@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..diffusion.trees import SHARED_NAMES, leaves
 from .call import DenoiserCall
-from .data import REPLAY_TOLERANCE
+from .data import REPLAY_TOLERANCE, Recording
 
 
 def require_prompts(pipeline: Any) -> None:
@@ -51,6 +52,21 @@ def require_replayable(call: DenoiserCall, denoiser: nn.Module) -> None:
     distance = ((output - recorded.float()).norm() / recorded.float().norm().clamp(min=1e-20)).item()
     if not distance <= REPLAY_TOLERANCE[recorded.dtype]:
         raise ValueError(f"{_cannot(call)}: it gives something else, by {100 * distance:.2g}%. {_suspects(call)}")
+
+
+def require_given(recording: Recording, given: Mapping[str, Any], instead: Sequence[str] = ()) -> None:
+    """Raise ValueError naming an argument that the recording could not keep and that was not given again.
+
+    Args:
+        recording: made by ``record``.
+        given: arguments of the pipeline's call.
+        instead: parts of names that are not needed, since they are given in another way.
+    """
+    missing = [n for n in recording.not_kept if n not in given and not any(part in n for part in instead)]
+    if missing:
+        raise ValueError(
+            f"the recording was made with {', '.join(missing)}, which it could not keep: pass it again, for these rows"
+        )
 
 
 def _cannot(call: DenoiserCall) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.arguments import prompt_arguments
 from ..diffusion.context import generators, own_scheduler, plain_tensors, silent
 from ..diffusion.denoisers import (
     ForwardSignature,
@@ -22,7 +23,7 @@ from ..diffusion.denoisers import (
     timestep_value,
 )
 from ..diffusion.dtypes import one_dtype
-from ..diffusion.trees import SCALARS, find_row_paths, leaves, map_arguments, same_leaf
+from ..diffusion.trees import SCALARS, SHARED_NAMES, find_row_paths, leaves, map_arguments, same_leaf
 from .call import DenoiserCall
 
 KEPT_PER_INPUT = 4  # both halves, their whole and one to spare: enough to recognise what does not change
@@ -260,11 +261,13 @@ class DenoiserWatch:
 def _rowless(inputs: dict[str, Any], rows: int, sample_key: str) -> str:
     """The embeddings among the inputs of half a batch that were not halved, with their shapes."""
     whole = {
-        path: leaf
+        path: list(leaf.shape)
         for path, leaf in leaves(inputs)
         if isinstance(leaf, Tensor) and leaf.ndim > 2 and path != sample_key and len(leaf) != rows
+        if not SHARED_NAMES & set(path.split("."))
     }
-    return ", ".join(f"{path} {list(leaf.shape)}" for path, leaf in whole.items() if "hidden_states" in path)
+    named = [f"{p} {shape}" for p, shape in whole.items() if 2 * rows in shape or shape[0] % (2 * rows) == 0]
+    return ", ".join(named)
 
 
 def _comparable(guided: Tensor | None, output: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -308,7 +311,7 @@ def first_call(
         watch = DenoiserWatch(pipeline, len(prompts), stop_at_first=True)
         try:
             with contextlib.suppress(StopGeneration), watch, one_dtype(pipeline):
-                pipeline(prompt=list(prompts), generator=generators(seeds), **arguments)
+                pipeline(**prompt_arguments(prompts, arguments), generator=generators(seeds))
         finally:
             if hasattr(pipeline, "maybe_free_model_hooks"):
                 pipeline.maybe_free_model_hooks()
