@@ -71,16 +71,13 @@ def _partition(n: int, parts: int, seed: int) -> list[Ablation]:
 
 
 def parts_of(fraction: float, n: int) -> int:
-    """Return how many disjoint ablations of this fraction cover n components.
+    """Return how many disjoint ablations of this fraction cover n components, each with at least one component.
 
     Raises:
-        ValueError: ``fraction`` is not in (0, 0.5], or there are fewer components than ablations.
+        ValueError: ``fraction`` is not in (0, 0.5], or there is one component only.
     """
     if not 0 < fraction <= 0.5:
         raise ValueError(f"fraction is {fraction}, expected more than 0 and at most 0.5")
-    parts = round(1 / fraction)
-    if parts > n:
-        raise ValueError(
-            f"fraction {fraction} would cut {n} components into {parts} ablations; take at least {1 / n:.2g}"
-        )
-    return parts
+    if n < 2:
+        raise ValueError("there is one component only, which no two ablations can share out: use method='exact'")
+    return min(round(1 / fraction), n)

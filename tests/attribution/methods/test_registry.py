@@ -44,8 +44,10 @@ def test_wrong_settings(pipeline, arguments, error, message: str) -> None:
 def test_wrong_fractions(pipeline, recording, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"fraction is 0\.7, expected more than 0 and at most 0\.5"):
         parts_of(0.7, 100)
-    with pytest.raises(ValueError, match="would cut 10 components into 20 ablations"):
-        parts_of(0.05, 10)
+    assert parts_of(0.05, 10) == 10, "no ablation is empty"
+    assert parts_of(0.05, 100) == 20
+    with pytest.raises(ValueError, match="one component only"):
+        parts_of(0.5, 1)
     monkeypatch.setattr("cad_fast.attribution.methods.exact.MOST_EXACT", 10)
     with pytest.raises(ValueError, match="exact takes one ablation per component"):
         Attributor(pipeline, method="exact").run(recording, progress=False)
