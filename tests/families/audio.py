@@ -160,7 +160,7 @@ def _audioldm2() -> Any:
     )
 
 
-@family("ace-step", "AceStepPipeline", "audio", lyrics=["music", "music on a clock"], audio_duration=0.4, max_text_length=32)
+@family("ace-step", "AceStepPipeline", "audio", lyrics="music on a clock", audio_duration=0.4, max_text_length=32)
 def _ace_step() -> Any:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     shared = {"hidden_size": 32, "intermediate_size": 32, "rope_theta": 1e4, "sliding_window": 16, **heads}

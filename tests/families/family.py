@@ -14,7 +14,7 @@ from torch import nn
 Kind = Literal["image", "video", "audio"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """A pipeline built from configs with random weights, and how it is called."""
 
@@ -26,8 +26,8 @@ class Family:
     """Of a call, besides prompts, generators, the number of steps and the output type."""
     output_type: str | None = "latent"
     """None where the pipeline takes none."""
-    steps: int = 2
-    """The value of ``num_inference_steps``, and how many steps the denoiser makes."""
+    calls: int = 2
+    """How many denoiser calls two inference steps make, a guided one counting once."""
     unguided: bool = False
     prompts: int = 2
     """How many the pipeline takes in one call, at least; one where it takes no more."""
@@ -48,13 +48,22 @@ class Family:
         """The pipeline, built once while it is among the few last used."""
         return _built(self.name)
 
+    def for_prompts(self, number: int | None) -> dict[str, Any]:
+        """The arguments of a call with a list of so many prompts; None for one prompt that is not in a list."""
+        if number is None:
+            return dict(self.arguments)
+        return {
+            name: [value] * number if name in ("negative_prompt", "lyrics") else value
+            for name, value in self.arguments.items()
+        }
+
 
 FAMILIES: dict[str, Family] = {}
 
 
 def family(name: str, pipeline_class: str, kind: Kind = "image", **more: Any) -> Callable[[Callable[[], Any]], Any]:
     """Register a builder under ``name``; fields of ``Family`` are taken out of ``more``, the rest are arguments."""
-    fields = {key: more.pop(key) for key in ("output_type", "steps", "unguided", "prompts", "one_generator", "fast") if key in more}
+    fields = {key: more.pop(key) for key in ("output_type", "calls", "unguided", "prompts", "one_generator", "fast") if key in more}
 
     def register(build: Callable[[], Any]) -> Callable[[], Any]:
         assert name not in FAMILIES, name

@@ -69,7 +69,7 @@ def _dpm() -> Any:
     return stable_diffusion.__wrapped__("epsilon", "dpm")
 
 
-@family("sd-heun", "StableDiffusionPipeline", steps=3)
+@family("sd-heun", "StableDiffusionPipeline", calls=3)
 def _heun() -> Any:
     """Heun's method calls the denoiser twice in each step but the last: 3 calls for 2 steps."""
     pipeline = stable_diffusion.__wrapped__()
