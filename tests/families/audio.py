@@ -188,7 +188,7 @@ def _ace_step() -> Any:
     )
 
 
-@family("longcat-audio", "LongCatAudioDiTPipeline", "audio", audio_duration_s=0.1, output_type="pt")
+@family("longcat-audio", "LongCatAudioDiTPipeline", "audio", audio_duration_s=0.1)
 def _longcat_audio() -> Any:
     transformer = d.LongCatAudioDiTTransformer(
         dit_dim=16, dit_depth=2, dit_heads=2, dit_text_dim=HIDDEN, latent_dim=8, text_conv=False

@@ -216,7 +216,8 @@ def _ovis() -> Any:
     return d.OvisImagePipeline(**made, text_encoder=parts.qwen3(), tokenizer=parts.words())
 
 
-@family("longcat-image", "LongCatImagePipeline", height=16, width=16, enable_prompt_rewrite=False)
+@family("longcat-image", "LongCatImagePipeline", height=16, width=16, enable_prompt_rewrite=False,
+        negative_prompt="blurry")  # fmt: skip
 def _longcat() -> Any:
     transformer = d.LongCatImageTransformer2DModel(
         patch_size=1,

@@ -9,7 +9,7 @@ from typing import Literal
 
 import cad_fast
 
-from .checks import CHECKS
+from .checks import CHECKS, Mismatch
 from .family import Family
 
 PACKAGE = Path(cad_fast.__file__).parent
@@ -28,10 +28,11 @@ def outcome(family: Family, check: str) -> Outcome:
     """The outcome of a check."""
     try:
         CHECKS[check](family)
-    except AssertionError as error:
+    except Mismatch as error:
         return Outcome("wrong", str(error))
     except Exception as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         refused = isinstance(error, (ValueError, TypeError, RuntimeError)) and raised_in.is_relative_to(PACKAGE)
+        refused = refused and "unexpected keyword argument" not in str(error)  # Python's words, not ours
         return Outcome("refused" if refused else "crashed", f"{type(error).__name__}: {error}")
     return Outcome("right")

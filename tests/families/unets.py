@@ -138,7 +138,7 @@ def _panorama() -> Any:
     return d.StableDiffusionPanoramaPipeline(**sd_parts(), **without_checker())
 
 
-@family("latent-diffusion", "LDMTextToImagePipeline", output_type="pil")
+@family("latent-diffusion", "LDMTextToImagePipeline", output_type="pil", guidance_scale=3.0)
 def _latent_diffusion() -> Any:
     made = sd_parts()
     return d.LDMTextToImagePipeline(
