@@ -243,8 +243,8 @@ def require_scores(scores: Tensor, expected: Tensor) -> None:
 
 
 def weights(family: Family) -> None:
-    """Scores of the weights of a feed-forward linear are w times dJ/dw by plain autograd."""
-    space = ComponentSpace.of(family.pipeline(), "weight")
+    """Scores of the weights of one module of the default target are w times dJ/dw by plain autograd."""
+    space = ComponentSpace.of(family.pipeline(), "weight", family.target)
     space = space.restrict([space.entries[len(space.entries) // 2].module])
 
     def weight(twin: nn.Module) -> list[Tensor]:

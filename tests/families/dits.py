@@ -300,20 +300,17 @@ def _hidream() -> Any:
 def _hunyuan_image() -> Any:
     from diffusers.guiders import AdaptiveProjectedMixGuidance
 
-    return d.HunyuanImagePipeline(
-        **hunyuan_image_parts(guidance_embeds=False),
-        guider=AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=1),
-        ocr_guider=AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=1),
-    )
+    guiders = [AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=1) for _ in range(2)]
+    return hunyuan_image_pipeline(guiders[0], guiders[1])
 
 
 @family("hunyuan-image-distilled", "HunyuanImagePipeline", height=16, width=16, unguided=True)
 def _hunyuan_image_distilled() -> Any:
-    return d.HunyuanImagePipeline(**hunyuan_image_parts(guidance_embeds=True), guider=None, ocr_guider=None)
+    return hunyuan_image_pipeline(None, None)
 
 
-def hunyuan_image_parts(guidance_embeds: bool) -> dict[str, Any]:
-    """What HunyuanImage takes, besides what guides it."""
+def hunyuan_image_pipeline(guider: Any, ocr_guider: Any) -> Any:
+    """HunyuanImage under these guiders, or distilled without any."""
     transformer = d.HunyuanImageTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -323,11 +320,12 @@ def hunyuan_image_parts(guidance_embeds: bool) -> dict[str, Any]:
         num_single_layers=1,
         num_refiner_layers=1,
         patch_size=(1, 1),
-        guidance_embeds=guidance_embeds,
+        guidance_embeds=guider is None,
         text_embed_dim=HIDDEN,
         text_embed_2_dim=HIDDEN,
         rope_axes_dim=(4, 4),
     )
+    transformer.context_embedder_2 = parts.narrow_byt5_projection(16)
     vae = d.AutoencoderKLHunyuanImage(
         in_channels=3,
         out_channels=3,
@@ -340,14 +338,18 @@ def hunyuan_image_parts(guidance_embeds: bool) -> dict[str, Any]:
         downsample_match_channel=False,
         upsample_match_channel=False,
     )
-    return {
-        "scheduler": parts.flow(shift=3.0),
-        "vae": vae,
-        "text_encoder": parts.qwen25_vl(),
-        "tokenizer": parts.words(),
+    pipeline = d.HunyuanImagePipeline(
+        scheduler=parts.flow(shift=3.0),
+        vae=vae,
+        text_encoder=parts.qwen25_vl(),
+        tokenizer=parts.words(),
         **parts.byt5(),
-        "transformer": transformer,
-    }
+        transformer=transformer,
+        guider=guider,
+        ocr_guider=ocr_guider,
+    )
+    pipeline.tokenizer_max_length, pipeline.tokenizer_2_max_length = 64, 16
+    return pipeline
 
 
 @family("bria-fibo", "BriaFiboPipeline", height=32, width=32, negative_prompt="blurry", max_sequence_length=64)

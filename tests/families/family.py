@@ -33,6 +33,8 @@ class Family:
     """How many the pipeline takes in one call, at least; one where it takes no more."""
     one_generator: bool = False
     """Whether the pipeline takes no list of generators, one for each row."""
+    target: str | None = None
+    """What the scores of weights are taken in; None for the feed-forward layers."""
     fast: bool = False
     """Whether the family is in every run of the tests."""
 
@@ -63,7 +65,7 @@ FAMILIES: dict[str, Family] = {}
 
 def family(name: str, pipeline_class: str, kind: Kind = "image", **more: Any) -> Callable[[Callable[[], Any]], Any]:
     """Register a builder under ``name``; fields of ``Family`` are taken out of ``more``, the rest are arguments."""
-    fields = {key: more.pop(key) for key in ("output_type", "calls", "unguided", "prompts", "one_generator", "fast") if key in more}
+    fields = {key: more.pop(key) for key in ("output_type", "calls", "unguided", "prompts", "one_generator", "target", "fast") if key in more}
 
     def register(build: Callable[[], Any]) -> Callable[[], Any]:
         assert name not in FAMILIES, name

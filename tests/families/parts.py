@@ -75,6 +75,13 @@ def byt5() -> Any:
     return {"text_encoder_2": t.T5EncoderModel(t.T5Config(vocab_size=400, **sizes)), "tokenizer_2": t.ByT5Tokenizer()}
 
 
+def narrow_byt5_projection(width: int) -> Any:
+    """What two models of Hunyuan project ByT5's states by: theirs is 2048 wide, whatever their config says."""
+    from diffusers.models.transformers.transformer_hunyuanimage import HunyuanImageByT5TextProjection
+
+    return HunyuanImageByT5TextProjection(in_features=HIDDEN, hidden_size=HIDDEN, out_features=width)
+
+
 class PlainText:
     """Takes the place of ftfy, where it is not installed, in a module of diffusers that calls it without asking."""
 

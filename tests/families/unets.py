@@ -170,7 +170,8 @@ def simple_unet(in_channels: int, **more: Any) -> Any:
     )
 
 
-@family("deepfloyd-if", "IFPipeline", output_type="pt", height=8, width=8, clean_caption=False)
+@family("deepfloyd-if", "IFPipeline", output_type="pt", height=8, width=8, clean_caption=False,
+        target="attention")  # fmt: skip
 def _if() -> Any:
     unet = simple_unet(3, addition_embed_type="text", addition_embed_type_num_heads=2, cross_attention_norm="group_norm")
     return d.IFPipeline(
@@ -199,7 +200,8 @@ def movq() -> Any:
     )
 
 
-@family("kandinsky-2.2", "KandinskyV22CombinedPipeline", height=64, width=64, prior_num_inference_steps=2)
+@family("kandinsky-2.2", "KandinskyV22CombinedPipeline", height=64, width=64, prior_num_inference_steps=2,
+        target="attention")  # fmt: skip
 def _kandinsky22() -> Any:
     import transformers as t
 

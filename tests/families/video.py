@@ -383,7 +383,8 @@ def _hunyuan_video15() -> Any:
         downsample_match_channel=False,
         upsample_match_channel=False,
     )
-    return d.HunyuanVideo15Pipeline(
+    transformer.context_embedder_2 = parts.narrow_byt5_projection(16)
+    pipeline = d.HunyuanVideo15Pipeline(
         text_encoder=parts.qwen25_vl(text_only=True),
         tokenizer=parts.words(),
         transformer=transformer,
@@ -392,6 +393,9 @@ def _hunyuan_video15() -> Any:
         **parts.byt5(),
         guider=d.guiders.ClassifierFreeGuidance(guidance_scale=4.0),
     )
+    pipeline.tokenizer_max_length, pipeline.tokenizer_2_max_length, pipeline.vision_num_semantic_tokens = 96, 16, 4
+    pipeline.prompt_template_encode_start_idx = 20  # the template has fewer tokens here than in the real tokenizer
+    return pipeline
 
 
 def _kandinsky5(vae: Any, kind: Any) -> Any:
