@@ -16,12 +16,14 @@ from torch import Tensor, nn
 import cad_fast
 from cad_fast import Ablation, Attributor, CallableObjective, ComponentSpace, Edit, EditManager, Recording
 from cad_fast.diffusion.denoisers import denoiser_of, output_tensor
+from cad_fast.diffusion.layers import match_modules
 from cad_fast.recording.call import DenoiserCall
 from cad_fast.serving.engine.batcher import Batcher
 from cad_fast.serving.engine.edited_passes import RowWise
 from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit
 from tests.row_truth import ablated_copy, distance
 
+from . import structure
 from .family import Family
 
 PROMPTS = ("a cat", "two red dogs on a car")
@@ -256,34 +258,57 @@ def weights(family: Family) -> None:
 
 
 def gated_scores(family: Family, space: ComponentSpace) -> Tensor:
-    """dJ/dgate by plain autograd, of a gate on every block of columns that the modules of a space read."""
+    """dJ/dgate by plain autograd, of a gate on all columns of a component in what its module reads."""
 
     def gates(twin: nn.Module) -> list[Tensor]:
         made = []
         for entry, module in zip(space, space.modules(twin).values(), strict=True):
             gate = torch.ones(entry.count, requires_grad=True)
-            wide = functools.partial(torch.repeat_interleave, gate, entry.block)
-            module.register_forward_pre_hook(lambda _, inputs, wide=wide: (inputs[0] * wide(), *inputs[1:]))
+            component = torch.full((entry.columns,), entry.count)  # the last is that of columns without a component
+            for number in range(entry.count):
+                component[entry.weight_indices(torch.tensor([number])) % entry.columns] = number
+            module.register_forward_pre_hook(functools.partial(_through_gate, gate, component))
             made.append(gate)
         return made
 
     return torch.cat(slow_gradients(family, gates))
 
 
-def _gated(family: Family, kind: Any) -> None:
+def _through_gate(gate: Tensor, component: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    wide = torch.cat([gate, gate.new_ones(1)])[component]
+    wide = wide[:, None, None] if isinstance(module, nn.Conv2d) else wide
+    return (inputs[0] * wide, *inputs[1:])
+
+
+def _gated(family: Family, kind: Any, expected: dict[str, int]) -> None:
     space = ComponentSpace.of(family.pipeline(), kind)
+    counts = {entry.module: entry.count for entry in space}
+    missing = {name: count for name, count in expected.items() if counts.get(name) != count}
+    extra = sorted(counts.keys() - expected.keys())
+    require(not extra, f"{len(extra)} modules have no {kind}s: {', '.join(extra[:2])}")
+    require(not missing, f"{len(missing)} of {len(expected)} modules with {kind}s are not counted: {[*missing][:2]}")
     scores = scores_of(family, space)
     require_scores(scores, gated_scores(family, space))
 
 
+def preset(family: Family) -> None:
+    """The preset feed-forward names the layers that diffusers' classes have, and no others."""
+    denoiser = denoiser_of(family.pipeline())
+    named = set(match_modules(denoiser, "feed-forward"))
+    sure, maybe = structure.feed_forward(denoiser)
+    missing, extra = sorted(sure - named), sorted(named - sure - maybe)
+    require(not extra, f"{len(extra)} modules are in no feed-forward layer: {', '.join(extra[:2])}")
+    require(not missing, f"{len(missing)} of {len(sure)} modules are missing: {', '.join(missing[:2])}")
+
+
 def neurons(family: Family) -> None:
-    """Scores of hidden units are dJ/dgate by plain autograd."""
-    _gated(family, "neuron")
+    """All hidden units are components, and their scores are dJ/dgate by plain autograd."""
+    _gated(family, "neuron", structure.hidden_units(denoiser_of(family.pipeline())))
 
 
 def heads(family: Family) -> None:
-    """Scores of attention heads are dJ/dgate by plain autograd."""
-    _gated(family, "head")
+    """All attention heads are components, and their scores are dJ/dgate by plain autograd."""
+    _gated(family, "head", structure.heads(denoiser_of(family.pipeline())))
 
 
 def served(family: Family) -> None:
@@ -316,5 +341,5 @@ def alone(pipeline: Any, job: PictureJob) -> Tensor:
 
 
 CHECKS: dict[str, Callable[[Family], None]] = {
-    check.__name__: check for check in (record, edit, manager, file, rows, weights, neurons, heads, served)
+    check.__name__: check for check in (record, edit, manager, file, rows, served, preset, weights, neurons, heads)
 }

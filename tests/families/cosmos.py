@@ -79,7 +79,11 @@ def _cosmos() -> Any:
 
 @family("cosmos-2", "Cosmos2TextToImagePipeline", **SMALL, negative_prompt="blurry")
 def _cosmos2() -> Any:
-    made = {"transformer": cosmos_transformer(16, 16), "vae": parts.wan_vae(), "scheduler": parts.flow(use_karras_sigmas=True)}
+    made = {
+        "transformer": cosmos_transformer(16, 16),
+        "vae": parts.wan_vae(),
+        "scheduler": parts.flow(use_karras_sigmas=True),
+    }
     return d.Cosmos2TextToImagePipeline(**parts.t5_pair(), **made, safety_checker=Harmless())
 
 

@@ -75,9 +75,7 @@ def _sana() -> Any:
 
 @family("sana-sprint", "SanaSprintPipeline", **SANA, unguided=True)
 def _sana_sprint() -> Any:
-    return d.SanaSprintPipeline(
-        **sana_parts(d.SCMScheduler(), qk_norm="rms_norm_across_heads", guidance_embeds=True)
-    )
+    return d.SanaSprintPipeline(**sana_parts(d.SCMScheduler(), qk_norm="rms_norm_across_heads", guidance_embeds=True))
 
 
 @family("auraflow", "AuraFlowPipeline", **SMALL)

@@ -21,7 +21,9 @@ family("flux", "FluxPipeline", unguided=True, fast=True, **FLUX)(flux.__wrapped_
 @family("sd3-t5", "StableDiffusion3Pipeline", max_sequence_length=16)
 def _sd3_with_t5() -> Any:
     made = stable_diffusion_3.__wrapped__().components
-    made.update(text_encoder_3=parts.t5(2 * HIDDEN), tokenizer_3=parts.t5_tokenizer(), transformer=sd3_transformer(2 * HIDDEN))
+    made.update(
+        text_encoder_3=parts.t5(2 * HIDDEN), tokenizer_3=parts.t5_tokenizer(), transformer=sd3_transformer(2 * HIDDEN)
+    )
     return d.StableDiffusion3Pipeline(**made)
 
 
@@ -177,9 +179,7 @@ def _chroma() -> Any:
         approximator_layers=1,
         approximator_num_channels=16,
     )
-    return d.ChromaPipeline(
-        scheduler=parts.flow(), vae=parts.flat_vae(1), **parts.t5_pair(), transformer=transformer
-    )
+    return d.ChromaPipeline(scheduler=parts.flow(), vae=parts.flat_vae(1), **parts.t5_pair(), transformer=transformer)
 
 
 @family("bria", "BriaPipeline", height=16, width=16, max_sequence_length=16, negative_prompt="blurry")
@@ -232,9 +232,7 @@ def _longcat() -> Any:
     )
     made = {"scheduler": parts.flow(), "vae": parts.flat_vae(16), "transformer": transformer}
     tokenizer = parts.words()
-    return d.LongCatImagePipeline(
-        **made, text_encoder=parts.qwen25_vl(), tokenizer=tokenizer, text_processor=tokenizer
-    )
+    return d.LongCatImagePipeline(**made, text_encoder=parts.qwen25_vl(), tokenizer=tokenizer, text_processor=tokenizer)
 
 
 def qwen_image_transformer(**more: Any) -> Any:

@@ -8,12 +8,11 @@ import diffusers as d
 
 from tests.pipelines import pixart, stable_diffusion_3
 
-from . import parts
 from .dits import hunyuan_dit_parts, pixart_transformer, sana_parts
 from .family import family
+from .parts import HIDDEN
 from .unets import CONTROL, control_net, sd_parts, sdxl_parts, without_checker
 from .video import animate_parts
-from .parts import HIDDEN
 
 MID = {"pag_applied_layers": "mid"}
 FIRST = {"pag_applied_layers": ["blocks.0"]}

@@ -7,8 +7,8 @@ import importlib
 from typing import Any
 
 import diffusers as d
-import transformers as t
 import torch
+import transformers as t
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.pipelines import BETAS, HIDDEN, _clip_config, _t5, _vae, clip_tokenizer, t5_tokenizer
@@ -96,7 +96,7 @@ class Nearest:
 
     InterpolationMode = type("InterpolationMode", (), {"NEAREST": "nearest"})
 
-    class functional:  # noqa: N801
+    class functional:
         """The namespace of the functions."""
 
         @staticmethod

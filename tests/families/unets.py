@@ -173,7 +173,9 @@ def simple_unet(in_channels: int, **more: Any) -> Any:
 @family("deepfloyd-if", "IFPipeline", output_type="pt", height=8, width=8, clean_caption=False,
         target="attention")  # fmt: skip
 def _if() -> Any:
-    unet = simple_unet(3, addition_embed_type="text", addition_embed_type_num_heads=2, cross_attention_norm="group_norm")
+    unet = simple_unet(
+        3, addition_embed_type="text", addition_embed_type_num_heads=2, cross_attention_norm="group_norm"
+    )
     return d.IFPipeline(
         **parts.t5_pair(),
         unet=unet,
@@ -205,7 +207,9 @@ def movq() -> Any:
 def _kandinsky22() -> Any:
     import transformers as t
 
-    prior = d.PriorTransformer(num_attention_heads=2, attention_head_dim=8, embedding_dim=HIDDEN, num_layers=1, num_embeddings=16)
+    prior = d.PriorTransformer(
+        num_attention_heads=2, attention_head_dim=8, embedding_dim=HIDDEN, num_layers=1, num_embeddings=16
+    )
     prior.clip_std.data.fill_(1.0)
     vision = t.CLIPVisionConfig(
         hidden_size=HIDDEN, projection_dim=HIDDEN, intermediate_size=HIDDEN, num_attention_heads=2, patch_size=16,
@@ -246,7 +250,11 @@ def _cascade() -> Any:
     from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
     def unet(**more: Any) -> Any:
-        layers = {"down_num_layers_per_block": (1, 1), "up_num_layers_per_block": (1, 1), "block_out_channels": (16, 16)}
+        layers = {
+            "down_num_layers_per_block": (1, 1),
+            "up_num_layers_per_block": (1, 1),
+            "block_out_channels": (16, 16),
+        }
         pooled = {"clip_text_pooled_in_channels": HIDDEN}
         return d.StableCascadeUNet(conditioning_dim=16, num_attention_heads=(2, 2), **layers, **pooled, **more)
 
