@@ -162,42 +162,6 @@ family("z-image", "ZImagePipeline", **Z_IMAGE, guidance_scale=3.0)(_z_image)
 family("z-image-turbo", "ZImagePipeline", **Z_IMAGE, guidance_scale=0.0, unguided=True)(_z_image)
 
 
-def hunyuan_dit_parts() -> dict[str, Any]:
-    """What Hunyuan-DiT takes."""
-    transformer = d.HunyuanDiT2DModel(
-        sample_size=8,
-        num_layers=2,
-        patch_size=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        in_channels=4,
-        cross_attention_dim=HIDDEN,
-        cross_attention_dim_t5=HIDDEN,
-        pooled_projection_dim=16,
-        hidden_size=16,
-        text_len=77,
-        text_len_t5=256,
-        activation_fn="gelu-approximate",
-    )
-    return {
-        "vae": parts.vae(),
-        "text_encoder": parts.bert(),
-        "tokenizer": parts.words(77),
-        "transformer": transformer,
-        "scheduler": d.DDPMScheduler(),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-        "text_encoder_2": parts.t5(),
-        "tokenizer_2": parts.t5_tokenizer(),
-    }
-
-
-@family("hunyuan-dit", "HunyuanDiTPipeline", **SMALL, use_resolution_binning=False)
-def _hunyuan_dit() -> Any:
-    return d.HunyuanDiTPipeline(**hunyuan_dit_parts())
-
-
 @family("cogview-3", "CogView3PlusPipeline", **SMALL, max_sequence_length=16)
 def _cogview3() -> Any:
     transformer = d.CogView3PlusTransformer2DModel(
@@ -291,62 +255,6 @@ def _hidream() -> Any:
         transformer=transformer,
     )
     pipeline.default_sample_size = 16  # every size is scaled to this one's area
-    return pipeline
-
-
-@family("hunyuan-image", "HunyuanImagePipeline", height=16, width=16)
-def _hunyuan_image() -> Any:
-    from diffusers.guiders import AdaptiveProjectedMixGuidance
-
-    guiders = [AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=1) for _ in range(2)]
-    return hunyuan_image_pipeline(guiders[0], guiders[1])
-
-
-@family("hunyuan-image-distilled", "HunyuanImagePipeline", height=16, width=16, unguided=True)
-def _hunyuan_image_distilled() -> Any:
-    return hunyuan_image_pipeline(None, None)
-
-
-def hunyuan_image_pipeline(guider: Any, ocr_guider: Any) -> Any:
-    """HunyuanImage under these guiders, or distilled without any."""
-    transformer = d.HunyuanImageTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        patch_size=(1, 1),
-        guidance_embeds=guider is None,
-        text_embed_dim=HIDDEN,
-        text_embed_2_dim=HIDDEN,
-        rope_axes_dim=(4, 4),
-    )
-    transformer.context_embedder_2 = parts.narrow_byt5_projection(16)
-    vae = d.AutoencoderKLHunyuanImage(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        scaling_factor=0.5,
-        spatial_compression_ratio=2,
-        sample_size=16,
-        downsample_match_channel=False,
-        upsample_match_channel=False,
-    )
-    pipeline = d.HunyuanImagePipeline(
-        scheduler=parts.flow(shift=3.0),
-        vae=vae,
-        text_encoder=parts.qwen25_vl(),
-        tokenizer=parts.words(),
-        **parts.byt5(),
-        transformer=transformer,
-        guider=guider,
-        ocr_guider=ocr_guider,
-    )
-    pipeline.tokenizer_max_length, pipeline.tokenizer_2_max_length = 64, 16
     return pipeline
 
 

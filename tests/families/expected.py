@@ -68,7 +68,7 @@ _KNOWN_WRONG = [
     ("pag-sana", "preset weights neurons", _UNNAMED),
     ("flux2 flux2-klein flux2-klein-base lumina lumina-2 krea-2 auraflow ace-step cogvideox easyanimate "
      "longcat-audio kandinsky-5-video kandinsky-5-image", "neurons", _NO_NEURONS),
-    ("krea-2 hidream kandinsky-5-video kandinsky-5-image", "heads", "the output linear of these attentions is not told"),
+    ("krea-2 hidream kandinsky-5-video kandinsky-5-image", "heads", "the output linear of attention is not told"),
 ]  # fmt: skip
 
 

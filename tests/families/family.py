@@ -61,15 +61,12 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
+OPTIONS = ("output_type", "calls", "unguided", "prompts", "one_generator", "target", "fast")
 
 
 def family(name: str, pipeline_class: str, kind: Kind = "image", **more: Any) -> Callable[[Callable[[], Any]], Any]:
     """Register a builder under ``name``; fields of ``Family`` are taken out of ``more``, the rest are arguments."""
-    fields = {
-        key: more.pop(key)
-        for key in ("output_type", "calls", "unguided", "prompts", "one_generator", "target", "fast")
-        if key in more
-    }
+    fields = {key: more.pop(key) for key in OPTIONS if key in more}
 
     def register(build: Callable[[], Any]) -> Callable[[], Any]:
         assert name not in FAMILIES, name

@@ -21,13 +21,11 @@ family("flux", "FluxPipeline", unguided=True, fast=True, **FLUX)(flux.__wrapped_
 @family("sd3-t5", "StableDiffusion3Pipeline", max_sequence_length=16)
 def _sd3_with_t5() -> Any:
     made = stable_diffusion_3.__wrapped__().components
-    made.update(
-        text_encoder_3=parts.t5(2 * HIDDEN), tokenizer_3=parts.t5_tokenizer(), transformer=sd3_transformer(2 * HIDDEN)
-    )
+    made.update(text_encoder_3=parts.t5(2 * HIDDEN), tokenizer_3=parts.t5_tokenizer(), transformer=sd3_transformer())
     return d.StableDiffusion3Pipeline(**made)
 
 
-def sd3_transformer(joint: int = 2 * HIDDEN, **more: Any) -> Any:
+def sd3_transformer(**more: Any) -> Any:
     """SD3's transformer; with queries and keys normed and two attentions in a block it is SD3.5's."""
     return d.SD3Transformer2DModel(
         sample_size=8,
@@ -37,7 +35,7 @@ def sd3_transformer(joint: int = 2 * HIDDEN, **more: Any) -> Any:
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
-        joint_attention_dim=joint,
+        joint_attention_dim=2 * HIDDEN,
         caption_projection_dim=16,
         pooled_projection_dim=2 * HIDDEN,
         pos_embed_max_size=8,

@@ -8,8 +8,9 @@ import diffusers as d
 
 from tests.pipelines import pixart, stable_diffusion_3
 
-from .dits import hunyuan_dit_parts, pixart_transformer, sana_parts
+from .dits import pixart_transformer, sana_parts
 from .family import family
+from .hunyuan import hunyuan_dit_parts
 from .parts import HIDDEN
 from .unets import CONTROL, control_net, sd_parts, sdxl_parts, without_checker
 from .video import animate_parts

@@ -187,63 +187,6 @@ def _if() -> Any:
     )
 
 
-def movq() -> Any:
-    """Kandinsky's decoder: factor 2."""
-    return d.VQModel(
-        block_out_channels=(32, 32),
-        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        norm_type="spatial",
-        num_vq_embeddings=12,
-        vq_embed_dim=4,
-    )
-
-
-@family("kandinsky-2.2", "KandinskyV22CombinedPipeline", height=64, width=64, prior_num_inference_steps=2,
-        target="attention")  # fmt: skip
-def _kandinsky22() -> Any:
-    import transformers as t
-
-    prior = d.PriorTransformer(
-        num_attention_heads=2, attention_head_dim=8, embedding_dim=HIDDEN, num_layers=1, num_embeddings=16
-    )
-    prior.clip_std.data.fill_(1.0)
-    vision = t.CLIPVisionConfig(
-        hidden_size=HIDDEN, projection_dim=HIDDEN, intermediate_size=HIDDEN, num_attention_heads=2, patch_size=16,
-        image_size=32, num_hidden_layers=1,
-    )  # fmt: skip
-    tokenizer = parts.clip_tokenizer()
-    return d.KandinskyV22CombinedPipeline(
-        unet=simple_unet(4, addition_embed_type="image", encoder_hid_dim_type="image_proj"),
-        scheduler=ddim(),
-        movq=movq(),
-        prior_prior=prior,
-        prior_image_encoder=t.CLIPVisionModelWithProjection(vision),
-        prior_text_encoder=parts.clip(projection=True),
-        prior_tokenizer=tokenizer,
-        prior_scheduler=d.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample"),
-        prior_image_processor=t.CLIPImageProcessor(crop_size=32, size=32),
-    )
-
-
-@family("kandinsky-3", "Kandinsky3Pipeline", height=16, width=16)
-def _kandinsky3() -> Any:
-    unet = d.Kandinsky3UNet(
-        in_channels=4,
-        time_embedding_dim=4,
-        groups=2,
-        attention_head_dim=4,
-        layers_per_block=3,
-        block_out_channels=(32, 64),
-        cross_attention_dim=4,
-        encoder_hid_dim=HIDDEN,
-    )
-    return d.Kandinsky3Pipeline(**parts.t5_pair(), unet=unet, scheduler=d.DDPMScheduler(), movq=movq())
-
-
 @family("stable-cascade", "StableCascadeCombinedPipeline", output_type="pt", height=128, width=128,
         prior_num_inference_steps=2)  # fmt: skip
 def _cascade() -> Any:
