@@ -7,30 +7,51 @@ from collections.abc import Iterator
 RECORDED = "record rows weights neurons heads"
 """The checks that begin with a recording."""
 
-_THREE = "guidance with three terms|three terms, or several images"
-_NO_DENOISER = "no denoiser found: expected a pipeline with a `unet` or a `transformer`"
-_NO_TIMESTEP = "expected the sample first, and a timestep named"
-_LISTS = "models that take a list of tensors are not supported"
 _ROWS = "was called with an input of shape .* while the denoiser has . rows"
-_NO_FEED_FORWARD = "matches target_modules 'feed-forward'"
+PATTERNS = {
+    "three": "guidance with three terms|three terms, or several images",
+    "changed model": "guidance that changes the model",
+    "views": "this is not classifier-free guidance",
+    "views per prompt": "edits were given for 2 prompts",
+    "no denoiser": "no denoiser found: expected a pipeline with a `unet` or a `transformer`",
+    "no timestep": "expected the sample first, and a timestep named",
+    "lists": "models that take a list of tensors are not supported",
+    "rows in parts": f"{_ROWS}|edits were given for 2 prompts",
+    "experts": f"{_ROWS}|no multiple of the 3 variants",
+    "one row": f"{_ROWS}|was called with 1 rows, which is no multiple of",
+    "no feed-forward": "matches target_modules 'feed-forward'",
+}
+"""Of what errors say, by the name of the reason."""
+REASONS = {
+    "three": "Guidance with three terms: the denoiser is evaluated more than twice in a step.",
+    "changed model": "Guidance by a changed model: the same inputs are evaluated with another attention.",
+    "views": "The denoiser is given parts of the picture, not the picture.",
+    "views per prompt": "The rows of the denoiser are parts of the picture, not prompts.",
+    "no denoiser": "The pipeline has no `unet` or `transformer`. Give the denoiser itself.",
+    "no timestep": "The denoiser takes no timestep: it unmasks tokens.",
+    "lists": "The denoiser takes a list of tensors, not one tensor with a row for each sample.",
+    "rows in parts": "Perturbed attention runs a part of the rows through layers of its own.",
+    "experts": "Experts are given tokens, whichever row these are of.",
+    "one row": "The timestep is one row for all samples, and its embedding has no row for each edit.",
+    "no feed-forward": "The model has no feed-forward layers.",
+}
+
+
 _PAG = "pag-sd pag-sdxl pag-controlnet-sd pag-sd3 pag-pixart-sigma pag-sana pag-hunyuan-dit pag-animatediff"
 
-# (families, checks, pattern of the reason): refused, and that is as it has to be.
+# (families, checks, name of the reason): refused, and that is as it has to be.
 _REFUSED = [
-    ("stable-cascade", f"{RECORDED} edit manager file served preset", _NO_DENOISER),
-    ("amused", f"{RECORDED} manager served", _NO_TIMESTEP),
-    ("z-image z-image-turbo", f"{RECORDED} manager served", _LISTS),
-    (_PAG, RECORDED, _THREE),
-    ("pag-sd-alone", RECORDED, "guidance that changes the model"),
-    (f"{_PAG} pag-sd-alone", "manager served", f"{_ROWS}|edits were given for 2 prompts"),
-    ("sag sd3-skip-layers", RECORDED, _THREE),
-    ("panorama", RECORDED, "this is not classifier-free guidance"),
-    ("panorama", "manager", "edits were given for 2 prompts"),
-    ("deepfloyd-if kandinsky-2.2", "neurons preset", _NO_FEED_FORWARD),
-    ("hidream", "manager served", _ROWS),
-    ("hidream", "rows", "no multiple of the 3 variants"),
-    ("prx stable-audio", "rows", "was called with 1 rows, which is no multiple of the 3 variants"),
-    ("prx stable-audio", "manager", _ROWS),
+    ("stable-cascade", f"{RECORDED} edit manager file served preset", "no denoiser"),
+    ("amused", f"{RECORDED} manager served", "no timestep"),
+    ("z-image z-image-turbo", f"{RECORDED} manager served", "lists"),
+    (f"{_PAG} sag sd3-skip-layers", RECORDED, "three"),
+    ("pag-sd-alone", RECORDED, "changed model"),
+    (f"{_PAG} pag-sd-alone", "manager served", "rows in parts"),
+    ("panorama", RECORDED, "views"),
+    ("panorama", "manager", "views per prompt"),
+    ("deepfloyd-if kandinsky-2.2", "neurons preset", "no feed-forward"),
+    ("hidream", "manager served rows", "experts"),
+    ("prx stable-audio", "rows manager", "one row"),
 ]
 
 _SINGLE = (
