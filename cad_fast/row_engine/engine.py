@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace
 from ..diffusion.denoisers import denoiser_of
-from ..diffusion.layers import Layer, base_name
+from ..diffusion.layers import Layer
 from .forms import AnyForm, Form, Gated, Masked, run_form
 from .prepare import prepare_gates, prepare_weights
 from .score_tap import Record, run_scored
 from .slots import WEIGHT_DTYPES, slot_of
+from .surroundings import check_adapters, check_projections, modules_by_path
 
 Gradients = Literal["gates", "scores"]
 # The denoisers, and their modules, that run under ablations now, in whatever thread.
@@ -65,8 +65,9 @@ def rows(
         TypeError: something else than ablations, or a module whose weights or forward are not those of a plain
             float32, bfloat16 or float16 layer.
         ValueError: the ablations number another count of components than the space, or its modules are not in the
-            denoiser, are offloaded, or are replaced already; or ``gradients`` do not suit the kind of the components.
-            Inside, when a module is called with rows that the variants do not divide.
+            denoiser, are offloaded, or are replaced already, or have an adapter that reads their weights; or
+            ``gradients`` do not suit the kind of the components. Inside, when a module is called with rows that the
+            variants do not divide.
         RuntimeError: on entering, when the denoiser is in such a context already, in this thread or another.
     """
     return RowEngine(denoiser, ablations, space, gradients)
@@ -143,7 +144,10 @@ class RowEngine:
         try:
             for name, module in self._modules.items():
                 _check_module(name, module, self.space.kind)
-            _check_projections(self.denoiser, self._modules)
+            check_projections(self.denoiser, self._modules)
+            by_path = modules_by_path(self.denoiser)
+            for name, module in self._modules.items():
+                check_adapters(name, module, by_path)
             if self.gradients == "scores":
                 self.kept, self.ablated = self._zeros(), self._zeros()
             self._prepare()
@@ -221,7 +225,8 @@ class _Override:
                 self.module.__dict__["forward"] = self._before
         self.form = self.record = self._before = self._device = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input  # callers may give it by this name, as to torch's layers
         dimensions = 2 if isinstance(self.module, nn.Linear) else 4
         if x.dim() < dimensions:
             raise ValueError(
@@ -285,15 +290,3 @@ def _check_module(name: str, module: nn.Module, kind: str) -> None:
         raise ValueError(f"{name}.weight is offloaded (meta device): load it before running rows")
     if "forward" in module.__dict__ and slot_of(module) is None:
         raise ValueError(f"{name} has a forward of its own already, put there by a hook (offloading?): remove it first")
-
-
-def _check_projections(denoiser: nn.Module, modules: Mapping[str, Layer]) -> None:
-    """An attention with fused projections keeps the single ones, but runs copies of their weights."""
-    for name, module in denoiser.named_modules():
-        if getattr(module, "fused_projections", False):
-            prefix = f"{base_name(name)}."
-            unused = [
-                n for n in modules if n.startswith(prefix) and re.fullmatch(r"(to|add)_[qkv](_proj)?", n[len(prefix) :])
-            ]
-            if unused:
-                raise ValueError(f"{unused[0]} is not in use, its attention runs fused projections: unfuse them first")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...diffusion.trees import same_leaf
-from .row_edits import CallFacts
+from .uses import CallFacts
 
 
 @dataclass(frozen=True)
