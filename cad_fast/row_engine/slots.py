@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
@@ -81,8 +81,6 @@ class Slot:
     ) -> None:
         self.name, self.module = name, module
         self.plan: Plan | None = None
-        self.watcher: Callable[[Slot, Tensor], None] | None = None
-        """Is given the inputs of the calls that come without a plan."""
         self._thread: int | None = None
         self._ran = False
         self._attention, self._surroundings = attention, surroundings
@@ -167,8 +165,6 @@ class Slot:
         """The module's output for x [R * m, ...], the denoiser having R rows, each under its edit."""
         plan, module = self.plan, self.module
         if plan is None:
-            if self.watcher is not None:
-                self.watcher(self, x)
             return type(module).forward(module, x)  # type: ignore[arg-type]  # each type with its own module
         if self._thread != threading.get_ident():
             raise RuntimeError(

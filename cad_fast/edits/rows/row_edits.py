@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from ...components.fingerprint import Fingerprint
 from ...diffusion.denoisers import ForwardSignature, denoiser_of, timestep_value
+from ...row_engine.around import Around
 from ...row_engine.engine import runs_under_ablations
+from ...row_engine.row_order import row_order
 from ...row_engine.slots import Plan, Slot, open_slots
 from ..data import EditData, check_edit_name
 from ..files.sources import EditSource, open_source
 from ..weights import intact_fingerprint, require_model
-from .around import Around, claimed, require_turn
 from .prepared import ByteCache, Composition, PreparedEdit, composed
+from .turns import claimed, require_turn
 from .uses import Assignment, CallFacts, EditUse, GivenRows, GivenUse, RowUses, checked_strength, checked_window
 
 
@@ -177,7 +179,8 @@ class RowEdits:
         Each is a sequence of (name, strength, window). Strength defaults to 1; window, a TimestepWindow or two
         timesteps in either order, to None. Raises as ``checked``, and RuntimeError while another thread has such a
         context open for the denoiser. Inside, the denoiser raises ValueError when called with another number of rows,
-        RuntimeError when called by another thread. A context within replaces the rows until it is left.
+        RuntimeError when called by another thread, and RowsMixed (a ValueError) when rows with different edits do not
+        stay rows in it (see ``cad_fast.row_engine.row_order``). A context within replaces the rows until it is left.
         """
         assignment = rows if callable(rows) else self.checked(rows)
         with claimed(self.inner):
@@ -228,6 +231,10 @@ class RowEdits:
             return
         if runs_under_ablations(self.inner):
             raise RuntimeError("edits cannot act while the denoiser runs under ablations (cad_fast.rows)")
+        if not plans[0][1].uniform:
+            layers = {slot.name: slot.module for slot in self._slots.values()}
+            order = row_order(self.inner, args, kwargs, facts.rows, layers)
+            order.require([slot.name for slot, _ in plans], "an edit of its own for each row")
         acting = self._acting.setdefault(threading.get_ident(), [])
         try:
             for slot, plan in plans:

@@ -1,47 +1,17 @@
-"""Functions around a denoiser's calls, outside of what torch.compile compiles, and whose turn the denoiser is."""
+"""Functions around a denoiser's calls, outside of what torch.compile compiles."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-# The threads whose contexts are open, by denoiser; several only where one thread has nested them.
-_owners: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
-_claiming = threading.Lock()
 
-
-@contextlib.contextmanager
-def claimed(denoiser: nn.Module) -> Iterator[None]:
-    """A context in which the denoiser is this thread's.
-
-    Raises:
-        RuntimeError: it is another thread's.
-    """
-    with _claiming:
-        require_turn(denoiser, "rows of")
-        threads = _owners.setdefault(denoiser, [])
-        threads.append(threading.get_ident())
-    try:
-        yield
-    finally:
-        with _claiming:
-            threads.pop()
-
-
-def require_turn(denoiser: nn.Module, doing: str) -> None:
-    """Raise RuntimeError if the denoiser is another thread's, saying that ``doing`` it is not possible."""
-    if any(thread != threading.get_ident() for thread in _owners.get(denoiser, ())):
-        raise RuntimeError(
-            f"{doing} this denoiser cannot be run under edits: another thread has rows under edits of its own there "
-            "(per_prompt, RowEdits.rows). Wait until it is done, or give each thread a pipeline with a denoiser of its "
-            "own"
-        )
+def _nothing(*_: Any) -> None:
+    pass
 
 
 class Around:
@@ -58,8 +28,8 @@ class Around:
         self,
         denoiser: nn.Module,
         before: Callable[[tuple[Any, ...], dict[str, Any]], None],
-        check: Callable[[], None],
-        after: Callable[[], None],
+        check: Callable[[], None] = _nothing,
+        after: Callable[[], None] = _nothing,
     ) -> None:
         self._undo = contextlib.ExitStack()
         compiled: Any = None if hasattr(denoiser, "_orig_mod") else denoiser._compiled_call_impl
@@ -111,7 +81,3 @@ class _Hooks:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hooks:
         return _Hooks(_nothing, _nothing, _nothing)
-
-
-def _nothing(*_: Any) -> None:
-    pass
