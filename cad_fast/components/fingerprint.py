@@ -22,11 +22,55 @@ TOLERANCE = 4e-3
 FLOAT16_STEP = 2.0**-24
 
 
+# Classes of modules that diffusers adds to a model, by a part of their names.
+_ADDED = ("IPAdapter", "CustomDiffusion")
+# What fuse_qkv_projections adds, beside the projections that it copies from.
+_COPIES = {"to_qkv": "to_q", "to_kv": "to_k", "to_added_qkv": "add_q_proj"}
+
+
 def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The model's own parameters, without adapters that PEFT has put beside them."""
-    for name, parameter in model.named_parameters():
-        if ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), parameter
+    """The model's own parameters, each once, without adapters and copies that were put beside them."""
+    known: set[int] = set()
+    for name, tensor in own_tensors(model):
+        if isinstance(tensor, nn.Parameter) and id(tensor) not in known:
+            known.add(id(tensor))
+            yield name, tensor
+
+
+def own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The model's own parameters and saved buffers, without adapters and copies that were put beside them."""
+    yield from _walk(_without_adapters(model), "")
+
+
+def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    saved = {name: b for name, b in module._buffers.items() if name not in module._non_persistent_buffers_set}
+    for name, tensor in {**module._parameters, **saved}.items():
+        if tensor is not None:
+            yield prefix + name, tensor
+    for name, child in module._modules.items():
+        if child is None or any(part in type(child).__name__ for part in _ADDED):
+            continue
+        if _COPIES.get(name) in module._modules:
+            continue
+        if name == "text_encoder_hid_proj":  # where an IP-Adapter puts the model's own aside
+            name = "encoder_hid_proj"
+        yield from _walk(_without_adapters(child), f"{prefix}{name}.")
+
+
+def _without_adapters(module: nn.Module) -> nn.Module:
+    """The module that adapters of PEFT stand for; the module itself where there are none."""
+    while True:
+        own = module._modules.get("base_layer")
+        if own is None and "modules_to_save" in module._modules:
+            own = module._modules.get("original_module")
+        if own is None:
+            return module
+        module = own
+
+
+def fused_adapter(model: nn.Module) -> str | None:
+    """The path of a module into whose weights an adapter of PEFT is fused; None if there is none."""
+    return next((name for name, module in model.named_modules() if getattr(module, "merged_adapters", None)), None)
 
 
 @dataclass(frozen=True)
@@ -39,7 +83,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, model: nn.Module) -> Fingerprint:
-        """The fingerprint of ``model``; the same in fp32, fp16 and bf16 up to rounding, and with LoRA loaded beside."""
+        """The fingerprint of ``model``; the same in fp32, fp16 and bf16 up to rounding, and with adapters beside it."""
         parameters = sorted(_base_parameters(model), key=lambda item: item[0])
         layout = "\n".join(f"{name}{list(parameter.shape)}" for name, parameter in parameters)
         matrices = [parameter for _, parameter in parameters if parameter.ndim > 1 and parameter.numel() > 0]

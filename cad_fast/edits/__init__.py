@@ -6,7 +6,8 @@ from .edit import Edit, load_edit
 from .files.card import CardInfo
 from .manager import EditManager
 from .refining import refine
-from .rows.row_edits import EditUse, RowEdits
+from .rows.row_edits import RowEdits
+from .rows.uses import EditUse
 from .selection import Selection, against_damage, retention_aware, select
 from .untrusted import MIN_HELDOUT_R, UntrustedScoresWarning
 from .weights import AppliedEdit, active_edits

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..diffusion.denoisers import denoiser_name
+from ..diffusion.denoisers import denoiser_name, denoiser_of
 from ..diffusion.dtypes import one_dtype
 from .data import EditData
+from .replaced import guard_denoiser
 from .rows.guidance import Guidance
-from .rows.row_edits import CallFacts, RowEdits, RowUses, checked_strength
+from .rows.row_edits import RowEdits
 from .rows.spread import Branches, Names, PromptUses, Weights, Windows, active_uses, per_prompt_uses
+from .rows.uses import CallFacts, RowUses, checked_strength
 from .weights import AppliedEdit, apply_edit
 
 
@@ -36,6 +38,10 @@ class EditManager:
     Only this pipeline's denoiser is touched. Make the manager before enabling sequential offloading, which leaves no
     weights to know the model by. Every method raises before it changes anything.
 
+    While edits act, the denoiser that the pipeline had when the manager was made cannot be replaced; assigning another
+    raises RuntimeError. Inside ``per_prompt`` its edits act, the methods that switch edits raise ValueError, and other
+    threads that run the denoiser get a RuntimeError.
+
     Where an argument is said to be per edit it is one value for all, or a list with one per edit. ``edit_weights`` are
     strengths (0 off, 1 the edit, in between, beyond and below 0). ``windows`` are TimestepWindows, or two timesteps in
     either order, in the units that the denoiser is given; None for all. ``branch`` is "both" or "conditional", which
@@ -57,6 +63,7 @@ class EditManager:
         self._enabled = True
         self._fused: list[tuple[str, AppliedEdit]] = []
         self._per_prompt: list[list[PromptUses]] = []  # of the contexts that are open
+        self._end_guard: Callable[[], None] | None = None
 
     def load_edit(
         self, source: EditData | str | Path, edit_name: str | None = None, *, lazy: bool = False, **hub_kwargs: Any
@@ -66,6 +73,7 @@ class EditManager:
         With ``lazy`` its tensors are read when it first acts, and may be dropped again. Loading does not activate.
         Returns the name. Raises ValueError for a name that is taken or an edit of another model, FileNotFoundError.
         """
+        self._check_denoiser()
         return self.row_edits.add(source, edit_name, lazy=lazy, **hub_kwargs)
 
     def set_edits(
@@ -83,12 +91,15 @@ class EditManager:
         """
         uses = active_uses(self.row_edits, edit_names, edit_weights, windows, branch)
         self._check_branches(uses)
-        self._check_fused("set_edits")
+        self._check_switching("set_edits")
         self._active, self._enabled = uses, True
         self._act()
 
     def get_active_edits(self) -> list[str]:
-        """The names of the edits that act now, fused or not; none while disabled."""
+        """The names of the edits that act now, fused or not; none while disabled. Inside ``per_prompt``, its edits."""
+        self._check_denoiser()
+        if self._per_prompt:
+            return list(dict.fromkeys(use.name for own in self._per_prompt[-1] for use in own))
         if self._fused:
             return [name for name, _ in self._fused]
         return [use.name for use in self._active] if self._enabled else []
@@ -111,13 +122,13 @@ class EditManager:
 
     def disable_edits(self) -> None:
         """Run the plain model until ``enable_edits``. Raises ValueError while edits are fused."""
-        self._check_fused("disable_edits")
+        self._check_switching("disable_edits")
         self._enabled = False
         self._act()
 
     def enable_edits(self) -> None:
         """Let the active edits act again."""
-        self._check_fused("enable_edits")
+        self._check_switching("enable_edits")
         self._enabled = True
         self._act()
 
@@ -128,7 +139,7 @@ class EditManager:
         ValueError when edits are fused already, none is active, or one has a window or a branch of its own, which
         weights cannot express.
         """
-        self._check_fused("fuse_edits")
+        self._check_switching("fuse_edits")
         uses = self._active
         if edit_names is not None:
             uses = active_uses(self.row_edits, edit_names, None, None, "both")
@@ -187,14 +198,17 @@ class EditManager:
         for own in uses:
             self._check_branches(own)
         self._check_fused("per_prompt")
+        self._check_denoiser()
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, expected at least 1")
         with self.row_edits.rows(lambda facts: self._rows(facts, uses, num_images_per_prompt)):
             self._per_prompt.append(uses)
             try:
+                self._guard()
                 yield
             finally:
                 self._per_prompt.remove(uses)
+                self._guard()
 
     def __call__(
         self,
@@ -229,15 +243,28 @@ class EditManager:
             return self.pipeline(**pipeline_kwargs)
 
     def close(self) -> None:
-        """Unfuse, forget all edits, and leave the denoiser as it was."""
+        """Unfuse, forget all edits, and leave the denoiser as it was. Raises ValueError inside ``per_prompt``."""
+        if self._per_prompt:
+            raise ValueError("close is not possible inside per_prompt: leave its context first")
         self.unfuse_edits()
         self._active = ()
         self.row_edits.close()
+        self._guard()
 
     def _act(self) -> None:
         """Have the active edits act on rows from now on, or the plain network run."""
         acting = self._enabled and not self._fused and self._active
         self.row_edits.set_rows(self._active_rows if acting else None)
+        self._guard()
+
+    def _guard(self) -> None:
+        """Have the pipeline keep its denoiser while edits act in it, and only then."""
+        acting = bool(self._fused or self._per_prompt or (self._enabled and self._active))
+        if acting and self._end_guard is None:
+            self._end_guard = guard_denoiser(self.pipeline, self.row_edits.denoiser)
+        elif not acting and self._end_guard is not None:
+            self._end_guard()
+            self._end_guard = None
 
     def _active_rows(self, facts: CallFacts) -> Sequence[RowUses]:
         return self._rows(facts, [self._active], None)
@@ -262,6 +289,21 @@ class EditManager:
         for use in uses:
             if use.branch != "both" and not self._guidance.is_pipeline:
                 raise ValueError(f"edit {use.name!r}: a bare denoiser has no {use.branch} branch, make its rows plain")
+
+    def _check_denoiser(self) -> None:
+        """Raise RuntimeError if the pipeline has another denoiser than this manager."""
+        present = denoiser_of(self.pipeline)
+        if getattr(present, "_orig_mod", present) is not self.row_edits.inner:
+            raise RuntimeError(
+                f"the pipeline's denoiser ({type(present).__name__}) was replaced after this EditManager was made, and "
+                "its edits do not act there: make a new manager"
+            )
+
+    def _check_switching(self, what: str) -> None:
+        self._check_fused(what)
+        self._check_denoiser()
+        if self._per_prompt:
+            raise ValueError(f"{what} is not possible inside per_prompt: leave its context first")
 
     def _check_fused(self, what: str) -> None:
         if self._fused:

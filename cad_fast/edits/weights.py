@@ -16,8 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..components.fingerprint import Fingerprint
+from ..components.fingerprint import Fingerprint, fused_adapter
 from ..diffusion.denoisers import denoiser_of
+from ..row_engine.surroundings import adapters_of, check_projections, modules_by_path
 from .data import EditData
 
 # Which edits are in which denoiser now, in the order they came.
@@ -41,6 +42,17 @@ def intact_fingerprint(denoiser: nn.Module) -> Fingerprint:
     denoiser = _inner(denoiser)
     active = _active.get(denoiser)
     return active[0].fingerprint if active else Fingerprint.of(denoiser)
+
+
+def require_model(expected: Fingerprint, denoiser: nn.Module, fingerprint: Fingerprint, name: str) -> None:
+    """Raise ValueError with the reason when a denoiser with this fingerprint is not the model of the edit ``name``."""
+    adapter = fused_adapter(denoiser)
+    if adapter is not None:
+        raise ValueError(
+            f"edit {name!r} is of the model without the adapter that is fused into {adapter}: unfuse the adapter "
+            "(unfuse_lora), apply or load the edit, and fuse the adapter again, or leave it beside the weights"
+        )
+    expected.require_same(fingerprint, f"edit {name!r}")
 
 
 class AppliedEdit:
@@ -152,8 +164,10 @@ def apply_edit(edit: EditData, pipeline: Any, strength: float, owner: int | None
     with _changing:
         _require_own(denoiser, edit)
         fingerprint = intact_fingerprint(denoiser)
-        edit.space.fingerprint.require_same(fingerprint, f"edit {edit.name!r}")
+        require_model(edit.space.fingerprint, denoiser, fingerprint, edit.name)
         applied = AppliedEdit(edit, denoiser, strength, fingerprint, owner)
+        check_projections(denoiser, applied.modules)
+        _check_additions(denoiser, applied)
         for name, module in applied.modules.items():
             if not module.weight.is_floating_point():
                 raise ValueError(f"{name}.weight is {module.weight.dtype}: edits need floating-point weights")
@@ -176,6 +190,17 @@ def applied_edit(edit: EditData, pipeline: Any, strength: float) -> Iterator[Non
         yield
     finally:
         handle.undo()
+
+
+def _check_additions(denoiser: nn.Module, applied: AppliedEdit) -> None:
+    by_path = modules_by_path(denoiser)
+    for name, layer in applied.modules.items():
+        for adapter in adapters_of(layer, by_path.get(name)):
+            if any(kind.__name__ == "ShiraLayer" for kind in type(adapter).__mro__):
+                raise ValueError(
+                    f"{name} has a SHiRA adapter, which adds to single weights, as an edit that was exported does: "
+                    f"beside it edit {applied.edit.name!r} would act twice. Disable the adapter first"
+                )
 
 
 def _require_own(denoiser: nn.Module, edit: EditData) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -15,11 +14,15 @@ from torch import Tensor, nn
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace
 from ..diffusion.denoisers import denoiser_of
-from ..diffusion.structure import Layer, base_name
+from ..diffusion.structure import Layer
+from ..diffusion.trees import leaves
+from .around import Around
 from .forms import AnyForm, Form, Gated, Masked, run_form
 from .prepare import prepare_gates, prepare_weights
+from .row_order import row_order
 from .score_tap import Record, run_scored
 from .slots import WEIGHT_DTYPES, slot_of
+from .surroundings import check_adapters, check_projections, modules_by_path
 
 Gradients = Literal["gates", "scores"]
 # The denoisers, and their modules, that run under ablations now, in whatever thread.
@@ -65,8 +68,10 @@ def rows(
         TypeError: something else than ablations, or a module whose weights or forward are not those of a plain
             float32, bfloat16 or float16 layer.
         ValueError: the ablations number another count of components than the space, or its modules are not in the
-            denoiser, are offloaded, or are replaced already; or ``gradients`` do not suit the kind of the components.
-            Inside, when a module is called with rows that the variants do not divide.
+            denoiser, are offloaded, or are replaced already, or have an adapter that reads their weights; or
+            ``gradients`` do not suit the kind of the components. Inside, when a module is called with rows that the
+            variants do not divide; RowsMixed (a ValueError) when its rows do not stay rows, see
+            ``cad_fast.row_engine.row_order``.
         RuntimeError: on entering, when the denoiser is in such a context already, in this thread or another.
     """
     return RowEngine(denoiser, ablations, space, gradients)
@@ -82,14 +87,15 @@ class RowEngine:
         space: ComponentSpace,
         gradients: Gradients | None = None,
     ) -> None:
-        denoiser = denoiser_of(denoiser)
-        self.denoiser: nn.Module = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile wraps
+        self._called = denoiser_of(denoiser)
+        self.denoiser: nn.Module = getattr(self._called, "_orig_mod", self._called)  # what torch.compile wraps
         self.space, self.gradients = space, gradients
         _check_gradients(gradients, space)
         self._modules = space.modules(self.denoiser)
         self._ablations = _checked_ablations(ablations, space)
         self._overrides = {name: _Override(name, module, self.variants) for name, module in self._modules.items()}
         self._entered = False
+        self._around: Around | None = None
         self.gates: dict[str, Tensor] = {}
         """{module: [V, count]}, requiring gradients, the weights' dtype; with ``gradients="gates"``. New ones come
         with every ``set``."""
@@ -143,10 +149,15 @@ class RowEngine:
         try:
             for name, module in self._modules.items():
                 _check_module(name, module, self.space.kind)
-            _check_projections(self.denoiser, self._modules)
+            check_projections(self.denoiser, self._modules)
+            by_path = modules_by_path(self.denoiser)
+            for name, module in self._modules.items():
+                check_adapters(name, module, by_path)
             if self.gradients == "scores":
                 self.kept, self.ablated = self._zeros(), self._zeros()
             self._prepare()
+            if self.variants > 1:
+                self._around = Around(self._called, self._check_rows)
         except BaseException:
             self._leave()
             raise
@@ -158,7 +169,26 @@ class RowEngine:
     ) -> None:
         self._leave()
 
+    def _check_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise RowsMixed unless the rows of such calls are known to stay rows."""
+        tensors = (leaf for _, leaf in leaves({"args": list(args), **kwargs}) if isinstance(leaf, Tensor) and leaf.ndim)
+        rows = len(next(tensors, ()))
+        if not rows or rows % self.variants:
+            return  # the modules say what is wrong
+        for override in self._overrides.values():
+            override.idle = True
+        try:
+            order = row_order(self.denoiser, args, kwargs, rows, dict(self._modules))
+        finally:
+            for override in self._overrides.values():
+                override.idle = False
+        ablated = [name for name, override in self._overrides.items() if override.form is not None]
+        order.require(ablated, "an ablation of its own for each variant")
+
     def _leave(self) -> None:
+        if self._around is not None:
+            self._around.remove()
+            self._around = None
         for override in self._overrides.values():
             override.remove()
         self._entered = False
@@ -205,6 +235,8 @@ class _Override:
         self._device: torch.device | None = None
         """The form's."""
         self.record: Record | None = None
+        self.idle = False
+        """Whether the module runs as it is for now."""
         self._before: Any = None
 
     def install(self, form: AnyForm, record: Record | None) -> None:
@@ -221,7 +253,10 @@ class _Override:
                 self.module.__dict__["forward"] = self._before
         self.form = self.record = self._before = self._device = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input  # callers may give it by this name, as to torch's layers
+        if self.idle:
+            return type(self.module).forward(self.module, x)  # type: ignore[arg-type]  # each type with its own module
         dimensions = 2 if isinstance(self.module, nn.Linear) else 4
         if x.dim() < dimensions:
             raise ValueError(
@@ -285,15 +320,3 @@ def _check_module(name: str, module: nn.Module, kind: str) -> None:
         raise ValueError(f"{name}.weight is offloaded (meta device): load it before running rows")
     if "forward" in module.__dict__ and slot_of(module) is None:
         raise ValueError(f"{name} has a forward of its own already, put there by a hook (offloading?): remove it first")
-
-
-def _check_projections(denoiser: nn.Module, modules: Mapping[str, Layer]) -> None:
-    """An attention with fused projections keeps the single ones, but runs copies of their weights."""
-    for name, module in denoiser.named_modules():
-        if getattr(module, "fused_projections", False):
-            prefix = f"{base_name(name)}."
-            unused = [
-                n for n in modules if n.startswith(prefix) and re.fullmatch(r"(to|add)_[qkv](_proj)?", n[len(prefix) :])
-            ]
-            if unused:
-                raise ValueError(f"{unused[0]} is not in use, its attention runs fused projections: unfuse them first")

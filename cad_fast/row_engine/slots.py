@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,13 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..diffusion.structure import Layer, base_name
+from ..diffusion.structure import Layer
 from ..ops.edited_conv2d import edited_conv2d
 from ..ops.edited_linear import edited_linear
 from .forms import geometry, padded_images
+from .surroundings import PROJECTION, Surroundings, modules_by_path, runs_fused
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+# How many numbers of rows a plan keeps its bounds for.
+_KEPT_SIZES = 64
 _numbers = itertools.count()
 _slots: WeakValueDictionary[int, Slot] = WeakValueDictionary()
 _opening = threading.Lock()
@@ -33,7 +35,7 @@ _opening = threading.Lock()
 
 @dataclass
 class Plan:
-    """The edits of one module's rows, group by group.
+    """The edits of one module's rows, group by group. A plan of one group is for whatever rows the module sees.
 
     bounds: [G + 1], where each group of the denoiser's rows begins and ends; offsets: [G + 1], int64, on the CPU: group
     g has the entries offsets[g] to offsets[g + 1]; indices: [E], int64, flat into the weight, ascending in each group;
@@ -46,12 +48,20 @@ class Plan:
     factors: Tensor
     _scaled: dict[int, Tensor] = field(default_factory=dict)
 
-    def rows(self, per_row: int) -> Tensor:
-        """``bounds`` for a module that sees ``per_row`` rows for each of the denoiser's; int64, on the CPU."""
-        rows = self._scaled.get(per_row)
+    @property
+    def uniform(self) -> bool:
+        """Whether all rows are under the same edits, so that it does not matter which is which."""
+        return len(self.bounds) == 2
+
+    def rows(self, seen: int) -> Tensor:
+        """``bounds`` for a module that sees ``seen`` rows, a multiple of the denoiser's; int64, on the CPU."""
+        rows = self._scaled.get(seen)
         if rows is None:
+            if len(self._scaled) >= _KEPT_SIZES:  # experts see another number of rows in each call
+                self._scaled.clear()
+            scaled = [0, seen] if self.uniform else [bound * (seen // self.bounds[-1]) for bound in self.bounds]
             with torch.inference_mode(False):
-                rows = self._scaled[per_row] = torch.tensor([bound * per_row for bound in self.bounds])
+                rows = self._scaled[seen] = torch.tensor(scaled)
         return rows
 
     def entries_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -66,22 +76,28 @@ class Plan:
 class Slot:
     """What runs in place of one module's forward; as ever while ``plan`` is None. One per module, for all users."""
 
-    def __init__(self, name: str, module: Layer, attention: nn.Module | None) -> None:
+    def __init__(
+        self, name: str, module: Layer, attention: nn.Module | None, surroundings: Surroundings | None
+    ) -> None:
         self.name, self.module = name, module
         self.plan: Plan | None = None
-        self._attention = attention
+        self._thread: int | None = None
+        self._ran = False
+        self._attention, self._surroundings = attention, surroundings
         self._users: WeakSet[Any] = WeakSet()
         self.number = next(_numbers)
         _slots[self.number] = self
 
     @classmethod
-    def open(cls, name: str, module: Layer, attention: nn.Module | None, user: Any) -> Slot:
+    def open(
+        cls, name: str, module: Layer, attention: nn.Module | None, modules: Mapping[str, nn.Module], user: Any
+    ) -> Slot:
         """The module's slot, made if there is none, until each user closes it. TypeError if it cannot have one."""
         with _opening:
             slot = slot_of(module)
             if slot is None:
                 _check_layer(name, module)
-                slot = cls(name, module, attention)
+                slot = cls(name, module, attention, Surroundings(name, module, modules))
                 # On this instance alone. Under accelerate's hooks, which load the weights first, not around them.
                 module.__dict__["_old_forward" if "_old_forward" in module.__dict__ else "forward"] = slot.forward
             slot._users.add(user)
@@ -93,6 +109,8 @@ class Slot:
             self._users.discard(user)
             if self._users or slot_of(self.module) is not self:
                 return
+            if self._surroundings is not None:
+                self._surroundings.close()
             entries = self.module.__dict__
             if _is_slot(entries.get("forward")):
                 del entries["forward"]
@@ -100,26 +118,63 @@ class Slot:
                 entries["_old_forward"] = type(self.module).forward.__get__(self.module)
 
     def check(self) -> None:
-        """Raises TypeError for weights of a dtype that cannot be edited, ValueError if the module is not in use."""
+        """Check that an edit of the module can act.
+
+        Raises:
+            TypeError: its weights are of a dtype that cannot be edited.
+            ValueError: the module is not in use, or an adapter has changed its weight or reads it.
+        """
         if self.module.weight.dtype not in WEIGHT_DTYPES:
             known = ", ".join(map(str, WEIGHT_DTYPES))
             raise TypeError(f"{self.name}.weight is {self.module.weight.dtype}, expected one of {known}")
-        if self._attention is not None and getattr(self._attention, "fused_projections", False):
+        if self._attention is not None and runs_fused(self._attention):
             raise ValueError(f"{self.name} is not in use, its attention runs fused projections: unfuse them first")
+        if self._surroundings is not None:
+            self._surroundings.check()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def begin(self, plan: Plan) -> None:
+        """Run this thread's calls under a plan, until ``end``.
+
+        Raises:
+            RuntimeError: the module runs under other edits now. They are left.
+        """
+        with _opening:
+            if self.plan is not None:
+                raise RuntimeError(f"{self.name} is running under other edits now: one call of the denoiser at a time")
+            self.plan, self._thread, self._ran = plan, threading.get_ident(), False
+        if self._surroundings is not None:
+            self._surroundings.begin()
+
+    def end(self) -> None:
+        """Run as ever again."""
+        self.plan = None
+
+    @property
+    def left_out(self) -> str | None:
+        """The module that ran since ``begin`` without calling this one; None if this one ran, or neither did."""
+        if self._ran or self._surroundings is None or not self._surroundings.caller_ran:
+            return None
+        return self._surroundings.caller or "the denoiser"
+
+    def forward(self, input: Tensor) -> Tensor:  # named as torch names it, for those who give it by name
         if torch.compiler.is_compiling():
-            return torch.ops.cad_fast_rows.slot(x, self.module.weight, self.module.bias, self.number)
-        return self.run(x)
+            return torch.ops.cad_fast_rows.slot(input, self.module.weight, self.module.bias, self.number)
+        return self.run(input)
 
     def run(self, x: Tensor) -> Tensor:
         """The module's output for x [R * m, ...], the denoiser having R rows, each under its edit."""
         plan, module = self.plan, self.module
         if plan is None:
             return type(module).forward(module, x)  # type: ignore[arg-type]  # each type with its own module
+        if self._thread != threading.get_ident():
+            raise RuntimeError(
+                f"{self.name} is running under the edits of a call in another thread: one call of the denoiser at a "
+                "time, or a denoiser of its own for each thread"
+            )
+        self._ran = True
         shape, of_denoiser = x.shape, plan.bounds[-1]
-        per_row, left = divmod(shape[0], of_denoiser) if len(shape) > 1 else (0, 1)
-        if left or not per_row:
+        known = len(shape) > 1 and shape[0] and not shape[0] % of_denoiser
+        if not known and not plan.uniform:
             raise ValueError(
                 f"{self.name} was called with an input of shape {list(x.shape)} while the denoiser has "
                 f"{of_denoiser} rows: expected the rows, or so many times their number, along the first dimension"
@@ -127,18 +182,20 @@ class Slot:
         indices, factors = plan.entries_on(x.device)
         if isinstance(module, nn.Linear):
             flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
-            rows = plan.rows(flat.shape[0] // of_denoiser)
+            rows = plan.rows(flat.shape[0])
             y = edited_linear(flat, module.weight, rows, plan.offsets, indices, factors, module.bias)
             return y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1])
-        x = padded_images(x, module)
-        rows = plan.rows(per_row)
-        return edited_conv2d(x, module.weight, rows, plan.offsets, indices, factors, module.bias, *geometry(module))
+        images = padded_images(x if len(shape) == 4 else x[None], module)
+        rows = plan.rows(len(images))
+        edits = (rows, plan.offsets, indices, factors)
+        y = edited_conv2d(images, module.weight, *edits, module.bias, *geometry(module))
+        return y if len(shape) == 4 else y[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         # A copied module runs as ever: whoever edits the original does not know of it.
         copied = Slot.__new__(Slot)
         memo[id(self)] = copied
-        Slot.__init__(copied, self.name, copy.deepcopy(self.module, memo), None)
+        Slot.__init__(copied, self.name, copy.deepcopy(self.module, memo), None, None)
         return copied
 
 
@@ -168,13 +225,13 @@ def _check_layer(name: str, module: nn.Module) -> None:
 
 def open_slots(denoiser: nn.Module, modules: Mapping[str, Layer], user: Any) -> dict[str, Slot]:
     """The slots of ``modules`` {path: module} of ``denoiser``; all of them, or none and an error."""
-    attentions = {base_name(name): module for name, module in denoiser.named_modules()}
+    by_path = modules_by_path(denoiser)
     opened: dict[str, Slot] = {}
     try:
         for name, module in modules.items():
             parent, _, last = name.rpartition(".")
-            projection = re.fullmatch(r"(to|add)_[qkv](_proj)?", last)
-            opened[name] = Slot.open(name, module, attentions.get(parent) if projection else None, user)
+            projection = PROJECTION.fullmatch(last)
+            opened[name] = Slot.open(name, module, by_path.get(parent) if projection else None, by_path, user)
     except BaseException:
         for slot in opened.values():
             slot.close(user)

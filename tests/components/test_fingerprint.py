@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 
+import peft
 import pytest
 import torch
 from torch import nn
 
-from cad_fast.components.fingerprint import Fingerprint
+from cad_fast.components.fingerprint import Fingerprint, own_tensors
 from tests.pipelines import stable_diffusion, stable_diffusion_3
 
 
@@ -52,6 +53,59 @@ def test_adapters_beside_the_weights_do_not_count() -> None:
     plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     wrapped = nn.Sequential(plain[0], Wrapped(plain[1]))
     assert Fingerprint.of(plain).difference(Fingerprint.of(wrapped)) is None
+
+
+ADAPTERS = {
+    "lora": peft.LoraConfig(r=2, target_modules=["to_k", "proj_in"], modules_to_save=["conv_out"]),
+    "dora": peft.LoraConfig(r=2, target_modules=["to_k", "to_v"], use_dora=True),
+    "loha": peft.LoHaConfig(r=2, target_modules=["to_k", "to_v"]),
+    "lokr": peft.LoKrConfig(r=2, target_modules=["to_k", "to_v"]),
+    "oft": peft.OFTConfig(r=2, oft_block_size=0, target_modules=["to_k", "to_v"]),
+    "ia3": peft.IA3Config(target_modules=["to_k", "to_v"], feedforward_modules=[]),
+    "hra": peft.HRAConfig(r=2, target_modules=["to_k", "to_v"]),
+}
+
+
+def load_ip_adapter(unet) -> None:
+    """An IP-Adapter of random weights, as diffusers loads one."""
+    weights, number = {}, 1
+    for name in unet.attn_processors:
+        if "attn1" not in name:
+            width = unet.get_submodule(name.rpartition(".")[0]).to_k.out_features
+            weights |= {f"{number}.to_{part}_ip.weight": torch.randn(width, 16) for part in "kv"}
+            number += 2
+    projection = {"proj.weight": torch.randn(64, 8), "proj.bias": torch.zeros(64)}
+    projection |= {"norm.weight": torch.ones(16), "norm.bias": torch.zeros(16)}
+    unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": weights}])
+
+
+@pytest.mark.parametrize("kind", [*ADAPTERS, "ip-adapter", "fused projections", "ip-adapter and lora"])
+def test_what_is_put_beside_the_weights_does_not_count(kind) -> None:
+    unet = copy.deepcopy(stable_diffusion().unet)
+    before = len(list(unet.parameters()))
+    if kind in ADAPTERS:
+        unet.add_adapter(ADAPTERS[kind], "x")
+    if "ip-adapter" in kind:
+        load_ip_adapter(unet)
+    if "and lora" in kind:
+        unet.add_adapter(ADAPTERS["lora"], "x")
+    if kind == "fused projections":
+        unet.fuse_qkv_projections()
+    assert len(list(unet.parameters())) > before
+    assert Fingerprint.of(unet) == Fingerprint.of(stable_diffusion().unet)
+    other = copy.deepcopy(unet)
+    with torch.no_grad():
+        for name, tensor in own_tensors(other):
+            assert "_ip" not in name and ".lora_" not in name
+            tensor.mul_(1.05)
+    assert "weights differ" in Fingerprint.of(unet).difference(Fingerprint.of(other))
+
+
+def test_own_tensors_are_those_of_the_state_dict() -> None:
+    for model in (stable_diffusion().unet, stable_diffusion_3().transformer, nn.BatchNorm2d(3)):
+        state = model.state_dict(keep_vars=True)
+        own = dict(own_tensors(model))
+        assert own.keys() == state.keys() and all(own[name] is state[name] for name in state)
 
 
 def test_models_without_matrices() -> None:

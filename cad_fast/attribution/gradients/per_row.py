@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...components.ablation import Ablation
 from ...components.space import ComponentSpace
+from ...diffusion.layer_calls import input_of
 from ...diffusion.structure import Layer
 from ...objectives import Objective
 from ...recording.call import DenoiserCall
@@ -56,7 +57,7 @@ def _tapped(denoiser: nn.Module, space: ComponentSpace, gradients: Tensor) -> It
     handles = []
     for entry, module in zip(space, space.modules(denoiser).values(), strict=True):
         columns = gradients[:, entry.offset : entry.offset + entry.count]
-        handles.append(module.register_forward_hook(_tap(columns)))
+        handles.append(module.register_forward_hook(_tap(columns), with_kwargs=True))
     try:
         yield
     finally:
@@ -65,8 +66,8 @@ def _tapped(denoiser: nn.Module, space: ComponentSpace, gradients: Tensor) -> It
 
 
 def _tap(gradients: Tensor) -> Any:
-    def hook(module: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0].detach()
+    def hook(module: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        x = input_of(args, kwargs).detach()
         if not output.requires_grad:  # nothing before it asks for a gradient: the graph begins here
             output = output.detach().requires_grad_()
 

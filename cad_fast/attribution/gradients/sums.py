@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ...components.module_components import ModuleComponents
 from ...components.space import ComponentSpace
 from ...diffusion.context import only_gradients_of
+from ...diffusion.layer_calls import input_of, with_input
 from ...diffusion.structure import Layer
 from ...objectives import Objective
 from ...recording.data import Recording
@@ -46,7 +47,8 @@ def gated(modules: Mapping[str, Layer], entries: Mapping[str, ModuleComponents])
         if entry.kind == "filter":
             handles.append(module.register_forward_hook(_gate_filters(gate[None])))
         else:
-            handles.append(module.register_forward_pre_hook(_gate_columns(gate[None], entry)))
+            hook = _gate_columns(gate[None], entry)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield gates
     finally:
@@ -55,8 +57,8 @@ def gated(modules: Mapping[str, Layer], entries: Mapping[str, ModuleComponents])
 
 
 def _gate_columns(gate: Tensor, entry: ModuleComponents) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (scale_columns(inputs[0], entry.per_column(gate, 1.0)), *inputs[1:])
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return with_input(args, kwargs, scale_columns(input_of(args, kwargs), entry.per_column(gate, 1.0)))
 
     return hook
 

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ...components.fingerprint import own_tensors
 from ...diffusion.denoisers import denoiser_of
-from ...diffusion.structure import base_name
 from ...files import check_tensor_header, read_json
 from .config import own_file
 
@@ -53,9 +53,8 @@ def weight_files(source: str | Path) -> list[Path]:
 
 
 def own_parameters(denoiser: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by their names without PEFT's adapters."""
-    state = denoiser.state_dict(keep_vars=True)
-    return {base_name(name): tensor for name, tensor in state.items() if ".lora_" not in name}
+    """Parameters and saved buffers by their names, without adapters that were put beside them."""
+    return dict(own_tensors(getattr(denoiser, "_orig_mod", denoiser)))
 
 
 def stored_weights(source: str | Path, own: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...diffusion.trees import same_leaf
-from .row_edits import CallFacts
+from .running import RunningCall
+from .uses import CallFacts
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,18 @@ class Guidance:
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
         self.is_pipeline = not isinstance(pipeline, nn.Module)
-        self._before: tuple[Any, Tensor] | None = None
+        self._before: tuple[RunningCall, Any, Tensor] | None = None
 
     def layout(self, facts: CallFacts, prompts: int, images: int | None, needs_branch: bool) -> Layout:
         """The layout of a call for so many prompts and images of each (None: as many as there are rows).
 
         Raises ValueError when the rows do not fit, or ``needs_branch`` and the branches cannot be told.
         """
-        copies = self._copies_of_all(facts) if images is None else self._copies(facts, prompts * images)
+        running = RunningCall.of(self.pipeline) if self.is_pipeline else None
+        if images is not None:
+            copies = self._copies(facts, prompts * images, running)
+        else:
+            copies = self._copies_of_all(facts, running) if needs_branch else 1
         if copies is None:
             raise ValueError(
                 f"edits were given for {prompts} prompts with {images} images each, but the denoiser was called with "
@@ -43,29 +48,55 @@ class Guidance:
         images = facts.rows // (copies * prompts)
         if not needs_branch:
             return Layout(copies, images, None)
+        if running is None:
+            raise ValueError(
+                "the denoiser was called from elsewhere than a call of the pipeline that the EditManager was made for, "
+                "so it cannot be told which rows are conditional: make a manager of the pipeline that is called, or "
+                "use branch='both'"
+            )
         if copies > 2:
             raise ValueError("guidance with three terms has no one conditional branch: use branch='both'")
         # As everywhere in diffusers: unconditional first in a batch, last in two calls.
-        return Layout(copies, images, (False, True) if copies == 2 else (not self._repeats(facts),))
+        return Layout(copies, images, (False, True) if copies == 2 else (not self._repeats(facts, running),))
 
-    def _copies(self, facts: CallFacts, samples: int) -> int | None:
+    def _copies(self, facts: CallFacts, samples: int, running: RunningCall | None) -> int | None:
         copies, left = divmod(facts.rows, samples)
         if left or copies not in (1, 2, 3):
             return None
+        if running is not None and running.samples is not None:
+            return copies if samples == running.samples else None
         # Two copies are equal halves; three are not, or there are more prompts than it seems.
-        return copies if copies == 1 or (copies == 2) == (self._copies_of_all(facts) == 2) else None
+        return copies if copies == 1 or (copies == 2) == (self._guess(facts) == 2) else None
 
-    def _copies_of_all(self, facts: CallFacts) -> int:
+    def _copies_of_all(self, facts: CallFacts, running: RunningCall | None) -> int:
+        if running is None or running.samples is None or facts.rows % running.samples:
+            return self._guess(facts, running)
+        return facts.rows // running.samples
+
+    def _guess(self, facts: CallFacts, running: RunningCall | None = None) -> int:
+        """The copies that there seem to be, where the pipeline does not tell how many samples it draws."""
         half, left = divmod(facts.rows, 2)
-        unguided = not self.is_pipeline or getattr(self.pipeline, "do_classifier_free_guidance", None) is False
-        if left or not half or unguided:
+        guided = getattr(self.pipeline, "do_classifier_free_guidance", None) if running is None else running.guided
+        if left or not half or not self.is_pipeline or guided is False:
             return 1
-        return 2 if same_leaf(facts.sample[:half], facts.sample[half:]) else 1
+        if not same_leaf(facts.sample[:half], facts.sample[half:]):
+            return 1
+        if running is not None and guided is None:
+            raise ValueError(
+                "both halves of the rows have the same sample, and the pipeline does not tell whether they are the two "
+                "branches of guidance: use other seeds, or branch='both'"
+            )
+        return 2
 
-    def _repeats(self, facts: CallFacts) -> bool:
-        """Whether the call is the second at one timestep with one sample."""
-        before, self._before = self._before, (facts.timestep, facts.sample.clone())
-        repeats = before is not None and same_leaf(before[0], facts.timestep) and same_leaf(before[1], facts.sample)
-        if repeats:
-            self._before = None  # a third call begins another pair
-        return repeats
+    def _repeats(self, facts: CallFacts, running: RunningCall) -> bool:
+        """Whether the call is the second at one timestep with one sample, in one run."""
+        if running.guided is False:
+            self._before = None
+            return False
+        before, self._before = self._before, (running, facts.timestep, facts.sample.clone())
+        if before is None or not (same_leaf(before[1], facts.timestep) and same_leaf(before[2], facts.sample)):
+            return False
+        if not running.same_run(before[0]):
+            return False
+        self._before = None  # a third call begins another pair
+        return True

@@ -4,54 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...components.fingerprint import Fingerprint
 from ...diffusion.denoisers import ForwardSignature, denoiser_of, timestep_value
-from ...diffusion.timesteps import TimestepWindow, Window
+from ...row_engine.around import Around
 from ...row_engine.engine import runs_under_ablations
+from ...row_engine.row_order import row_order
 from ...row_engine.slots import Plan, Slot, open_slots
 from ..data import EditData, check_edit_name
 from ..files.sources import EditSource, open_source
-from ..weights import intact_fingerprint
+from ..weights import intact_fingerprint, require_model
 from .prepared import ByteCache, Composition, PreparedEdit, composed
-
-
-class EditUse(NamedTuple):
-    """One edit in one row: at which strength, and in which window of timesteps; None for all."""
-
-    name: str
-    strength: float = 1.0
-    window: TimestepWindow | None = None
-
-    def acts_at(self, timestep: float) -> bool:
-        """Return whether the edit changes anything at this timestep."""
-        return self.strength != 0 and (self.window is None or self.window.contains(timestep))
-
-
-RowUses = tuple[EditUse, ...]
-
-
-@dataclass(frozen=True)
-class CallFacts:
-    """What is known of a denoiser call before it runs: its number of rows, the sample and the timestep given."""
-
-    rows: int
-    sample: Tensor
-    timestep: Any
-
-
-GivenUse: TypeAlias = "EditUse | tuple[str] | tuple[str, float] | tuple[str, float, Window | None]"
-GivenRows = Sequence[Sequence[GivenUse]]
-Assignment = GivenRows | Callable[[CallFacts], Sequence[RowUses]]
+from .turns import claimed, require_turn
+from .uses import Assignment, CallFacts, EditUse, GivenRows, GivenUse, RowUses, checked_strength, checked_window
 
 
 class RowEdits:
@@ -80,8 +52,11 @@ class RowEdits:
 
     The linears and convolutions that some edit names get a slot in place of their forward (see
     ``cad_fast.row_engine.slots``) when the edit is added, on this denoiser's modules alone. Add edits before
-    torch.compile runs the denoiser: from then on assignments change without compiling anew. One call at a time: the
-    assignment belongs to the denoiser, not to the thread.
+    torch.compile runs the denoiser: from then on assignments change without compiling anew. One call at a time. What
+    ``set_rows`` says holds for all threads; while a context of ``rows`` is open, the denoiser is its thread's alone.
+
+    An edit acts in the calls of its modules. Where something reads a module's weight instead, as some adapters of PEFT
+    do, the call of the denoiser raises ValueError or RuntimeError naming the module.
 
     Args:
         denoiser: a module, or a pipeline with a ``unet`` or a ``transformer``. Weights of float32, bfloat16 or float16.
@@ -101,10 +76,11 @@ class RowEdits:
         self._sources: dict[str, EditSource] = {}
         self._slots: dict[str, Slot] = {}
         self._assignment: Sequence[RowUses] | Callable[[CallFacts], Sequence[RowUses]] | None = None
-        self._unhook: contextlib.ExitStack | None = None
-        self._acting: list[Slot] = []
-        self._thread: int | None = None
-        """Of the call that ``_acting`` are for."""
+        self._contexts: list[Sequence[RowUses] | Callable[[CallFacts], Sequence[RowUses]]] = []
+        """The assignments of the contexts that are open, the innermost last."""
+        self._around: Around | None = None
+        self._acting: dict[int, list[Slot]] = {}
+        """The slots that have a plan, by the thread of the call that it is for."""
         self._numbers = itertools.count()
         self._prepared = ByteCache(cache_bytes)
         self._compositions = ByteCache(cache_bytes)
@@ -136,7 +112,7 @@ class RowEdits:
         name = check_edit_name(source.name if name is None else name)
         if name in self._sources:
             raise ValueError(f"there is an edit {name!r} already: delete it first, or choose another name")
-        space.fingerprint.require_same(self.fingerprint, f"edit {name!r}")
+        require_model(space.fingerprint, self.inner, self.fingerprint, name)
         modules = space.modules(self.inner)
         new = {module: modules[module] for module in modules if module not in self._slots}
         self._slots |= open_slots(self.inner, new, self) if new else {}
@@ -146,9 +122,9 @@ class RowEdits:
     def remove(self, name: str) -> None:
         """Forget an edit. Raises ValueError if it is unknown, naming those there are, or in rows that are set."""
         self.require(name)
-        rows = self._assignment
-        if rows is not None and not callable(rows) and any(use.name == name for row in rows for use in row):
-            raise ValueError(f"edit {name!r} is in use: set other rows first")
+        for rows in (self._assignment, *self._contexts):
+            if rows is not None and not callable(rows) and any(use.name == name for row in rows for use in row):
+                raise ValueError(f"edit {name!r} is in use: set other rows first")
         number = self._sources.pop(name).number
         self._prepared.drop(lambda key: key == number)
         self._compositions.clear()
@@ -189,31 +165,35 @@ class RowEdits:
         """Run the denoiser's calls from now on with these edits; None: as it is.
 
         ``rows`` is what ``rows()`` takes, or a function that is given the CallFacts of each call and gives for it what
-        ``checked`` returns.
+        ``checked`` returns. Raises RuntimeError inside a context of ``rows``, whose rows would go on.
         """
+        if self._contexts:
+            raise RuntimeError("the rows cannot be set while a context of rows is open: leave it first")
         self._assignment = rows if rows is None or callable(rows) else self.checked(rows)
-        if self._assignment is None:
-            self._remove_hooks()
-        elif self._unhook is None:
-            self._unhook = self._hooked()
+        self._observe()
 
     @contextlib.contextmanager
     def rows(self, rows: Assignment) -> Iterator[None]:
         """A context in which row i of each call of the denoiser runs under the edits ``rows[i]``.
 
         Each is a sequence of (name, strength, window). Strength defaults to 1; window, a TimestepWindow or two
-        timesteps in either order, to None. Raises as ``checked``. Inside, the denoiser raises ValueError when called
-        with another number of rows.
+        timesteps in either order, to None. Raises as ``checked``, and RuntimeError while another thread has such a
+        context open for the denoiser. Inside, the denoiser raises ValueError when called with another number of rows,
+        RuntimeError when called by another thread, and RowsMixed (a ValueError) when rows with different edits do not
+        stay rows in it (see ``cad_fast.row_engine.row_order``). A context within replaces the rows until it is left.
         """
-        before = self._assignment
-        self.set_rows(rows)
-        try:
-            yield
-        finally:
-            self.set_rows(before)
+        assignment = rows if callable(rows) else self.checked(rows)
+        with claimed(self.inner):
+            self._contexts.append(assignment)
+            self._observe()
+            try:
+                yield
+            finally:
+                self._contexts.remove(assignment)
+                self._observe()
 
     def close(self) -> None:
-        """Forget all edits and leave the denoiser as it was."""
+        """Forget all edits and leave the denoiser as it was. Raises as ``set_rows``."""
         self.set_rows(None)
         for slot in self._slots.values():
             slot.close(self)
@@ -221,41 +201,22 @@ class RowEdits:
         for cache in (self._prepared, self._compositions, self._plans):
             cache.clear()
 
-    def _hooked(self) -> contextlib.ExitStack:
-        """Have ``_before`` and ``_after`` run around the denoiser's calls, outside of what is compiled."""
-        stack = contextlib.ExitStack()
-        compiled = self.denoiser._compiled_call_impl if self.denoiser is self.inner else None
-        if compiled is None:
-            hooks = _Hooks(self)
-            stack.callback(self.denoiser.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
-            stack.callback(self.denoiser.register_forward_hook(hooks.after, always_call=True).remove)
-            return stack
-
-        # After module.compile() a module's hooks are part of what is compiled.
-        def around(*args: Any, **kwargs: Any) -> Any:
-            self._before(args, kwargs)
-            try:
-                return compiled(*args, **kwargs)
-            finally:
-                self._after()
-
-        self.denoiser._compiled_call_impl = around
-        stack.callback(setattr, self.denoiser, "_compiled_call_impl", compiled)
-        return stack
-
-    def _remove_hooks(self) -> None:
-        if self._unhook is not None:
-            self._unhook.close()
-            self._unhook = None
+    def _observe(self) -> None:
+        """Be told of the denoiser's calls while rows are set, and only then."""
+        wanted = self._assignment is not None or bool(self._contexts)
+        if wanted and self._around is None:
+            self._around = Around(self.denoiser, self._before, self._check, self._after)
+        elif not wanted and self._around is not None:
+            self._around.remove()
+            self._around = None
             self._after()
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assignment = self._assignment
+        self._after()  # torch runs no hook after a call that ended by what is no Exception, such as Ctrl-C
+        require_turn(self.inner, "a call of")
+        assignment = self._contexts[-1] if self._contexts else self._assignment
         if assignment is None:
             return
-        if self._acting and self._thread == threading.get_ident():
-            # torch runs no hook after a call that ended by what is no Exception, such as Ctrl-C.
-            self._after()
         inputs = self._signature.bind(args, kwargs)
         facts = CallFacts(
             len(inputs[self._signature.sample_key]),
@@ -270,19 +231,34 @@ class RowEdits:
             return
         if runs_under_ablations(self.inner):
             raise RuntimeError("edits cannot act while the denoiser runs under ablations (cad_fast.rows)")
-        self._thread = threading.get_ident()
-        for slot, plan in plans:
-            slot.check()
-            if slot.plan is not None:
-                self._after()
-                raise RuntimeError(f"{slot.name} is running under other edits now: one call of the denoiser at a time")
-            slot.plan = plan
-            self._acting.append(slot)
+        if not plans[0][1].uniform:
+            layers = {slot.name: slot.module for slot in self._slots.values()}
+            order = row_order(self.inner, args, kwargs, facts.rows, layers)
+            order.require([slot.name for slot, _ in plans], "an edit of its own for each row")
+        acting = self._acting.setdefault(threading.get_ident(), [])
+        try:
+            for slot, plan in plans:
+                slot.check()
+                slot.begin(plan)
+                acting.append(slot)
+        except BaseException:
+            self._after()
+            raise
+
+    def _check(self) -> None:
+        """Raise RuntimeError if a slot with a plan was passed over in the call that has just been made."""
+        for slot in self._acting.get(threading.get_ident(), ()):
+            caller = slot.left_out
+            if caller is not None:
+                raise RuntimeError(
+                    f"the edits of {slot.name} did not act: {caller} ran without calling it. Something reads its "
+                    "weight instead, such as an adapter or a fused projection, or has no use for it in this call. Put "
+                    "the edit into the weights (fuse_edits, Edit.fuse), or leave the module out of it"
+                )
 
     def _after(self) -> None:
-        for slot in self._acting:
-            slot.plan = None
-        self._acting.clear()
+        for slot in self._acting.pop(threading.get_ident(), ()):
+            slot.end()
 
     def _keys(self, rows: Sequence[RowUses], timestep: Any) -> tuple[tuple[tuple[int, float], ...], ...]:
         """Per row the edits that act now, as (number of the edit, strength) in the order of their names."""
@@ -334,41 +310,6 @@ class RowEdits:
     def _prepared_edit(self, number: int) -> PreparedEdit:
         source = next(source for source in self._sources.values() if source.number == number)
         return self._prepared.get(number, lambda: PreparedEdit.of(source.read()), lambda made: made.nbytes)
-
-
-class _Hooks:
-    """A denoiser's hooks; a deep copy of the denoiser has some that do nothing, as it has no edits."""
-
-    def __init__(self, edits: RowEdits | None) -> None:
-        self._edits = edits
-
-    @torch.compiler.disable
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._edits is not None:
-            self._edits._before(args, kwargs)
-
-    @torch.compiler.disable
-    def after(self, *_: Any) -> None:
-        if self._edits is not None:
-            self._edits._after()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hooks:
-        return _Hooks(None)
-
-
-def checked_strength(strength: Any, name: str) -> float:
-    """``strength`` as a float. Raises ValueError, naming the edit, unless it is a finite number."""
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
-        raise ValueError(f"the strength of edit {name!r} is {strength!r}, expected a finite number")
-    return float(strength)
-
-
-def checked_window(window: Any, name: str) -> TimestepWindow | None:
-    """Return ``TimestepWindow.of(window)``. Raises ValueError, naming the edit, unless it is a window or None."""
-    try:
-        return TimestepWindow.of(window)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the window of edit {name!r} is {window!r}, expected two timesteps, or None") from error
 
 
 def _size_of_plans(plans: list[tuple[Slot, Plan]]) -> int:

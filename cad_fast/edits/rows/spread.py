@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from ...diffusion.timesteps import TimestepWindow, Window
-from .row_edits import EditUse, RowEdits, checked_strength, checked_window
+from .row_edits import RowEdits
+from .uses import EditUse, checked_strength, checked_window
 
 Names: TypeAlias = Sequence[str | Sequence[str] | None]
 Weights: TypeAlias = float | Sequence[float | Sequence[float | None] | None] | None

@@ -64,7 +64,7 @@ class Batcher:
         observer: gets what the metrics need.
 
     Raises:
-        ValueError: a number is out of range, or the pipeline offloads its parts.
+        ValueError: a number is out of range, or the pipeline offloads its parts or has a cache.
         TypeError: the pipeline has no denoiser.
     """
 

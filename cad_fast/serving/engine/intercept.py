@@ -44,12 +44,18 @@ def intercepted(pipeline: Any, intercept: Intercept) -> tuple[Any, Part]:
 
     Raises:
         TypeError: there is no denoiser.
-        ValueError: the pipeline moves its parts between devices.
+        ValueError: the pipeline moves its parts between devices, or its denoiser has a cache.
     """
     denoiser = denoiser_of(pipeline)
     if getattr(pipeline, "_all_hooks", None):
         raise ValueError(
             f"{type(pipeline).__name__} offloads its parts to the CPU between calls: serve it from one device"
+        )
+    cache = getattr(getattr(denoiser, "_orig_mod", denoiser), "_cache_config", None)
+    if cache is not None:
+        raise ValueError(
+            f"{type(denoiser).__name__} has a cache ({type(cache).__name__}), which keeps outputs of one call for the "
+            "next and decides for all rows at once: call disable_cache before it is served"
         )
     twin = _shallow(pipeline)
     denoiser_part = _forward_of("denoiser", denoiser, DENOISER)

@@ -17,6 +17,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from PIL import Image
 
+from ...row_engine.row_order import RowsMixed, row_order
 from .calls import Part, PartCall, finite_rows, join, split
 from .edited_passes import EditedPasses
 from .intercept import for_one_run, intercepted
@@ -120,6 +121,12 @@ class PipelineRuns:
         try:
             outputs, finite = self._pass(calls)
         except Exception as failure:
+            if isinstance(failure, RowsMixed) and len(calls) > 1:
+                log.warning("from now on the %s draws one picture at a time: %s", part.name, failure)
+                part.batches = False
+                for pair in calls:
+                    self._make([pair])
+                return
             names = ", ".join(str(run.picture) for run, _ in calls)
             log.warning("a pass of the %s failed for request %s: %s", part.name, names, failure, exc_info=failure)
             if len(calls) == 1:
@@ -142,6 +149,10 @@ class PipelineRuns:
         calls = [call for _, call in pairs]
         part, inputs = calls[0].part, join(calls)
         if part is self._denoiser:
+            if len(calls) > 1:
+                denoiser: Any = getattr(part.run, "_orig_mod", part.run)
+                order = row_order(denoiser, (), inputs, sum(call.rows for call in calls), {})
+                order.require((), "a pass for several requests")
             per_row = [run.picture.job.edits for run, call in pairs for _ in range(call.rows)]
             output = self._passes.run(inputs, per_row)
         else:

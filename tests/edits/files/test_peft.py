@@ -10,7 +10,7 @@ import cad_fast
 from cad_fast.attribution import Scores
 from cad_fast.components.space import ComponentSpace
 from cad_fast.diffusion.denoisers import denoiser_of
-from cad_fast.edits import Edit, Selection
+from cad_fast.edits import Edit, RowEdits, Selection
 from cad_fast.edits.files.peft import export_peft, load_peft
 from tests.pipelines import stable_diffusion
 
@@ -133,8 +133,12 @@ def test_an_edit_is_refused_beside_its_own_adapter(tmp_path):
     edit = edit_of(unet)
     export_peft(edit, unet, tmp_path)
     load_peft(unet, tmp_path)
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="has a SHiRA adapter, which adds to single weights"):
         edit.fuse(unet)
+    runner = RowEdits(unet)
+    runner.add(edit)
+    with runner.rows([((edit.name,),)] * 2), pytest.raises(ValueError, match=r"adapter \(ShiraLayer\)"):
+        output(unet, torch.float32)
 
 
 @pytest.mark.parametrize(

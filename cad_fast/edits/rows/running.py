@@ -1,0 +1,61 @@
+"""The call of a pipeline that is being made: found on the stack, so that the pipeline stays as it is."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RunningCall:
+    """A call of a pipeline that this thread is in.
+
+    Attributes:
+        frame_id: tells calls apart that are being made at once.
+        timesteps: what the scheduler was last told to go through. Every run gets a new object.
+        samples: how many samples are drawn, as far as the call has them as its ``latents``.
+        guided: whether guidance is on, as far as the pipeline says so.
+    """
+
+    frame_id: int
+    timesteps: Any
+    samples: int | None
+    guided: bool | None
+
+    @classmethod
+    def of(cls, pipeline: Any) -> RunningCall | None:
+        """The outermost call of ``pipeline`` on this thread's stack; None if there is none."""
+        frame: FrameType | None = sys._getframe(1)
+        outermost = None
+        while frame is not None:
+            code = frame.f_code
+            if code.co_argcount and code.co_varnames[0] == "self" and frame.f_locals.get("self") is pipeline:
+                outermost = frame
+            frame = frame.f_back
+        if outermost is None:
+            return None
+        names = outermost.f_locals
+        latents = names.get("latents")
+        samples = len(latents) if isinstance(latents, Tensor) and latents.ndim > 1 else None
+        guided = getattr(pipeline, "do_classifier_free_guidance", names.get("do_classifier_free_guidance"))
+        timesteps = getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
+        return cls(id(outermost), timesteps, samples, guided if isinstance(guided, bool) else None)
+
+    def same_run(self, other: RunningCall) -> bool:
+        """Whether both are of one run.
+
+        Raises:
+            ValueError: it cannot be told.
+        """
+        if self.frame_id != other.frame_id or self.timesteps is not other.timesteps:
+            return False
+        if self.timesteps is None:  # a frame's number may come again
+            raise ValueError(
+                "the pipeline's scheduler has no timesteps, so it cannot be told where a run begins and which call of "
+                "the denoiser is conditional: use branch='both'"
+            )
+        return True

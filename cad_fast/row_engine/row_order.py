@@ -1,0 +1,208 @@
+"""See whether the rows of a denoiser's calls stay rows: apart from each other, and in order in every layer.
+
+Rows under edits of their own need both. A mixture of experts hands its layers the tokens of all rows, sorted by
+expert; some attention processors take the batch apart by thirds; a cache decides for all rows at once. So a denoiser
+is tried once for every form of its inputs: it runs twice without edits, the second time with its rows moved up by one
+place and a new one at the end. Outputs, and inputs of layers, must have moved alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.layer_calls import input_of
+from ..diffusion.trees import SHARED_NAMES, leaves, map_leaves
+
+# How far what has moved may be from what it was, relative to its norm: far above rounding, far below another row.
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+class RowsMixed(ValueError):
+    """A denoiser's rows cannot run under edits or ablations of their own."""
+
+
+@dataclass
+class RowOrder:
+    """What is known of the rows of one form of a denoiser's calls.
+
+    Attributes:
+        mixed: why rows depend on each other; None if they do not.
+        layers: why a layer's input is not the rows in order, for the layers of which that is so.
+    """
+
+    mixed: str | None = None
+    layers: dict[str, str] = field(default_factory=dict)
+    _processors: list[tuple[nn.Module, Any]] = field(default_factory=list)
+
+    def holds(self) -> bool:
+        """Whether the attentions still have the processors that they were tried with."""
+        return all(getattr(module, "processor", None) is processor for module, processor in self._processors)
+
+    def require(self, layers: Any, doing: str) -> None:
+        """Raise RowsMixed, with the reason, unless the rows of all these layers are known to be rows."""
+        reason = self.mixed or next((self.layers[name] for name in layers if name in self.layers), None)
+        if reason is not None:
+            raise RowsMixed(
+                f"{doing} is not possible: {reason}. The same for all rows is: give every row the same, or run the "
+                "rows one call at a time"
+            )
+
+
+_known: WeakKeyDictionary[nn.Module, dict[Any, RowOrder]] = WeakKeyDictionary()
+
+
+def row_order(
+    denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: int, layers: Mapping[str, nn.Module]
+) -> RowOrder:
+    """What is known of the rows of calls like this one; the denoiser is tried if nothing is.
+
+    Neither random numbers nor hooks of the denoiser as a whole notice. Layers must run as they are, without edits.
+
+    Args:
+        denoiser: the module itself, not what torch.compile makes of it.
+        args: the call's arguments by place.
+        kwargs: the call's arguments by name.
+        rows: how many rows the call has, at least 2.
+        layers: the layers of which the rows are to be known, by their paths.
+    """
+    cache = getattr(denoiser, "_cache_config", None)
+    if cache is not None:
+        return RowOrder(f"the denoiser's cache ({type(cache).__name__}) decides for all rows at once (disable_cache)")
+    inputs = {"args": list(args), **kwargs}
+    form = tuple((path, leaf.shape, leaf.dtype) for path, leaf in leaves(inputs) if isinstance(leaf, Tensor))
+    key = (rows, form, frozenset(layers))
+    orders = _known.setdefault(denoiser, {})
+    known = orders.get(key)
+    if known is None or not known.holds():
+        known = orders[key] = _tried(denoiser, inputs, rows, layers)
+    return known
+
+
+def _tried(denoiser: nn.Module, inputs: dict[str, Any], rows: int, layers: Mapping[str, nn.Module]) -> RowOrder:
+    processors = [
+        (m, m.processor) for m in denoiser.modules() if not isinstance(m, nn.ModuleList) and _has_processor(m)
+    ]
+    order = RowOrder(_processors=processors)
+    before, after = _moved(inputs, rows)
+    with torch.no_grad(), _undisturbed(inputs):
+        first, seen_first = _run(denoiser, before, layers)
+        second, seen_second = _run(denoiser, after, layers)
+    if len(first) != rows or not _alike(first[1:], second[:-1], first.dtype):
+        kind = type(denoiser).__name__
+        order.mixed = f"a row of {kind} depends on the others or on its place among them (an attention processor?)"
+    for name in layers:
+        reason = _out_of_order(seen_first[name], seen_second[name], rows, first.dtype)
+        if reason is not None:
+            order.layers[name] = f"{name} {reason}"
+    return order
+
+
+def _has_processor(module: nn.Module) -> bool:
+    return "processor" in module.__dict__ or "processor" in module._modules
+
+
+def _moved(inputs: dict[str, Any], rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inputs with rows that differ, and those with every row one place further up and a new one at the end."""
+    generator = torch.Generator().manual_seed(0)
+
+    def per_row(path: str, leaf: Any) -> bool:
+        if SHARED_NAMES & set(path.split(".")):
+            return False
+        if isinstance(leaf, list):
+            return len(leaf) == rows
+        if not isinstance(leaf, Tensor) or not leaf.ndim or not len(leaf) or len(leaf) % rows:
+            return False
+        return len(leaf) == rows or (leaf.ndim > 2 and leaf.is_floating_point())  # such as a text for each frame
+
+    noisy: dict[str, Any] = {}
+    last: dict[str, Any] = {}
+
+    def told_apart(path: str, leaf: Any) -> Any:
+        noisy[path] = leaf
+        if per_row(path, leaf):
+            last[path] = leaf[: len(leaf) // rows]
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 2:
+                noise = torch.randn((len(leaf) + len(last[path]), *leaf.shape[1:]), generator=generator)
+                noise = noise.to(leaf.device, leaf.dtype) * leaf.float().std().to(leaf.dtype)
+                noisy[path] = leaf + noise[: len(leaf)]
+                last[path] = last[path] + noise[len(leaf) :]
+        return noisy[path]
+
+    def moved(path: str, leaf: Any) -> Any:
+        if path not in last:
+            return leaf
+        rest = noisy[path][len(last[path]) :]
+        return rest + last[path] if isinstance(rest, list) else torch.cat([rest, last[path]])
+
+    with torch.no_grad():
+        return map_leaves(inputs, told_apart), map_leaves(inputs, moved)
+
+
+@contextlib.contextmanager
+def _undisturbed(inputs: dict[str, Any]) -> Iterator[None]:
+    """A context that leaves random numbers as they were, and in which nothing is compiled."""
+    devices = {leaf.device for _, leaf in leaves(inputs) if isinstance(leaf, Tensor) and leaf.device.type == "cuda"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
+        if hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _run(
+    denoiser: nn.Module, inputs: dict[str, Any], layers: Mapping[str, nn.Module]
+) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    """The first tensor of the output, and of every input of a layer two numbers for each of its rows."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def taking_note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen[name].append(_digest(input_of(args, kwargs)))
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(taking_note(name), with_kwargs=True) for name, m in layers.items()]
+    try:
+        kwargs = {name: value for name, value in inputs.items() if name != "args"}
+        # Not as a call, so that the denoiser's own hooks are left out.
+        output = denoiser.forward(*inputs["args"], **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    tree = dict(output) if isinstance(output, dict) else output
+    return next(leaf for _, leaf in leaves({"output": tree}) if isinstance(leaf, Tensor)), seen
+
+
+def _digest(x: Tensor) -> Tensor:
+    """Three numbers [M, 3] that tell rows [M, ...] apart, the last the norm of each, which says what is rounding."""
+    flat = x.reshape(len(x), -1).float() if x.dim() > 1 else x.reshape(1, -1).float()
+    angles = torch.arange(flat.shape[1], device=x.device, dtype=torch.float32)
+    digest = flat @ torch.stack([angles.cos(), (1.7 * angles).sin()], 1)
+    return torch.cat([digest, flat.norm(dim=1, keepdim=True)], 1)
+
+
+def _out_of_order(first: list[Tensor], second: list[Tensor], rows: int, dtype: torch.dtype) -> str | None:
+    """Why a layer's inputs are not the rows in order; None if they are."""
+    for one, other in zip(first, second, strict=False):
+        if not len(one) or len(one) % rows or len(one) != len(other):
+            return f"is called with {len(one)} rows for the denoiser's {rows}, such as the tokens of an expert"
+        each = len(one) // rows
+        if not _alike(one[each:], other[:-each], dtype):
+            return "is called with the denoiser's rows in another order, such as frame by frame"
+    return None if len(first) == len(second) else "is not called as often for some rows as for others"
+
+
+def _alike(first: Tensor, second: Tensor, dtype: torch.dtype) -> bool:
+    if first.shape != second.shape:
+        return False
+    # What is not finite is so in both, or makes the rest differ.
+    first, second = (each.double().nan_to_num(0.0, 0.0, 0.0) for each in (first, second))
+    apart = (first - second).norm()
+    return bool(apart <= _TOLERANCES.get(dtype, 5e-2) * torch.maximum(first.norm(), second.norm()))

@@ -1,0 +1,142 @@
+"""What stands around a layer: the module that calls it, and the adapters that PEFT puts in its place.
+
+An edit acts in the call of a layer. It does not act where something reads the layer's weight instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..diffusion.structure import base_name
+
+PROJECTION = re.compile(r"(to|add)_[qkv](_proj)?")
+"""The last part of the path of a projection that attentions can fuse."""
+
+# PEFT's layers that call the layer they stand for, and take nothing else from its weight.
+_CALLING = frozenset({"LoraLayer", "LycorisLayer", "IA3Layer", "OFTLayer", "VeraLayer", "FourierFTLayer"})
+
+
+def runs_fused(attention: nn.Module) -> bool:
+    """Whether an attention runs copies of its projections' weights (fuse_qkv_projections)."""
+    if not getattr(attention, "fused_projections", False):
+        return False
+    processor = type(getattr(attention, "processor", None)).__name__
+    # diffusers' first attention class keeps the flag when the projections are unfused; its processor tells.
+    return type(attention).__name__ != "Attention" or processor.startswith("Fused")
+
+
+def check_projections(denoiser: nn.Module, modules: Iterable[str]) -> None:
+    """Raise ValueError if one of the modules is a projection of which its attention runs a copy."""
+    for name, module in denoiser.named_modules():
+        if runs_fused(module):
+            prefix = f"{base_name(name)}."
+            unused = [n for n in modules if n.startswith(prefix) and PROJECTION.fullmatch(n[len(prefix) :])]
+            if unused:
+                raise ValueError(f"{unused[0]} is not in use, its attention runs fused projections: unfuse them first")
+
+
+def modules_by_path(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """All modules by their paths without the level that PEFT inserts; adapters, not the layers that they stand for."""
+    by_path: dict[str, nn.Module] = {}
+    for name, module in denoiser.named_modules():
+        by_path.setdefault(base_name(name), module)
+    return by_path
+
+
+class CallCounter:
+    """A forward pre-hook that counts the calls of the module that holds some layers. Compiled calls do not count."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.calls += 1
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CallCounter:
+        return CallCounter()
+
+
+class Surroundings:
+    """The surroundings of one layer.
+
+    Args:
+        name: the layer's path, without the level that PEFT inserts.
+        layer: the layer.
+        modules: all modules of the denoiser by their paths, likewise without that level.
+    """
+
+    def __init__(self, name: str, layer: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+        self.name, self.layer = name, layer
+        parent, _, self._last = name.rpartition(".")
+        self._holder = modules.get(parent)
+        while parent and isinstance(modules.get(parent), (nn.ModuleList, nn.ModuleDict)):
+            parent = parent.rpartition(".")[0]
+        self.caller = parent
+        """The path of the module that calls the layer; empty for the denoiser itself."""
+        self._counter = CallCounter()
+        calls = modules.get(parent) if parent else None
+        self._handle = None if calls is None else calls.register_forward_pre_hook(self._counter)
+        self._before = 0
+
+    def close(self) -> None:
+        """Stop counting."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def begin(self) -> None:
+        """Count from here whether the caller runs."""
+        self._before = self._counter.calls
+
+    @property
+    def caller_ran(self) -> bool:
+        """Whether the caller ran since ``begin``; the denoiser itself always does."""
+        return self._handle is None or self._counter.calls > self._before
+
+    def check(self) -> None:
+        """Raise ValueError if an adapter in the layer's place has changed its weight, or reads it."""
+        if self._holder is not None:
+            _check_adapters(self.name, self.layer, self._holder._modules.get(self._last))
+
+
+def adapters_of(layer: nn.Module, outer: nn.Module | None) -> Iterator[nn.Module]:
+    """The adapters in the layer's place that are active, ``outer`` being what stands there."""
+    while outer is not None and outer is not layer:
+        if getattr(outer, "active_adapters", None) and not getattr(outer, "disable_adapters", False):
+            yield outer
+        outer = outer._modules.get("base_layer")
+
+
+def check_adapters(name: str, layer: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError as ``Surroundings.check``."""
+    _check_adapters(name, layer, modules.get(name))
+
+
+def _check_adapters(name: str, layer: nn.Module, outer: nn.Module | None) -> None:
+    for adapter in adapters_of(layer, outer):
+        _check_adapter(name, adapter)
+
+
+def _check_adapter(name: str, adapter: nn.Module) -> None:
+    if getattr(adapter, "merged", False):
+        names = ", ".join(getattr(adapter, "merged_adapters", []))
+        raise ValueError(
+            f"{name}.weight has the adapter {names} fused into it, which an edit or ablation of the model would act on "
+            "too: unfuse the adapter first (unfuse_lora)"
+        )
+    active: Any = adapter.active_adapters
+    kinds = [kind.__name__ for kind in type(adapter).__mro__]
+    variants = [type(v).__name__ for key, v in getattr(adapter, "lora_variant", {}).items() if key in active]
+    if "base_layer" in adapter._modules and (variants or _CALLING.isdisjoint(kinds)):
+        kind = next((name for name in [*variants, *kinds] if name.endswith(("Variant", "Layer"))), kinds[0])
+        raise ValueError(
+            f"{name} has an adapter ({kind}) that reads its weight, or may do so, rather than only call it: an edit of "
+            "rows would be left out or act otherwise. Put the edit into the weights (fuse_edits, Edit.fuse), or "
+            "disable the adapter"
+        )

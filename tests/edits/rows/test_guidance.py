@@ -1,0 +1,87 @@
+"""Which rows are conditional: told anew by every run, or an error."""
+
+import copy
+
+import pytest
+import torch
+
+from cad_fast.edits import EditManager
+from tests.edits.rows.test_row_edits import random_edit
+from tests.edits.test_manager import draw, own
+from tests.row_truth import distance
+
+ONE = ["a cat"]
+
+
+def conditional(name):
+    """A pipeline with an edit active on the conditional branch, and its manager."""
+    pipeline, more = own(name)
+    manager = EditManager(pipeline)
+    denoiser = manager.row_edits.inner
+    manager.load_edit(random_edit(denoiser, "a", 1), "a")
+    manager.set_edits("a", branch="conditional")
+    return manager, pipeline, more
+
+
+def test_one_step_with_the_same_seed_again() -> None:
+    for name, guidance in (("sdxl", {"guidance_scale": 0.0}), ("flux", {})):
+        manager, pipeline, more = conditional(name)
+        settings = {**more, **guidance, "num_inference_steps": 1}
+        pictures = [draw(pipeline, ONE, more=settings) for _ in range(3)]
+        manager.disable_edits()
+        plain = draw(pipeline, ONE, more=settings)
+        assert torch.equal(pictures[0], pictures[1]) and torch.equal(pictures[0], pictures[2])
+        assert distance(pictures[0], plain) > 1e-3
+
+
+def test_a_run_after_one_that_was_interrupted() -> None:
+    _, pipeline, more = conditional("flux-true-cfg")
+    first = draw(pipeline, ONE, more=more)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = pipeline.transformer.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        draw(pipeline, ONE, more=more)
+    handle.remove()
+    assert torch.equal(draw(pipeline, ONE, more=more), first)
+    unguided = {**more, "true_cfg_scale": 1.0, "num_inference_steps": 1}
+    alone = draw(pipeline, ONE, more=unguided)
+    draw(pipeline, ONE, more={**more, "num_inference_steps": 1})  # guided, then not, from one seed
+    assert torch.equal(draw(pipeline, ONE, more=unguided), alone)
+
+
+def test_a_denoiser_that_two_pipelines_share() -> None:
+    manager, pipeline, more = conditional("flux")
+    other = copy.copy(pipeline)
+    other.scheduler = copy.deepcopy(pipeline.scheduler)
+    expected = draw(pipeline, ONE, more=more)
+    with pytest.raises(ValueError, match="called from elsewhere than a call of the pipeline"):
+        draw(other, ONE, more=more)
+    manager.set_edits("a")  # on both branches there is nothing to tell
+    assert torch.equal(draw(other, ONE, more=more), draw(pipeline, ONE, more=more))
+    manager.set_edits("a", branch="conditional")
+    assert torch.equal(draw(pipeline, ONE, more=more), expected)
+
+
+@pytest.mark.parametrize("name", ["flux", "pixart"])
+def test_two_prompts_from_one_seed_are_not_the_branches(name) -> None:
+    """Their halves are equal; neither pipeline has a property that tells whether guidance is on."""
+    _, pipeline, more = conditional(name)
+    guidance = {} if name == "flux" else {"guidance_scale": 1.0}
+    settings = {"num_inference_steps": 2, "output_type": "latent", **more, **guidance}
+
+    def run(prompts):
+        generator = [torch.Generator().manual_seed(3) for _ in prompts]
+        return pipeline(prompts, generator=generator, **settings)[0]
+
+    both = run(["a cat", "a dog"])
+    assert distance(both[:1], run(["a cat"])) < 1e-4 and distance(both[1:], run(["a dog"])) < 1e-4
+
+
+def test_what_cannot_be_told_is_an_error(monkeypatch) -> None:
+    _, pipeline, more = conditional("flux-true-cfg")
+    monkeypatch.setattr("cad_fast.edits.rows.running.getattr", lambda *_: None, raising=False)
+    with pytest.raises(ValueError, match="scheduler has no timesteps, so it cannot be told where a run begins"):
+        draw(pipeline, ONE, more=more)
