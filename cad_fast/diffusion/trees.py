@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 # Arguments that hold positions or layer numbers: shared by all rows even where their length happens to equal the rows.
-SHARED_NAMES = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "skip_layers"})
+SHARED_NAMES = frozenset(
+    {"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "skip_layers"}
+    | {"visual_rope_pos", "text_rope_pos"}
+)
 SCALARS = (type(None), bool, int, float, str)
 
 

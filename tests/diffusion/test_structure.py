@@ -265,6 +265,28 @@ def test_a_head_of_a_joint_attention_is_one_component() -> None:
     assert part.n == sum(entry.count for entry in part) and next(entry.offset for entry in part) == 0
 
 
+@pytest.mark.parametrize("method", ["gradient", "ablated_gradient", "sensitivity"])
+@pytest.mark.parametrize(("make", "kind"), [(stable_diffusion_3, "head"), (flux, "head"), (flux, "neuron")])
+def test_scores_of_shares_and_spans_are_those_of_gates(make, kind, method) -> None:
+    """By both ways there are: through gates, and by the gradients of all weights of a component."""
+    pipeline = make()
+    options = {"height": 16, "width": 16, "max_sequence_length": 16} if make is flux else {}
+    recording = cad_fast.record(pipeline, "a cat", num_inference_steps=2, progress=False, **options)
+    recording = cad_fast.with_base(recording, pipeline, "a dog", progress=False)
+    space = cad_fast.ComponentSpace.of(pipeline, kind)
+    objective = cad_fast.ConceptErasure(base="base")
+    if method == "gradient":
+        by_gate, by_weight = (
+            cad_fast.Attributor(pipeline, objective, space, method="gradient", via=via).run(recording, progress=False)
+            for via in ("gate", "weight")
+        )
+        torch.testing.assert_close(by_gate.values, by_weight.values, rtol=1e-3, atol=1e-6)
+        return
+    extra = {"partitions": 1, "fraction": 0.25} if method == "ablated_gradient" else {"probes": 1}
+    scores = cad_fast.Attributor(pipeline, objective, space, method=method, **extra).run(recording, progress=False)
+    assert len(scores.values) == space.n and scores.values.any()
+
+
 def test_edits_of_shared_heads_and_of_spans_are_stored(tmp_path) -> None:
     for pipeline, kind in ((stable_diffusion_3(), "head"), (flux(), "head"), (flux(), "neuron")):
         space = cad_fast.ComponentSpace.of(pipeline, kind)

@@ -73,7 +73,7 @@ def gradient_scores(
     sums = gradients.run(passes, state, progress)
     state.release()
     scores = torch.zeros(space.n)
-    for entry in space:
+    for entry in space if via == "weight" else space.leading:  # one gate for all shares of a component
         total = sums.pop(entry.module).div_(rows)
         if via == "weight":
             total = entry.reduce(total.mul_(gradients.modules[entry.module].weight.detach()))
