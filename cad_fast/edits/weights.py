@@ -95,7 +95,8 @@ class AppliedEdit:
 
         Raises:
             RuntimeError: a later edit of the same weights is still in place: undo that one first. Or some weights have
-                changed since; the message names their modules. The others are restored then, and the edit is over.
+                changed since; the message names their modules. The others are restored then, and the edit is over. Or
+                its attentions run copies of the edited weights (fuse_qkv_projections); the edit is over, too.
         """
         with _changing:
             denoiser = self._denoiser
@@ -109,6 +110,7 @@ class AppliedEdit:
             changed = self.restore()
             active.remove(self)
             self._denoiser = None
+        self._require_no_copies(denoiser)
         if changed:
             names = ", ".join(list(changed)[:4]) + (", ..." if len(changed) > 4 else "")
             raise RuntimeError(
@@ -116,6 +118,15 @@ class AppliedEdit:
                 "as by a LoRA that was fused or a state dict that was loaded: they were left as they are, the other "
                 f"{written - sum(changed.values())} were restored. Undo edits before what else changes weights"
             )
+
+    def _require_no_copies(self, denoiser: nn.Module) -> None:
+        try:
+            check_projections(denoiser, self.modules)
+        except ValueError as error:
+            raise RuntimeError(
+                f"edit {self.edit.name!r} is out of the weights, but projections were fused while it was in, and the "
+                f"copies still have it: {error}"
+            ) from error
 
     @torch.no_grad()
     def restore(self) -> dict[str, int]:

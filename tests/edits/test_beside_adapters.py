@@ -8,7 +8,7 @@ import torch
 from cad_fast.edits import EditManager
 from tests.components.test_fingerprint import ADAPTERS, load_ip_adapter
 from tests.edits.rows.test_row_edits import random_edit
-from tests.row_truth import copy_of
+from tests.row_truth import copy_of, some_call
 
 
 def put(unet, kind) -> None:
@@ -60,3 +60,33 @@ def test_fused_adapters_and_projections_are_named() -> None:
             fuse()
     unet.unfuse_qkv_projections()
     edit.fuse(unet).undo()
+
+
+def test_projections_fused_while_an_edit_is_in() -> None:
+    unet = copy_of("sd")
+    before = copy.deepcopy(unet.state_dict())
+    handle = random_edit(unet, "e", 1, target="cross-attention-kv").fuse(unet)
+    unet.fuse_qkv_projections()
+    with pytest.raises(RuntimeError, match="projections were fused while it was in, and the copies still have it"):
+        handle.undo()
+    assert all(torch.equal(unet.state_dict()[key], tensor) for key, tensor in before.items())
+
+
+def test_other_weights_under_row_edits() -> None:
+    unet = copy_of("sd")
+    manager = EditManager(unet)
+    manager.load_edit(random_edit(unet, "e", 1), "e")
+    manager.set_edits("e")
+    call, inputs = some_call("sd", 1)
+    before = copy.deepcopy(unet.state_dict())
+    with torch.no_grad():
+        expected = call.run(unet, **inputs)
+        unet.load_state_dict({key: tensor * 1.1 for key, tensor in before.items()})
+        for _ in range(2):
+            with pytest.raises(ValueError, match="no longer the model that its edits are of: their weights differ by"):
+                call.run(unet, **inputs)
+        unet.load_state_dict(before)
+        assert torch.equal(call.run(unet, **inputs), expected)
+        unet.to(torch.bfloat16)  # the same model
+        call, inputs = some_call("sd", 1, torch.bfloat16)
+        call.run(unet, **inputs)

@@ -81,6 +81,8 @@ class RowEdits:
         self._around: Around | None = None
         self._acting: dict[int, list[Slot]] = {}
         """The slots that have a plan, by the thread of the call that it is for."""
+        self._weights: dict[str, tuple[int, int]] = {}
+        """By module, what told its weight when the denoiser was last seen to be the edits' model."""
         self._numbers = itertools.count()
         self._prepared = ByteCache(cache_bytes)
         self._compositions = ByteCache(cache_bytes)
@@ -231,6 +233,7 @@ class RowEdits:
             return
         if runs_under_ablations(self.inner):
             raise RuntimeError("edits cannot act while the denoiser runs under ablations (cad_fast.rows)")
+        self._check_weights([slot for slot, _ in plans])
         if not plans[0][1].uniform:
             layers = {slot.name: slot.module for slot in self._slots.values()}
             order = row_order(self.inner, args, kwargs, facts.rows, layers)
@@ -244,6 +247,21 @@ class RowEdits:
         except BaseException:
             self._after()
             raise
+
+    def _check_weights(self, slots: Sequence[Slot]) -> None:
+        """Raise ValueError if weights that edits act on have been replaced by another model's."""
+        weights = {slot.name: slot.module.weight for slot in slots}
+        seen = {name: (w.data_ptr(), 0 if w.is_inference() else w._version) for name, w in weights.items()}
+        if all(self._weights.get(name) == told for name, told in seen.items()):
+            return
+        if not any(weight.device.type == "meta" for weight in self.inner.parameters()):  # offloaded: read when called
+            reason = self.fingerprint.difference(intact_fingerprint(self.inner))
+            if reason is not None:
+                raise ValueError(
+                    f"the denoiser is no longer the model that its edits are of: {reason}. Put the weights back that "
+                    "it had, or delete the edits and load those that were made for these weights"
+                )
+        self._weights |= seen
 
     def _check(self) -> None:
         """Raise RuntimeError if a slot with a plan was passed over in the call that has just been made."""
