@@ -54,6 +54,11 @@ class PipelinePart:
         return f"PipelinePart({type(self._pipeline).__name__}, {self._part!r})"
 
 
+def whole_pipeline(pipeline: Any) -> Any:
+    """What a ``PipelinePart`` is a view of; anything else is itself."""
+    return vars(pipeline)["_pipeline"] if isinstance(pipeline, PipelinePart) else pipeline
+
+
 def denoisers_in(pipeline: Any) -> dict[str, nn.Module]:
     """A pipeline's components that take a noisy sample and a timestep, by name; ControlNets are none."""
     components = getattr(pipeline, "components", None)

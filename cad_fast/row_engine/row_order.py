@@ -24,6 +24,10 @@ from ..diffusion.trees import SHARED_NAMES, leaves, map_leaves
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
+FEW_ROWS = 6
+"""How many rows are tried of calls with more: processors that take a batch apart do so by halves or thirds."""
+
+
 class RowsMixed(ValueError):
     """A denoiser's rows cannot run under edits or ablations of their own."""
 
@@ -76,6 +80,8 @@ def row_order(
     if cache is not None:
         return RowOrder(f"the denoiser's cache ({type(cache).__name__}) decides for all rows at once (disable_cache)")
     inputs = {"args": list(args), **kwargs}
+    if rows > FEW_ROWS:
+        inputs, rows = _first_rows(inputs, rows), FEW_ROWS
     form = tuple((path, leaf.shape, leaf.dtype) for path, leaf in leaves(inputs) if isinstance(leaf, Tensor))
     key = (rows, form, frozenset(layers))
     orders = _known.setdefault(denoiser, {})
@@ -108,25 +114,36 @@ def _has_processor(module: nn.Module) -> bool:
     return "processor" in module.__dict__ or "processor" in module._modules
 
 
+def _per_row(path: str, leaf: Any, rows: int) -> bool:
+    """Whether an input has an entry, or as many entries each, for the rows."""
+    if SHARED_NAMES & set(path.split(".")):
+        return False
+    if isinstance(leaf, list):
+        return len(leaf) == rows
+    if not isinstance(leaf, Tensor) or not leaf.ndim or not len(leaf) or len(leaf) % rows:
+        return False
+    return len(leaf) == rows or (leaf.ndim > 2 and leaf.is_floating_point())  # such as a text for each frame
+
+
+def _first_rows(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The inputs of the first ``FEW_ROWS`` rows of ``rows``."""
+
+    def cut(path: str, leaf: Any) -> Any:
+        return leaf[: len(leaf) // rows * FEW_ROWS] if _per_row(path, leaf, rows) else leaf
+
+    return map_leaves(inputs, cut)
+
+
 def _moved(inputs: dict[str, Any], rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The inputs with rows that differ, and those with every row one place further up and a new one at the end."""
     generator = torch.Generator().manual_seed(0)
-
-    def per_row(path: str, leaf: Any) -> bool:
-        if SHARED_NAMES & set(path.split(".")):
-            return False
-        if isinstance(leaf, list):
-            return len(leaf) == rows
-        if not isinstance(leaf, Tensor) or not leaf.ndim or not len(leaf) or len(leaf) % rows:
-            return False
-        return len(leaf) == rows or (leaf.ndim > 2 and leaf.is_floating_point())  # such as a text for each frame
 
     noisy: dict[str, Any] = {}
     last: dict[str, Any] = {}
 
     def told_apart(path: str, leaf: Any) -> Any:
         noisy[path] = leaf
-        if per_row(path, leaf):
+        if _per_row(path, leaf, rows):
             last[path] = leaf[: len(leaf) // rows]
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 2:
                 noise = torch.randn((len(leaf) + len(last[path]), *leaf.shape[1:]), generator=generator)

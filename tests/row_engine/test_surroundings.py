@@ -80,11 +80,12 @@ def test_gates_of_layers_called_by_keyword(kind) -> None:
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.net = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+            self.blocks = nn.ModuleList([nn.ModuleList([nn.Linear(8, 12), nn.Linear(12, 8)])])
             self.conv = nn.Conv2d(4, 4, 1)
 
         def forward(self, sample, timestep):
-            return self.conv(input=self.net[1](input=self.net[0](input=sample)))
+            widen, narrow = self.blocks[0]
+            return self.conv(input=narrow(input=widen(input=sample)))
 
     net = Net()
     space = ComponentSpace.of(net, kind, "all")

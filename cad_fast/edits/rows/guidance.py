@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...diffusion.denoisers import whole_pipeline
 from ...diffusion.trees import same_leaf
 from .running import RunningCall
 from .uses import CallFacts
@@ -25,7 +26,7 @@ class Guidance:
     """Tells the layout of the calls of one pipeline, whose guidance is in one batch, in two calls, or absent."""
 
     def __init__(self, pipeline: Any) -> None:
-        self.pipeline = pipeline
+        self.pipeline = whole_pipeline(pipeline)
         self.is_pipeline = not isinstance(pipeline, nn.Module)
         self._before: tuple[RunningCall, Any, Tensor] | None = None
 
@@ -62,6 +63,9 @@ class Guidance:
     def _copies(self, facts: CallFacts, samples: int, running: RunningCall | None) -> int | None:
         copies, left = divmod(facts.rows, samples)
         if left or copies not in (1, 2, 3):
+            return None
+        # In pipelines that draw parts of a picture the rows of one part are side by side, and copies are not alike.
+        if copies > 1 and not all(same_leaf(facts.sample[:samples], c) for c in facts.sample.split(samples)):
             return None
         if running is not None and running.samples is not None:
             return copies if samples == running.samples else None

@@ -10,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
+from cad_fast.diffusion.generation import Generation
 from cad_fast.attribution import Scores, Trust
 from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import MIN_HELDOUT_R, CardInfo, Edit, Selection, UntrustedScoresWarning
@@ -48,7 +49,7 @@ def evaluations(edit) -> tuple[Evaluation, Evaluation, Comparison]:
                 seen = "dog" if after and concept == "cat" and i < 3 else concept
                 outcomes.append(Outcome(concept, i, "p", {"object": concept}, {"object": seen}, {"object": 0.5}))
         settings = Settings(
-            "object", 4, 0, 5, 3.0, {}, {}, "fake", {"object": ["cat", "dog"]}, edit.space.fingerprint,
+            "object", 4, 0, Generation(5, 3.0), {}, "fake", {"object": ["cat", "dog"]}, edit.space.fingerprint,
             edit.name if after else None, 1.0 if after else None,
         )  # fmt: skip
         return Evaluation(settings, tuple(outcomes))
