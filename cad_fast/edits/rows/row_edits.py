@@ -233,6 +233,8 @@ class RowEdits:
             return
         if runs_under_ablations(self.inner):
             raise RuntimeError("edits cannot act while the denoiser runs under ablations (cad_fast.rows)")
+        for slot, _ in plans:
+            slot.check()
         self._check_weights([slot for slot, _ in plans])
         if not plans[0][1].uniform:
             layers = {slot.name: slot.module for slot in self._slots.values()}
@@ -241,7 +243,6 @@ class RowEdits:
         acting = self._acting.setdefault(threading.get_ident(), [])
         try:
             for slot, plan in plans:
-                slot.check()
                 slot.begin(plan)
                 acting.append(slot)
         except BaseException:
