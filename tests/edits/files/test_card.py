@@ -10,9 +10,9 @@ import torch
 import yaml
 from PIL import Image
 
-from cad_fast.diffusion.generation import Generation
 from cad_fast.attribution import Scores, Trust
 from cad_fast.components.space import ComponentSpace
+from cad_fast.diffusion.generation import Generation
 from cad_fast.edits import MIN_HELDOUT_R, CardInfo, Edit, Selection, UntrustedScoresWarning
 from cad_fast.edits.files.describe import describe_text
 from cad_fast.evaluation import Comparison, Evaluation, Outcome, compare
