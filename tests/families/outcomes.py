@@ -33,6 +33,8 @@ def outcome(family: Family, check: str) -> Outcome:
     except Exception as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         refused = isinstance(error, (ValueError, TypeError, RuntimeError)) and raised_in.is_relative_to(PACKAGE)
-        refused = refused and "unexpected keyword argument" not in str(error)  # Python's words, not ours
+        # Python's own errors, not ours.
+        refused = refused and not isinstance(error, RecursionError)
+        refused = refused and "unexpected keyword argument" not in str(error)
         return Outcome("refused" if refused else "crashed", f"{type(error).__name__}: {error}")
     return Outcome("right")
