@@ -85,6 +85,7 @@ _KNOWN_WRONG = [
     (f"kandinsky-2.2 {_PARTS}", "record rows weights heads",
      "pipelines inside the pipeline keep the progress bar's settings: AttributeError"),
     (f"wan-2.2-high-noise wan-2.2-low-noise {_PARTS}", "served", "a PipelinePart cannot be copied: RecursionError"),
+    ("wan-2.2-high-noise", "manager", "a PipelinePart gives its class to the pipeline: RecursionError from then on"),
     ("skyreels-v2-df", RECORDED, "the pipeline copies its scheduler, and with it the step that is being watched"),
     ("sag", "served", "attention processors set by the pipeline do not reach the denoiser: no reason is given"),
     ("gligen", "manager served", "refused for a reason that is not so: layers that the pipeline turns off for the "
