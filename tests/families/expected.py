@@ -61,11 +61,6 @@ _REFUSED = [
     ("prx stable-audio", "rows manager", "one row"),
 ]
 
-_JOINT = (
-    "sd3 sd3-t5 sd3.5 flux flux-schnell flux-true-cfg flux-controlnet flux2 flux2-klein flux2-klein-base chroma bria "
-    "bria-fibo ovis-image longcat-image hunyuan-image hunyuan-image-distilled hunyuan-video hunyuan-video-1.5 "
-    "qwen-image qwen-image-unguided auraflow mochi easyanimate"
-)
 _PARTS = "stable-cascade-decoder stable-cascade-prior"
 
 # (families, checks, what is wrong): not yet as it has to be. A result that is wrong in silence says so.
@@ -79,9 +74,6 @@ _KNOWN_WRONG = [
      "is wrong in silence, its replay is refused"),
     (_PARTS, "preset neurons", "in silence: the ResNet block that also reads a skip is left out"),
     ("amused", "preset", "in silence: the depthwise convolution before a feed-forward layer is taken for one"),
-    (_JOINT, "heads", "gradient scores of heads that the text and the picture share: KeyError"),
-    ("kandinsky-5-video kandinsky-5-image", "manager rows weights neurons heads",
-     "positions are taken for rows where they are as many: no reason is given, or one that is not so"),
     (f"kandinsky-2.2 {_PARTS}", "record rows weights heads",
      "pipelines inside the pipeline keep the progress bar's settings: AttributeError"),
     (f"wan-2.2-high-noise wan-2.2-low-noise {_PARTS}", "served", "a PipelinePart cannot be copied: RecursionError"),
