@@ -48,7 +48,7 @@ class Family:
 
     def pipeline(self) -> Any:
         """The pipeline, built once while it is among the few last used."""
-        return _built(self.name)
+        return built(self.name)
 
     def for_prompts(self, number: int | None) -> dict[str, Any]:
         """The arguments of a call with a list of so many prompts; None for one prompt that is not in a list."""
@@ -77,7 +77,8 @@ def family(name: str, pipeline_class: str, kind: Kind = "image", **more: Any) ->
 
 
 @functools.lru_cache(maxsize=2)
-def _built(name: str) -> Any:
+def built(name: str) -> Any:
+    """The pipeline of a family, with numbers of one seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         pipeline = FAMILIES[name].build()

@@ -26,10 +26,11 @@ COLUMNS = {
 INTRODUCTION = """\
 # Families of pipelines
 
-The tests build a tiny pipeline of each of these classes of diffusers, with random weights, and hold every result against
-something slow and obvious. A cell says what comes out: **yes**, right; **no**, refused, with the reason of that number below;
-**not yet**, known to be wrong, or refused for no good reason. Other pipelines with a `unet` or a `transformer` are likely to
-work as their nearest relative here does. Kolors and OmniGen are left out: they need sentencepiece and torchvision.
+The tests build a tiny pipeline of each of these classes of diffusers, with random weights, and hold every result
+against something slow and obvious. A cell says what comes out: **yes**, right; **no**, refused, with the reason of that
+number below; **not yet**, known to be wrong, or refused for no good reason. Other pipelines with a `unet` or a
+`transformer` are likely to work as their nearest relative here does. Kolors and OmniGen are left out: they need
+sentencepiece and torchvision.
 
 | Column | What is held against what |
 |---|---|

@@ -19,11 +19,18 @@ OUTPUTS = {
     "PRXBlock": "down_proj",
     "AudioDiTFeedForward": "ff.3",
     "Kandinsky3AttentionBlock": "feed_forward.2",
+    "ConvNextBlock": "channelwise_linear_2",
+    "SDCascadeResBlock": "channelwise.4",
     "GLUMBConv": "conv_point",
     "GLUMBTempConv": "conv_point",
 }
 # The class of a block that is more than a feed-forward layer -> the names of what belongs to that.
-PARTS_OF = {"PRXBlock": ("gate_proj", "up_proj", "down_proj"), "Kandinsky3AttentionBlock": ("feed_forward",)}
+PARTS_OF = {
+    "PRXBlock": ("gate_proj", "up_proj", "down_proj"),
+    "Kandinsky3AttentionBlock": ("feed_forward",),
+    "ConvNextBlock": ("channelwise_linear_1", "channelwise_linear_2"),
+    "SDCascadeResBlock": ("channelwise",),
+}
 # What reads attention and hidden units, or makes both: part of a feed-forward layer in a way, and in a way not.
 EITHER = ("proj_out", "to_out", "to_qkv_mlp_proj")
 # The class of an attention -> its output linears, and the name of its number of heads.

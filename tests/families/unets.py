@@ -7,6 +7,7 @@ from typing import Any
 import diffusers as d
 import torch
 
+from cad_fast import PipelinePart
 from tests.pipelines import _unet, stable_diffusion, stable_diffusion_xl
 
 from . import parts
@@ -187,8 +188,10 @@ def _if() -> Any:
     )
 
 
-@family("stable-cascade", "StableCascadeCombinedPipeline", output_type="pt", height=128, width=128,
-        prior_num_inference_steps=2)  # fmt: skip
+CASCADE = {"output_type": "pt", "height": 128, "width": 128, "prior_num_inference_steps": 2}
+
+
+@family("stable-cascade", "StableCascadeCombinedPipeline", **CASCADE)
 def _cascade() -> Any:
     from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
@@ -204,7 +207,7 @@ def _cascade() -> Any:
     return d.StableCascadeCombinedPipeline(
         tokenizer=parts.clip_tokenizer(),
         text_encoder=parts.clip(projection=True),
-        decoder=unet(in_channels=4, out_channels=4),
+        decoder=unet(in_channels=4, out_channels=4, effnet_in_channels=16),
         scheduler=d.DDPMWuerstchenScheduler(),
         vqgan=PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=2),
         prior_prior=unet(clip_image_in_channels=768, clip_text_in_channels=HIDDEN, switch_level=(False,)),
@@ -214,3 +217,13 @@ def _cascade() -> Any:
         prior_feature_extractor=None,
         prior_image_encoder=None,
     )
+
+
+@family("stable-cascade-decoder", "StableCascadeCombinedPipeline", **CASCADE, unguided=True)
+def _cascade_decoder() -> Any:
+    return PipelinePart(_cascade(), "decoder")
+
+
+@family("stable-cascade-prior", "StableCascadeCombinedPipeline", **CASCADE)
+def _cascade_prior() -> Any:
+    return PipelinePart(_cascade(), "prior_prior")

@@ -6,6 +6,8 @@ from typing import Any
 
 import diffusers as d
 
+from cad_fast import PipelinePart
+
 from . import parts
 from .family import family
 from .parts import HIDDEN
@@ -94,6 +96,16 @@ def _wan() -> Any:
 def _wan22() -> Any:
     """Two transformers: one for the noisy steps, one for the rest."""
     return d.WanPipeline(**wan_parts(unipc(), transformer_2=wan_transformer()), boundary_ratio=0.9)
+
+
+@family("wan-2.2-high-noise", "WanPipeline", "video", **WAN, calls=1)
+def _wan22_first() -> Any:
+    return PipelinePart(_wan22(), "transformer")
+
+
+@family("wan-2.2-low-noise", "WanPipeline", "video", **WAN, calls=1)
+def _wan22_second() -> Any:
+    return PipelinePart(_wan22(), "transformer_2")
 
 
 @family("wan-2.2-5b", "WanPipeline", "video", **{**WAN, "height": 32, "width": 32})
