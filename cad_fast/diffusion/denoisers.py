@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,19 +40,30 @@ class PipelinePart:
         vars(self).update(_pipeline=pipeline, _part=part, __call__=pipeline.__call__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._pipeline(*args, **kwargs)
+        return vars(self)["_pipeline"](*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._pipeline, name)
+        if name not in vars(self) and "_pipeline" not in vars(self):  # while it is being copied
+            raise AttributeError(name)
+        return getattr(vars(self)["_pipeline"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._pipeline, name, value)
+        setattr(vars(self)["_pipeline"], name, value)
 
     def __delattr__(self, name: str) -> None:
-        delattr(self._pipeline, name)
+        delattr(vars(self)["_pipeline"], name)
+
+    def __copy__(self) -> PipelinePart:
+        return PipelinePart(copy.copy(vars(self)["_pipeline"]), vars(self)["_part"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PipelinePart:
+        return PipelinePart(copy.deepcopy(vars(self)["_pipeline"], memo), vars(self)["_part"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PipelinePart, (vars(self)["_pipeline"], vars(self)["_part"])
 
     def __repr__(self) -> str:
-        return f"PipelinePart({type(self._pipeline).__name__}, {self._part!r})"
+        return f"PipelinePart({type(whole_pipeline(self)).__name__}, {denoiser_name(self)!r})"
 
 
 def whole_pipeline(pipeline: Any) -> Any:
@@ -76,6 +88,22 @@ def _denoises(module: nn.Module) -> bool:
     except (TypeError, ValueError):
         return False
     return len(names) > 1 and names[0] not in TIMESTEP_NAMES and any(name in names for name in TIMESTEP_NAMES)
+
+
+def require_one_of_its_kind(pipeline: Any) -> None:
+    """Raise ValueError for a pipeline that draws with several denoisers of one class, unless one was chosen.
+
+    An edit of one of them alone would act in some of the steps, and nobody would know.
+    """
+    if isinstance(pipeline, (PipelinePart, nn.Module)):
+        return
+    denoiser = denoiser_of(pipeline)
+    same = [name for name, module in denoisers_in(pipeline).items() if type(module) is type(denoiser)]
+    if len(same) > 1:
+        raise ValueError(
+            f"{type(pipeline).__name__} draws with {' and '.join(same)}, each in some of the steps, and edits are of one: "
+            f"say which, as PipelinePart(pipeline, {same[0]!r}), and edit the others too"
+        )
 
 
 def denoiser_name(pipeline: Any) -> str:

@@ -236,7 +236,7 @@ class _Structure:
         for down in sorted(leaves, key=lambda path: -_is_down(path)):
             beside = self._beside_attention(container, leaves[down])
             for extra in {0, beside}:
-                ups = self._ups(leaves, down, extra)
+                ups = self._ups(leaves, down, extra) or self._chained(container, leaves, down)
                 if ups and (extra or self._widens(container, leaves, down, ups)):
                     return self._note_feed_forward(container, ups, down, extra)
 
@@ -250,6 +250,13 @@ class _Structure:
             if path != down and layer.weight.shape[1] == width and layer.weight.shape[0] in (hidden, 2 * hidden)
         ]
         return ups if len(ups) <= 2 and (not extra or len(ups) == 1) else []
+
+    def _chained(self, container: str, leaves: Mapping[str, Layer], down: str) -> list[str]:
+        """The first of two layers in a row, which may read more than the second gives, such as a skip connection."""
+        if not isinstance(self.modules[container], nn.Sequential) or len(leaves) != 2 or down != list(leaves)[-1]:
+            return []
+        first = next(iter(leaves))
+        return [first] if leaves[first].weight.shape[0] == leaves[down].weight.shape[1] else []
 
     def _widens(self, container: str, leaves: Mapping[str, Layer], down: str, ups: list[str]) -> bool:
         width, hidden = leaves[down].weight.shape[:2]
@@ -285,8 +292,8 @@ class _Structure:
         if not extra:
             self.found[down] = LayerRole("feed-forward", "out", stream, hidden=(0, columns))
             # What stands between widening and narrowing, as the depthwise convolution of Sana's.
-            for path, layer in self._leaves(container).items():
-                if path not in self.found and isinstance(layer, nn.Conv2d):
+            for path in self._leaves(container):
+                if path not in self.found and isinstance(self.layers[down], nn.Conv2d):
                     self.found[path] = LayerRole("feed-forward", "between", stream)
             return
         attention = next(

@@ -8,22 +8,24 @@ from typing import Any
 
 from torch import nn
 
-_PARTS = ("unet", "transformer")
+from ..diffusion.denoisers import denoisers_in, whole_pipeline
+
 _changing = threading.Lock()
 
 
 def guard_denoiser(pipeline: Any, denoiser: nn.Module) -> Callable[[], None]:
-    """Have assignments of another denoiser to ``pipeline.unet`` or ``pipeline.transformer`` raise RuntimeError.
+    """Have assignments of another denoiser in its place, such as to ``pipeline.unet``, raise RuntimeError.
 
     The instance gets a class of its own for as long, derived from its class and of the same name; its copies do not.
 
     Returns:
         What ends the guard.
     """
+    pipeline = whole_pipeline(pipeline)
     if isinstance(pipeline, nn.Module):
         return _nothing
     inner = _inner(denoiser)
-    part = next((name for name in _PARTS if _inner(getattr(pipeline, name, None)) is inner), None)
+    part = next((name for name in denoisers_in(pipeline) if _inner(getattr(pipeline, name, None)) is inner), None)
     if part is None:
         return _nothing
     guard = (part, inner)

@@ -22,7 +22,7 @@ MAX_COMPONENTS = 2**27  # of one edit: 1% of a model of 13 billion weights; 1 Gi
 MAX_MODULES = 20_000
 HEADER_ALLOWANCE = 4 * 2**20  # bytes of a safetensors header: about 150 per module
 FORMAT_VERSION = 1
-_MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100}){0,30}", re.ASCII)
+_MODULE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}(\.[A-Za-z0-9_-]{1,100}){0,30}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def own_file(folder: Path, name: str) -> Path:
 def _module(name: str, value: Any, kind: str) -> ModuleLayout:
     where = f"module {_short(name)}"
     if not _MODULE_NAME.fullmatch(name):
-        raise ValueError(f"{where} is not the name of a module: expected letters, digits and _ between dots")
+        raise ValueError(f"{where} is not the name of a module: expected letters, digits, _ and - between dots")
     if not isinstance(value, dict):
         raise ValueError(f"{where} is {_short(value)}, expected an object")
     try:

@@ -68,6 +68,7 @@ class RowEdits:
     """
 
     def __init__(self, denoiser: Any, *, cache_bytes: int = 256 << 20) -> None:
+        require_one_of_its_kind(denoiser)
         self.denoiser: nn.Module = denoiser_of(denoiser)
         self.inner: nn.Module = getattr(self.denoiser, "_orig_mod", self.denoiser)
         """The denoiser itself, which torch.compile wraps."""
