@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
-_PARTS = ("unet", "transformer")
 _changing = threading.Lock()
 
 
 def guard_denoiser(pipeline: Any, denoiser: nn.Module) -> Callable[[], None]:
-    """Have assignments of another denoiser to ``pipeline.unet`` or ``pipeline.transformer`` raise RuntimeError.
+    """Have assignments of another denoiser to the pipeline's attribute, such as ``unet``, raise RuntimeError.
 
     The instance gets a class of its own for as long, derived from its class and of the same name; its copies do not.
 
@@ -22,8 +21,9 @@ def guard_denoiser(pipeline: Any, denoiser: nn.Module) -> Callable[[], None]:
     """
     if isinstance(pipeline, nn.Module):
         return _nothing
+    pipeline = vars(pipeline).get("_pipeline", pipeline)  # what a PipelinePart is a part of
     inner = _inner(denoiser)
-    part = next((name for name in _PARTS if _inner(getattr(pipeline, name, None)) is inner), None)
+    part = next((name for name, value in vars(pipeline).items() if _inner(value) is inner), None)
     if part is None:
         return _nothing
     guard = (part, inner)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 RECORDED = "record rows weights neurons heads"
 """The checks that begin with a recording."""
 
+_MIXED = "no multiple of the denoiser's|in another order|depends on the others or on its place"
 _ROWS = "was called with an input of shape .* while the denoiser has . rows"
 PATTERNS = {
     "three": "guidance with three terms|three terms, or several images",
@@ -16,8 +17,8 @@ PATTERNS = {
     "no denoiser": "no denoiser found: expected a pipeline with a `unet` or a `transformer`",
     "no timestep": "expected the sample first, and a timestep named",
     "lists": "models that take a list of tensors are not supported",
-    "rows in parts": f"{_ROWS}|edits were given for 2 prompts",
-    "experts": f"{_ROWS}|no multiple of the 3 variants",
+    "rows in parts": f"{_ROWS}|edits were given for 2 prompts|{_MIXED}",
+    "experts": f"{_ROWS}|no multiple of the 3 variants|{_MIXED}",
     "one row": f"{_ROWS}|was called with 1 rows, which is no multiple of",
     "no feed-forward": "matches target_modules 'feed-forward'",
 }
