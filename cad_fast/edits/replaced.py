@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..diffusion.denoisers import denoisers_in, whole_pipeline
+from ..diffusion.denoisers import whole_pipeline
 
 _changing = threading.Lock()
 
@@ -25,7 +25,7 @@ def guard_denoiser(pipeline: Any, denoiser: nn.Module) -> Callable[[], None]:
     if isinstance(pipeline, nn.Module):
         return _nothing
     inner = _inner(denoiser)
-    part = next((name for name in denoisers_in(pipeline) if _inner(getattr(pipeline, name, None)) is inner), None)
+    part = next((name for name, value in vars(pipeline).items() if _inner(value) is inner), None)
     if part is None:
         return _nothing
     guard = (part, inner)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..components.fingerprint import Fingerprint, fused_adapter
-from ..diffusion.denoisers import denoiser_of
+from ..diffusion.denoisers import denoiser_of, require_one_of_its_kind
 from ..row_engine.surroundings import adapters_of, check_projections, modules_by_path
 from .data import EditData
 
@@ -171,6 +171,7 @@ def apply_edit(edit: EditData, pipeline: Any, strength: float, owner: int | None
     """Multiply the edit's weights in place; returns the handle that undoes it. Errors as for ``Edit.fuse``."""
     if not math.isfinite(strength):
         raise ValueError(f"strength is {strength}, expected a finite number")
+    require_one_of_its_kind(pipeline)
     denoiser = _inner(denoiser_of(pipeline))
     with _changing:
         _require_own(denoiser, edit)

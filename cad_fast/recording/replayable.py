@@ -81,6 +81,14 @@ def _suspects(call: DenoiserCall) -> str:
         for path, leaf in leaves(call.inputs)
         if isinstance(leaf, Tensor) and leaf.ndim > 1 and path not in known and not SHARED_NAMES & set(path.split("."))
     ]
+    second = [
+        f"{path} {list(leaf.shape)}"
+        for path, leaf in leaves(call.inputs)
+        if isinstance(leaf, Tensor) and leaf.ndim > 2 and path != call.sample_key
+        if leaf.shape[1] in (call.rows, 2 * call.rows)
+    ]
+    if second and not unknown:
+        return f"Are the rows of {', '.join(second)} in the second dimension? Rows are read along the first"
     if unknown:
         rows = f"{call.rows} row{'s' if call.rows > 1 else ''}"
         return f"Not known to have one entry for each of {rows} along the first dimension: {', '.join(unknown)}"

@@ -78,6 +78,22 @@ def _relative_distance(first: Tensor, second: Tensor) -> float:
     return ((first.float() - second.float()).norm() / second.float().norm().clamp(min=1e-30)).item()
 
 
+class _Watched:
+    """A scheduler's step that is being watched. A copy of the scheduler, which some pipelines make, has its own."""
+
+    def __init__(self, watched: Callable[..., Any], step: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, step)  # pipelines ask for its signature
+        self._call = watched
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        step: Any = self.__wrapped__  # type: ignore[attr-defined]
+        owner = memo.get(id(getattr(step, "__self__", None)))
+        return step if owner is None else getattr(type(owner), step.__name__).__get__(owner)
+
+
 class DenoiserWatch:
     """Context manager that turns a pipeline run into ``calls``, one DenoiserCall per denoising step.
 
@@ -133,7 +149,6 @@ class DenoiserWatch:
         scheduler, own = self.scheduler, vars(self.scheduler).get("step")
         step = scheduler.step
 
-        @functools.wraps(step)  # pipelines ask for its signature
         def watched(model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
             if self.first_scheduler_timestep is None and isinstance(timestep, (int, float, Tensor)):
                 self.first_scheduler_timestep = float(torch.as_tensor(timestep).flatten()[0])
@@ -144,7 +159,7 @@ class DenoiserWatch:
             self.last_sample = sample if isinstance(sample, Tensor) else None
             return result
 
-        scheduler.step = watched
+        scheduler.step = _Watched(watched, step)
         self._undo.callback(functools.partial(setattr, scheduler, "step", own) if own else self._unwrap_scheduler_step)
 
     def _unwrap_scheduler_step(self) -> None:
@@ -239,7 +254,7 @@ class DenoiserWatch:
                 f"step {len(self.calls)} evaluated the denoiser twice on the same inputs, with different outputs: "
                 "guidance that changes the model (such as perturbed attention) cannot be recorded"
             )
-        parts = _parts_of(guided, first.output, second.output)
+        parts = _parts_of(guided, first.output, second.output, first.inputs[self.signature.sample_key])
         if parts is not None:
             conditional_first = abs(parts[0]) > abs(parts[1])
             self.negated |= max(parts, key=abs) < 0
@@ -280,10 +295,11 @@ def _comparable(guided: Tensor | None, output: Tensor) -> tuple[Tensor, Tensor] 
     return guided.detach().cpu().flatten().double(), output.cpu().flatten().double()
 
 
-def _parts_of(guided: Tensor | None, first: Tensor, second: Tensor) -> tuple[float, float] | None:
+def _parts_of(guided: Tensor | None, first: Tensor, second: Tensor, sample: Tensor) -> tuple[float, float] | None:
     """How much of each output is in what the scheduler was given: guidance w makes it w and 1 - w, whatever its sign.
 
-    By least squares; the larger part (w > 0.5) is that of the conditional output. None where it cannot be told.
+    By least squares; the larger part (w > 0.5) is that of the conditional output. Some pipelines (Cosmos) make a
+    velocity of outputs and sample, so that the sample has a part too. None where it cannot be told.
     """
     pair, other = _comparable(guided, first), _comparable(guided, second)
     if pair is None or other is None:
@@ -292,7 +308,8 @@ def _parts_of(guided: Tensor | None, first: Tensor, second: Tensor) -> tuple[flo
     if not (a - b).norm() > 1e-5 * a.norm():
         return None
     # In terms of sum and difference, because the two outputs are nearly the same direction.
-    basis = torch.stack([a + b, a - b], 1)
+    beside = _comparable(guided, sample)
+    basis = torch.stack([a + b, a - b, *([] if beside is None else [beside[1]])], 1)
     scale = basis.norm(dim=0)
     if not bool(scale.min() > 0):
         return None

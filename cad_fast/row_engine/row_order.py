@@ -209,11 +209,11 @@ def _out_of_order(first: list[Tensor], second: list[Tensor], rows: int, dtype: t
     """Why a layer's inputs are not the rows in order; None if they are."""
     for one, other in zip(first, second, strict=False):
         if not len(one) or len(one) % rows or len(one) != len(other):
-            return f"is called with {len(one)} rows for the denoiser's {rows}, such as the tokens of an expert"
+            return f"was called with {len(one)} rows, which is no multiple of the denoiser's {rows}"
         each = len(one) // rows
         if not _alike(one[each:], other[:-each], dtype):
-            return "is called with the denoiser's rows in another order, such as frame by frame"
-    return None if len(first) == len(second) else "is not called as often for some rows as for others"
+            return "was called with the denoiser's rows in another order, such as frame by frame"
+    return None if len(first) == len(second) else "was not called as often for some rows as for others"
 
 
 def _alike(first: Tensor, second: Tensor, dtype: torch.dtype) -> bool:

@@ -52,8 +52,8 @@ class Net(nn.Module):
 
 STAYING = ["rows", "frames by row"]
 MIXING = {
-    "frame by frame": r"linear is called with the denoiser's rows in another order, such as frame by frame",
-    "experts": r"linear is called with .* rows (for the denoiser's 4|in another order)",
+    "frame by frame": r"linear was called with the denoiser's rows in another order, such as frame by frame",
+    "experts": r"linear was called with .* rows(, which is no multiple of| in another order)",
     "halves": r"a row of Net depends on the others or on its place",
     "mean": r"a row of Net depends on the others or on its place",
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...components.fingerprint import Fingerprint
-from ...diffusion.denoisers import ForwardSignature, denoiser_of, timestep_value
+from ...diffusion.denoisers import ForwardSignature, denoiser_of, require_one_of_its_kind, timestep_value
 from ...row_engine.around import Around
 from ...row_engine.engine import runs_under_ablations
 from ...row_engine.row_order import row_order

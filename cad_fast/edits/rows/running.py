@@ -29,6 +29,7 @@ class RunningCall:
     @classmethod
     def of(cls, pipeline: Any) -> RunningCall | None:
         """The outermost call of ``pipeline`` on this thread's stack; None if there is none."""
+        pipeline = vars(pipeline).get("_pipeline", pipeline)  # what a PipelinePart is a part of
         frame: FrameType | None = sys._getframe(1)
         outermost = None
         while frame is not None:
