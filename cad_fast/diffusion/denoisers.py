@@ -101,8 +101,8 @@ def require_one_of_its_kind(pipeline: Any) -> None:
     same = [name for name, module in denoisers_in(pipeline).items() if type(module) is type(denoiser)]
     if len(same) > 1:
         raise ValueError(
-            f"{type(pipeline).__name__} draws with {' and '.join(same)}, each in some of the steps, and edits are of one: "
-            f"say which, as PipelinePart(pipeline, {same[0]!r}), and edit the others too"
+            f"{type(pipeline).__name__} draws with {' and '.join(same)}, each in some of the steps, and edits are of "
+            f"one: say which, as PipelinePart(pipeline, {same[0]!r}), and edit the others too"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ...diffusion.denoisers import denoiser_of
+from ...diffusion.denoisers import denoiser_of, whole_pipeline
 from .calls import Part
 
 # (args, kwargs) of a part's call -> its output
@@ -46,7 +46,7 @@ def intercepted(pipeline: Any, intercept: Intercept) -> tuple[Any, Part]:
         TypeError: there is no denoiser.
         ValueError: the pipeline moves its parts between devices, or its denoiser has a cache.
     """
-    denoiser = denoiser_of(pipeline)
+    denoiser, pipeline = denoiser_of(pipeline), whole_pipeline(pipeline)
     if getattr(pipeline, "_all_hooks", None):
         raise ValueError(
             f"{type(pipeline).__name__} offloads its parts to the CPU between calls: serve it from one device"
