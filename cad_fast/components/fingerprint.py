@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.quantised import plain_values
+
 N_SAMPLES = 64
 # Rounding to bfloat16 moves a weight by at most 2^-9 of its value; fine-tuning moves weights by more than this.
 TOLERANCE = 4e-3
@@ -89,7 +91,7 @@ class Fingerprint:
         matrices = [parameter for _, parameter in parameters if parameter.ndim > 1 and parameter.numel() > 0]
         samples = []
         for i in range(N_SAMPLES if matrices else 0):
-            weights = matrices[i * len(matrices) // N_SAMPLES].detach().flatten()
+            weights = plain_values(matrices[i * len(matrices) // N_SAMPLES]).flatten()
             samples.append(weights[(i * 7919 + 13) % weights.numel()])
         values = torch.stack([sample.float().cpu() for sample in samples]).tolist() if samples else []
         return cls(type(model).__name__, hashlib.sha256(layout.encode()).hexdigest(), tuple(values))

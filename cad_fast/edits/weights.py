@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..components.fingerprint import Fingerprint, fused_adapter
 from ..diffusion.denoisers import denoiser_of, require_one_of_its_kind
+from ..diffusion.quantised import require_plain
 from ..row_engine.surroundings import adapters_of, check_projections, modules_by_path
 from .data import EditData
 
@@ -181,8 +182,7 @@ def apply_edit(edit: EditData, pipeline: Any, strength: float, owner: int | None
         check_projections(denoiser, applied.modules)
         _check_additions(denoiser, applied)
         for name, module in applied.modules.items():
-            if not module.weight.is_floating_point():
-                raise ValueError(f"{name}.weight is {module.weight.dtype}: edits need floating-point weights")
+            require_plain(name, module.weight, "edited")
             if module.weight.device.type == "meta":
                 raise ValueError(f"{name}.weight is offloaded (meta device): apply the edit before offloading")
         try:

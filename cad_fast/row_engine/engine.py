@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace
 from ..diffusion.denoisers import denoiser_of
+from ..diffusion.quantised import require_plain
 from ..diffusion.structure import Layer
 from ..diffusion.trees import leaves
 from .around import Around
@@ -309,11 +310,12 @@ def _checked_ablations(ablations: Iterable[Ablation | None], space: ComponentSpa
     return listed
 
 
-def _check_module(name: str, module: nn.Module, kind: str) -> None:
+def _check_module(name: str, module: Layer, kind: str) -> None:
     own_forward = type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward)
     # nn.MultiheadAttention reads the weights of its output linear and never calls it.
     if own_forward or isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         raise TypeError(f"{name} is a {type(module).__name__}, which does not run as a plain linear or convolution")
+    require_plain(name, module.weight, "ablated")
     if kind == "weight" and module.weight.dtype not in WEIGHT_DTYPES:
         raise TypeError(f"{name}.weight is {module.weight.dtype}, expected one of {', '.join(map(str, WEIGHT_DTYPES))}")
     if module.weight.device.type == "meta":

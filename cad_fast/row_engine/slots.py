@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..diffusion.quantised import require_plain
 from ..diffusion.structure import Layer
 from ..ops.edited_conv2d import edited_conv2d
 from ..ops.edited_linear import edited_linear
@@ -213,6 +214,8 @@ def _is_slot(forward: Any) -> bool:
 
 
 def _check_layer(name: str, module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        require_plain(name, module.weight, "edited")
     own = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
     wrapped = own is not None and getattr(own, "__func__", None) not in (nn.Linear.forward, nn.Conv2d.forward)
     other = type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...components.space import ComponentSpace
+from ...diffusion.quantised import require_plain
 from ...diffusion.structure import Layer
 from ...recording.call import DenoiserCall
 
-GRADIENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FACTOR = 1.5
 """What weights are multiplied by to see whether they do anything."""
 
@@ -23,15 +23,7 @@ EFFECT = 1e-6
 def require_differentiable(modules: Mapping[str, Layer]) -> None:
     """Raise TypeError naming the first module whose weights no gradient can reach: quantised, or stored in 8 bits."""
     for name, module in modules.items():
-        weight = module.weight
-        plain = type(weight.data) is Tensor
-        if plain and weight.dtype in GRADIENT_DTYPES:
-            continue
-        stored = str(weight.dtype) if plain else type(weight.data).__name__
-        raise TypeError(
-            f"{name} has quantised weights ({stored}), which have no gradients: load the model in "
-            "float32, bfloat16 or float16 to attribute it; recording works as it is"
-        )
+        require_plain(name, module.weight, "attributed by gradients")
 
 
 def silent_modules(space: ComponentSpace, totals: Tensor) -> list[str]:

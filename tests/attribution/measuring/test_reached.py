@@ -70,6 +70,55 @@ def test_quantised_weights_are_refused_by_name(method, dtype) -> None:
     assert pipeline.unet.training, "the model is left as it was"
 
 
+class Wrapped(torch.Tensor):
+    """A weight of another class than Tensor, which says that it is float32, as quantising libraries have it."""
+
+    @staticmethod
+    def __new__(cls, values):
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.float32, device="cpu")
+
+    def __init__(self, values) -> None:
+        self.inside = (values * 16).round().to(torch.int8)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return cls(args[0].dequantize())
+        raise NotImplementedError(str(function))
+
+    def dequantize(self):
+        return self.inside.float() / 16
+
+
+class Dequantising(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.dequantize(), self.bias)
+
+
+def test_weights_of_another_class_are_recorded_and_refused_by_name() -> None:
+    pipeline = copy.deepcopy(stable_diffusion())
+    plain = cad_fast.ComponentSpace.of(pipeline, "weight", TARGET)
+    edit = cad_fast.Edit.from_indices("e", plain, torch.tensor([0, 3]))
+    module = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_v
+    module.weight = nn.Parameter(Wrapped(module.weight.detach()), requires_grad=False)
+    module.__class__ = Dequantising
+    recording = cad_fast.record(pipeline, "a cat", num_inference_steps=2, progress=False)
+    space = cad_fast.ComponentSpace.of(pipeline, "weight", TARGET)
+    assert recording.fingerprint.difference(space.fingerprint) is None
+    edit.space.fingerprint = space.fingerprint
+    named = r"attn2\.to_v has quantised weights \(Wrapped\), which cannot be"
+    with pytest.raises(TypeError, match=f"{named} attributed by gradients"):
+        scores_of(pipeline, recording, TARGET, "gradient")
+    with pytest.raises(TypeError, match=f"{named} edited"):
+        edit.fuse(pipeline)
+    manager = cad_fast.EditManager(pipeline)
+    with pytest.raises(TypeError, match=f"{named} edited"):
+        manager.load_edit(edit)
+    with pytest.raises(TypeError, match=f"{named} ablated|does not run as a plain linear"):
+        with cad_fast.rows(pipeline.unet, [None], space):
+            pass
+
+
 def test_a_module_that_does_nothing_scores_zero() -> None:
     """The text's query of the last joint block is read by nobody but the text, which ends there."""
     pipeline = copy.deepcopy(stable_diffusion_3())
