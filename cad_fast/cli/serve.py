@@ -115,7 +115,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         token = read_admin_token(settings.admin_token_file)
         pipeline = load(arguments)
-        server = Server(pipeline, EditLibrary(settings.edit_dir, pipeline), settings, admin_token=token)
+        server = Server(
+            pipeline, EditLibrary(settings.edit_dir, pipeline, links=settings.edit_links), settings, admin_token=token
+        )
     except SettingsError as error:
         raise error.spelled(option_of) from None
     names = ", ".join(server.library.names) or "none"

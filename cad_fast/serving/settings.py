@@ -200,7 +200,7 @@ class Settings(Checked):
     @property
     def served_name(self) -> str:
         """The model's name as clients see it: of a local folder the last part alone."""
-        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model.removeprefix("hub:")
 
     def cross_faults(self) -> list[Fault]:
         """Return the settings that are above the largest value that another setting allows."""

@@ -16,7 +16,7 @@ from ..data import AnyEdit, EditData
 from ..weights import intact_fingerprint
 from .coding import decode_gaps, encode_gaps
 from .config import CONFIG_NAME, FORMAT_VERSION, MAX_CONFIG, MODEL_NAME, EditConfig, own_file
-from .hub import download
+from .hub import download, hub_repository
 
 
 def save_edit(edit: EditData, folder: str | Path) -> None:
@@ -75,13 +75,24 @@ def read_edit(
 ) -> AnyEdit:
     """Read an edit as ``kind``: see ``Edit.from_pretrained``. ``hub_kwargs`` (revision, token, ...) go to the download.
 
+    Only what ``hub_repository`` takes for a repository is asked of the Hub.
     Nothing in the files is trusted: sizes are checked before they are allocated. Two bytes of a file become eight of
     memory, twice that for a moment. Raises FileNotFoundError, PermissionError, or ValueError naming the file and what
     is wrong with it.
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = download(str(source), (CONFIG_NAME, MODEL_NAME), hub_kwargs)
+        folder = download(hub_repository(source), (CONFIG_NAME, MODEL_NAME), hub_kwargs)
+    return read_folder(folder, pipeline, kind=kind)
+
+
+def read_folder(
+    folder: Path,
+    pipeline: Any = None,
+    *,
+    kind: type[AnyEdit] = EditData,  # type: ignore[assignment]  # as above
+) -> AnyEdit:
+    """As ``read_edit``, of a folder alone: the Hub is never asked."""
     config, model_path = read_config(folder), own_file(folder, MODEL_NAME)
     edit, metadata = _read(config, model_path, kind)
     if not edit.digest() == config.digest == metadata.get("digest"):
