@@ -53,6 +53,7 @@ class Server:
         )
         assert self.settings.sizes is not None, "completed gives them"
         self.sizes = self.settings.sizes
+        self.served_name = self.settings.served_name  # which looks at the disk
         self.request_class = request_class(self.settings)
         self.library, self.metrics, self.admin_token = library, Metrics(), admin_token
         self.created = int(time.time())
@@ -135,8 +136,8 @@ class Server:
         Raises:
             RequestError: a field does not fit; its ``param`` names it.
         """
-        if request.model not in (None, self.settings.served_name):
-            message = f"the model {request.model!r} is not served here, {self.settings.served_name!r} is"
+        if request.model not in (None, self.served_name):
+            message = f"the model {request.model!r} is not served here, {self.served_name!r} is"
             raise RequestError("model_not_found", message, param="model")
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
         deadline = request.deadline or self.settings.deadline
