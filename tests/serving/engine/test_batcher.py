@@ -248,12 +248,16 @@ def test_an_idle_hour_makes_nobody_wait_longer(batcher_of, monkeypatch) -> None:
             idle[0] += 10
             return super().run(inputs, per_row)
 
+    class Idle(Silent):
+        def on_start(self, waited) -> None:
+            idle[0] += 3600
+
     passes = Paced(pipeline)
-    batcher = batcher_of(pipeline, passes=passes, max_batch_size=1, max_queue=1, batch_timeout=0.0)
+    settings = {"max_batch_size": 1, "max_queue": 1, "batch_timeout": 0.0, "observer": Idle()}
+    batcher = batcher_of(pipeline, passes=passes, **settings)
     passes.open.set()
     for _ in range(3):
         batcher.submit(job(steps=2)).future.result(60)
-    idle[0] += 3600
     passes.open.clear()
     assert all(passes.entered.acquire(timeout=WAIT) for _ in range(6))
     running = batcher.submit(job())
