@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,17 @@ from typing import Any
 from ...components.fingerprint import Fingerprint
 from ...components.space import ComponentSpace
 from ...diffusion.denoisers import denoiser_of
-from ...files import check_tensor_header, read_json, read_tensors, require_writable_folder, write_tensors, write_text
+from ...files import (
+    check_tensor_header,
+    json_text,
+    parse_json,
+    read_json,
+    read_tensors,
+    require_writable_folder,
+    tensors_writer,
+    text_writer,
+    write_together,
+)
 from ...version import __version__
 from ..data import AnyEdit, EditData
 from ..weights import intact_fingerprint
@@ -50,14 +59,17 @@ def save_edit(edit: EditData, folder: str | Path) -> None:
     }
     text = _as_json(edit, config)
     # The tensors first: a config without its tensors would look like a whole edit.
-    write_tensors(folder / MODEL_NAME, tensors, {"format": "edit", "digest": config["digest"]})
-    write_text(folder / CONFIG_NAME, text)
+    about = {"format": "edit", "digest": config["digest"]}
+    write_together(
+        {folder / MODEL_NAME: tensors_writer(tensors, about), folder / CONFIG_NAME: text_writer(text)},
+    )
 
 
 def _as_json(edit: EditData, config: dict[str, Any]) -> str:
     try:
-        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
+        text = json_text(config)
+        parse_json(text, "it")
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"edit {edit.name!r}: its provenance cannot be written as JSON: {error}") from error
     if len(text.encode()) > MAX_CONFIG:
         raise ValueError(
