@@ -40,7 +40,8 @@ def load_pipeline(
     """Load the pipeline that ``name`` stands for: ``zoo:emoji``, a local diffusers folder, or a Hub repository.
 
     Args:
-        name: what to load. Weights are read from safetensors only.
+        name: what to load. A repository is ``hub:OWNER/NAME``, or ``OWNER/NAME`` where no OWNER is on the disk. Weights
+            are read from safetensors only.
         dtype: one dtype for all parts. "auto": a model stored in float32 stays so. One stored in half precision keeps
             its dtype on a GPU; on a CPU it becomes bfloat16 where that is fast, else float32. The zoo's models are
             float32. Quantised parts keep their own dtypes.
@@ -161,6 +162,9 @@ def _from_files(
 
     path = _local(name)
     if path is None:
+        from .edits.files.hub import hub_repository
+
+        name = hub_repository(name)
         path = _downloaded(name, variant, revision, kwargs)
     elif revision is not None:
         raise ValueError(
@@ -203,7 +207,7 @@ def _local(name: str) -> Path | None:
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.endswith((".safetensors", ".ckpt", ".bin")):
         raise FileNotFoundError(
             f"{name} does not exist: expected zoo:emoji, a folder written by a pipeline's save_pretrained, or a Hub "
-            "repository OWNER/NAME"
+            "repository hub:OWNER/NAME"
         )
     return None
 

@@ -12,7 +12,7 @@ import cad_fast
 ROOT = Path(cad_fast.__file__).parent
 # From the bottom. What stands on one line may not import one another.
 LAYERS = (
-    ("version", "choices", "envs"),
+    ("version", "choices", "envs", "texts"),
     ("extras", "remembered"),
     ("files",),
     ("diffusion",),

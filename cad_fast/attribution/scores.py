@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor
 from ..components.module_components import ModuleComponents
 from ..components.space import ComponentSpace
 from ..diffusion.layers import match_names
-from ..files import read_json, read_tensors, write_json, write_tensors
+from ..files import Write, json_text, read_json, read_tensors, tensors_writer, text_writer, write_together, write_whole
 from .curvature import Curvature
-from .score_files import largest, packed, unpacked
+from .score_files import check_options, largest, packed, unpacked
 
 FORMAT_VERSION = 1
 SCORES_NAME = "scores.safetensors"
@@ -142,6 +143,10 @@ class Scores:
         path = Path(path)
         if path.suffix != ".safetensors":
             path = path / SCORES_NAME
+        check_options(dtype, top)
+        return write_whole(path, partial(self._write, dtype, top))
+
+    def _write(self, dtype: str, top: int | None, path: Path) -> None:
         metadata = {
             "format": "scores",
             "version": FORMAT_VERSION,
@@ -151,7 +156,7 @@ class Scores:
         tensors, stored = packed(self.space, self.values, self.standard_error, self.curvature, dtype, top)
         if stored != {"dtype": "float32", "top": None, "dropped": []}:
             metadata["provenance"] = {**self.provenance, "stored": stored}
-        return write_tensors(path, tensors, metadata)
+        tensors_writer(tensors, metadata)(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
@@ -265,9 +270,11 @@ def save_many(
     """Write ``00000.safetensors`` and on, then ``concepts.json``, which names them. Returns the folder."""
     folder = Path(folder)
     names = {concept: f"{number:05d}.safetensors" for number, concept in enumerate(scores)}
-    for concept, name in names.items():
-        scores[concept].save(folder / name, dtype=dtype, top=top)
-    write_json(folder / CONCEPTS_NAME, names)
+    writes: dict[Path, Write] = {
+        folder / name: partial(scores[concept]._write, dtype, top) for concept, name in names.items()
+    }
+    writes[folder / CONCEPTS_NAME] = text_writer(json_text(names))
+    write_together(writes)
     return folder
 
 

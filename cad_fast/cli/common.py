@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..choices import DTYPES, OFFLOADS
 from ..diffusion.generation import Generation
+from ..texts import printable
 from ..zoo.concepts import GENERATION
 
 if TYPE_CHECKING:
@@ -181,9 +182,9 @@ def target_modules(value: str | None) -> str | list[str] | None:
 
 
 def say(arguments: argparse.Namespace, text: str) -> None:
-    """Print ``text`` unless the result is printed as JSON."""
+    """Print ``text`` unless the result is printed as JSON. Control characters from files are written out."""
     if not arguments.json:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def evaluation_prompts(arguments: argparse.Namespace) -> PromptSet:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from ..texts import printable
 from ..version import __version__
 from . import amplify, attribute, budget, demo, dial, edit, env, erase, evaluate, generate, inspect, serve
 from .common import EXIT_CODES, add_command
@@ -69,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
     except WRONG_INPUT as error:
-        print(f"cad-fast {name}: error: {error}", file=sys.stderr)
+        print(printable(f"cad-fast {name}: error: {error}"), file=sys.stderr)
         return 2
     except FAILED as error:
-        print(f"cad-fast {name}: failed: {error}", file=sys.stderr)
+        print(printable(f"cad-fast {name}: failed: {error}"), file=sys.stderr)
         return 1
     if arguments.json:
         print(json.dumps(result, indent=2))

@@ -70,7 +70,7 @@ def finished(arguments: argparse.Namespace, edit: Edit) -> dict[str, Any]:
     from ..edits import CardInfo
 
     edit.save_pretrained(arguments.output)
-    base = None if Path(arguments.model).exists() else arguments.model
+    base = None if Path(arguments.model).exists() else arguments.model.removeprefix("hub:")
     edit.save_card(arguments.output, CardInfo(base_model=base))
     say(arguments, f"{edit!r}\n{edit.prediction()}\nwritten to {arguments.output}")
     return {

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..extras import require
+from ..texts import LogFormatter
 from .common import add_model, load, model_of
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 HELP = "serve pictures over HTTP, every request with its own edits"
 EXAMPLE = "cad-fast serve zoo:emoji --edit-dir edits --port 8000"
 EXTRA = "serve"
-# Most connections at once. More are answered with 503.
-CONNECTIONS = 1000
 PACKAGES = ("pydantic", "fastapi", "uvicorn", "prometheus_client", "greenlet")
 # The model is given by position, the device with the options of loading.
 NO_OPTIONS = ("model", "device")
@@ -40,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 picks a free one")
+    parser.add_argument(
+        "--proxies",
+        nargs="+",
+        default=(),
+        metavar="ADDRESS",
+        help="addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed (default: none)",
+    )
     for name in ServerArguments.model_fields:
         if name not in NO_OPTIONS:
             _add_option(parser, ServerArguments, name)
@@ -93,49 +99,62 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def proxies_of(arguments: argparse.Namespace) -> list[str]:
+    """Return the proxies whose headers are believed. Raise ValueError for what is no address or network."""
+    for place in arguments.proxies:
+        try:
+            ipaddress.ip_network(place)
+        except ValueError as error:
+            raise ValueError(f"--proxies has {place!r}, expected addresses or networks: {error}") from None
+    return list(arguments.proxies)
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Serve until SIGTERM or Ctrl-C, then finish the accepted requests: that is no interruption, but the way to end it.
 
     Raises:
         ImportError: a package is missing. The error names the extra.
         SettingsError: an option does not fit. The error names it as on the command line.
-        RuntimeError: the server could not start.
+        ValueError: there is no such host, or a proxy is no address.
+        RuntimeError: the server could not start, such as for a port in use, which is noticed before the model loads.
     """
     for package in PACKAGES:
         require(package, EXTRA)
-    import uvicorn
-
     from ..serving.edit_library import EditLibrary
     from ..serving.http.app import make_app
+    from ..serving.http.listening import address, bind, make_uvicorn, serve
     from ..serving.server import Server
     from ..serving.settings import SettingsError, read_admin_token
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = settings_of(arguments)
+    _log_plainly()
+    settings, proxies = settings_of(arguments), proxies_of(arguments)
+    token = read_admin_token(settings.admin_token_file)
+    sockets = bind(arguments.host, arguments.port)
     try:
-        token = read_admin_token(settings.admin_token_file)
         pipeline = load(arguments)
-        server = Server(pipeline, EditLibrary(settings.edit_dir, pipeline), settings, admin_token=token)
+        library = EditLibrary(settings.edit_dir, pipeline, links=settings.edit_links)
+        server = Server(pipeline, library, settings, admin_token=token)
+        place = address(arguments.host, sockets[0].getsockname()[1])
+        names = ", ".join(library.names) or "none"
+        print(f"serving {server.served_name} at http://{place} with edits: {names}", file=sys.stderr, flush=True)
+        uvicorn_server = make_uvicorn(
+            make_app(server),
+            drain=settings.drain,
+            receive_seconds=settings.receive_timeout,
+            proxies=proxies,
+            access_log=not arguments.quiet,
+        )
+        serve(uvicorn_server, sockets)
     except SettingsError as error:
         raise error.spelled(option_of) from None
-    names = ", ".join(server.library.names) or "none"
-    print(f"serving {settings.served_name} with edits: {names}", file=sys.stderr, flush=True)
-    config = uvicorn.Config(
-        make_app(server),
-        host=arguments.host,
-        port=arguments.port,
-        timeout_graceful_shutdown=int(settings.drain) + 5,
-        limit_concurrency=CONNECTIONS,
-        h11_max_incomplete_event_size=64 * 1024,
-        log_config=None,
-        access_log=not arguments.quiet,
-    )
-    try:
-        uvicorn.Server(config).run()
-    except KeyboardInterrupt:  # which comes through or not by uvicorn's version
-        pass
-    except SystemExit as stop:  # by uvicorn, when it cannot start; it has said why
-        if stop.code not in (0, None):
-            raise RuntimeError("the server could not start; its log says why") from stop
-        raise
-    return {"edits": server.library.names, **model_of(arguments)}
+    finally:
+        for each in sockets:
+            each.close()
+    return {"edits": library.names, "address": place, **model_of(arguments)}
+
+
+def _log_plainly() -> None:
+    """Log to standard error, whatever is in the messages."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

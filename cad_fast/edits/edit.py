@@ -141,7 +141,7 @@ class Edit(EditData):
         """Read an edit from a folder or a Hub repository.
 
         Args:
-            source: the folder or the repository's name.
+            source: the folder, or the repository: ``hub:OWNER/NAME``, or ``OWNER/NAME`` where no OWNER is on the disk.
             pipeline: if given, the edit must fit its denoiser.
             hub_kwargs: ``revision``, ``token`` and others go to the download from the Hub.
 

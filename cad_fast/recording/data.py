@@ -6,6 +6,7 @@ import io
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..components.fingerprint import Fingerprint
 from ..diffusion.generation import Generation
 from ..diffusion.timesteps import TimestepWindow, Window
 from ..diffusion.trees import SCALARS, leaves
-from ..files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from ..files import json_text, png_bytes, read_json, read_tensors, tensors_writer, text_writer, write_together
 from .call import OUTPUT_NAMES, DenoiserCall, RowPicker, check_rows
 from .joining import ROW_PATH_NAMES, Joiner
 
@@ -200,12 +201,11 @@ class Recording:
             "calls": [packer.pack_call(call) for call in self.calls],
         }
         # The tensors first: a folder with recording.json is a whole one, and the id tells a mixture of two.
-        write_tensors(folder / "recording.safetensors", packer.tensors, {"save_id": state["save_id"]})
+        writes = {folder / "recording.safetensors": tensors_writer(packer.tensors, {"save_id": state["save_id"]})}
         for i, image in enumerate(self.images or ()):
-            buffer = io.BytesIO()
-            image.save(buffer, format="PNG")
-            write_bytes(folder / "images" / f"{i:05d}.png", buffer.getvalue())
-        write_json(folder / "recording.json", state)
+            writes[folder / "images" / f"{i:05d}.png"] = partial(_write_png, image)
+        writes[folder / "recording.json"] = text_writer(json_text(state))
+        write_together(writes)
         return folder
 
     @classmethod
@@ -253,6 +253,10 @@ def _tensors_of(call: DenoiserCall) -> list[Tensor]:
 
 def _reason(error: Exception) -> str:
     return f"the entry {error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _write_png(image: Image.Image, path: Path) -> None:
+    path.write_bytes(png_bytes(image))
 
 
 def _load_images(folder: Path, n_images: int | None) -> list[Image.Image] | None:

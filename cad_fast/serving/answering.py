@@ -55,7 +55,7 @@ async def answer_request(
         job = server.job(request, client, request_id)
         for use in job.edits:
             server.metrics.edit_uses.labels(use.edit.name).inc()
-        images = await _images(server.batcher.submit(job), gone)
+        images = await _images(server.submit(job), gone)
         result = await asyncio.to_thread(finish, images)
         outcome = "ok"
     except ClientGone:

@@ -12,7 +12,7 @@ from ..diffusion.generation import Generation
 from .edit_library import EditLibrary, NotLoaded, UnknownEdit
 from .engine.batcher import Batcher
 from .engine.edited_passes import EditedPasses, RowWise
-from .engine.jobs import PictureJob, RequestedEdit
+from .engine.jobs import PictureJob, RequestedEdit, Ticket
 from .errors import RequestError
 from .metrics import Metrics
 from .requests import request_class
@@ -53,6 +53,7 @@ class Server:
         )
         assert self.settings.sizes is not None, "completed gives them"
         self.sizes = self.settings.sizes
+        self.served_name = self.settings.served_name  # which looks at the disk
         self.request_class = request_class(self.settings)
         self.library, self.metrics, self.admin_token = library, Metrics(), admin_token
         self.created = int(time.time())
@@ -115,6 +116,15 @@ class Server:
         if before is not None:
             self.batcher.forget(before)
 
+    def submit(self, job: PictureJob) -> Ticket:
+        """Queue a job. Raise the errors of ``Batcher.submit``."""
+        ticket = self.batcher.submit(job)
+        for use in job.edits:
+            # Read again or unloaded since the job was made: what is prepared for it now goes with the job.
+            if not self.library.holds(use.edit):
+                self.batcher.forget(use.edit)
+        return ticket
+
     def job(self, request: Any, client: str, request_id: str) -> PictureJob:
         """Make the job that a request asks for.
 
@@ -126,8 +136,8 @@ class Server:
         Raises:
             RequestError: a field does not fit; its ``param`` names it.
         """
-        if request.model not in (None, self.settings.served_name):
-            message = f"the model {request.model!r} is not served here, {self.settings.served_name!r} is"
+        if request.model not in (None, self.served_name):
+            message = f"the model {request.model!r} is not served here, {self.served_name!r} is"
             raise RequestError("model_not_found", message, param="model")
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
         deadline = request.deadline or self.settings.deadline
@@ -188,7 +198,12 @@ def native_size(pipeline: Any) -> str:
 
 
 def load_server(
-    settings: Settings, edit_dir: str | Path | None, device: str = "cpu", admin_token: str | None = None
+    settings: Settings,
+    edit_dir: str | Path | None,
+    device: str = "cpu",
+    admin_token: str | None = None,
+    *,
+    edit_links: bool = False,
 ) -> Server:
     """Load the pipeline that the settings name, and its edits. Raise the errors of ``load_pipeline``, ``EditLibrary``.
 
@@ -197,8 +212,9 @@ def load_server(
         edit_dir: folder whose subfolders are edits; None for no edits.
         device: where the pipeline runs.
         admin_token: the token of the admin routes. None leaves these routes out.
+        edit_links: whether the edits may be links that lead out of the folder.
     """
     from ..loading import load_pipeline
 
     pipeline = load_pipeline(settings.model, device=device)
-    return Server(pipeline, EditLibrary(edit_dir, pipeline), settings, admin_token=admin_token)
+    return Server(pipeline, EditLibrary(edit_dir, pipeline, links=edit_links), settings, admin_token=admin_token)

@@ -187,6 +187,9 @@ class Settings(Checked):
     max_edits: Whole = setting(8, "most edits of a request", unit="edits", ge=0)
     max_strength: Number = setting(4.0, "highest strength of an edit, and of its opposite", ge=0)
     body_bytes: Whole = setting(64 * 1024, "largest body of a request", unit="bytes", ge=1)
+    receive_timeout: Number = setting(
+        30.0, "longest time for a client to send a request, its head and its body each", unit="seconds", gt=0
+    )
     picture_urls: bool = setting(True, "whether requests may ask for URLs of pictures, which this process keeps")
     keep_pictures: Number = setting(600.0, "how long a picture is kept for its URL", unit="seconds", ge=0)
     keep_bytes: Whole = setting(
@@ -200,7 +203,7 @@ class Settings(Checked):
     @property
     def served_name(self) -> str:
         """The model's name as clients see it: of a local folder the last part alone."""
-        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model.removeprefix("hub:")
 
     def cross_faults(self) -> list[Fault]:
         """Return the settings that are above the largest value that another setting allows."""

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -148,28 +149,42 @@ def test_exit_codes_of_the_server(models, tmp_path) -> None:
         taken.listen()
         busy = ["--port", taken.getsockname()[1]]
         code, _, err = run("serve", models / "float16", *busy)
-        assert code == 1 and "the server could not start" in err, err
+        assert code == 1 and "the server could not start: nothing can listen at 127.0.0.1:" in err, err
+        assert "model " not in err, "it is noticed before the model loads"
     code, _, err = run("serve", models / "nowhere")
     assert code == 2 and "does not exist" in err
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(command("serve", models / "float16", "--port", port), stderr=log, stdout=log)
+    log = tmp_path / "log"
+    options = ("--host", "::1" if _has_ipv6() else "127.0.0.1", "--port", "0", "--json")
+    with log.open("w") as err, (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(command("serve", models / "float16", *options), stderr=err, stdout=out)
+        try:
+            _wait_until_ready(process, log)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0, log.read_text()
+        finally:
+            process.kill()
+    assert json.loads((tmp_path / "out").read_text())["address"] == _address_in(log)
+
+
+def _has_ipv6() -> bool:
     try:
-        _wait_until_ready(process, port, tmp_path / "log")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0, (tmp_path / "log").read_text()
-    finally:
-        process.kill()
-        log.close()
+        with socket.socket(socket.AF_INET6) as one:
+            one.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
-def _wait_until_ready(process, port, log) -> None:
+def _address_in(log) -> str | None:
+    found = re.search(r" at http://(\S+) with edits", log.read_text())
+    return found and found[1]
+
+
+def _wait_until_ready(process, log) -> None:
     for _ in range(3000):
         assert process.poll() is None, log.read_text()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as reply:
+            with urllib.request.urlopen(f"http://{_address_in(log)}/ready", timeout=5) as reply:
                 assert json.load(reply)["ready"]
                 return
         except OSError:

@@ -1,10 +1,16 @@
 """Edits as the server lists, loads and unloads them, and the folders that they come from."""
 
+import asyncio
 import json
+import threading
+from pathlib import Path
 
 import pytest
 
+from cad_fast.edits.files.store import read_folder
 from cad_fast.serving.edit_library import EditLibrary, UnknownEdit
+from cad_fast.serving.engine.edited_passes import RowWise
+from cad_fast.serving.engine.jobs import PictureJob
 from cad_fast.serving.server import Server
 from cad_fast.serving.settings import Settings
 from tests.pipelines import PIPELINES, stable_diffusion
@@ -100,3 +106,82 @@ def test_edit_folder_that_is_none(tmp_path) -> None:
     library = EditLibrary(None, stable_diffusion())
     with pytest.raises(UnknownEdit, match="there are: none"):
         library.get("edit")
+
+
+def test_an_edit_whose_folder_has_gone_is_not_fetched_from_the_hub(tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *names, **_: asked.append(names))
+    monkeypatch.chdir(tmp_path)
+    pipeline = stable_diffusion()
+    random_edit(pipeline, "no-cat", 1).save_pretrained("edits/no-cat")
+    library = EditLibrary("edits", pipeline)
+    (tmp_path / "edits").rename(tmp_path / "gone")  # neither the edit nor anything else of that name is here
+    with pytest.raises(FileNotFoundError, match="no-cat holds no edit_config"):
+        library.load("no-cat")
+    assert asked == [] and library.is_loaded("no-cat")
+
+
+def test_links_out_of_the_folder_are_refused_unless_allowed(tmp_path) -> None:
+    pipeline, edits = stable_diffusion(), tmp_path / "edits"
+    random_edit(pipeline, "inside", 1).save_pretrained(edits / "inside")
+    random_edit(pipeline, "outside", 2).save_pretrained(tmp_path / "outside")
+    (tmp_path / "same").symlink_to(edits)
+    assert EditLibrary(tmp_path / "same", pipeline).names == ["inside"]
+    (edits / "link").symlink_to(tmp_path / "outside")
+    with pytest.raises(PermissionError, match=r"link is a link that leads out of .*edits_?.*--edit-links"):
+        EditLibrary(edits, pipeline)
+    library = EditLibrary(edits, pipeline, links=True)
+    assert library.names == ["inside", "outside"]
+    (edits / "link").unlink()
+    library = EditLibrary(edits, pipeline)
+    (edits / "inside").rename(tmp_path / "moved")
+    (edits / "inside").symlink_to(tmp_path / "moved")
+    with pytest.raises(PermissionError, match="leads out"):
+        library.load("inside")
+
+
+def test_unload_does_not_wait_for_a_load_and_is_not_undone_by_it(tmp_path, monkeypatch) -> None:
+    pipeline = stable_diffusion()
+    for number, name in enumerate(("first", "second")):
+        random_edit(pipeline, name, number).save_pretrained(tmp_path / name)
+    server = Server(pipeline, EditLibrary(tmp_path, pipeline), Settings(warm_up=False, steps=1), admin_token=TOKEN)
+    good = {"authorization": f"Bearer {TOKEN}"}
+    reading, may_read = threading.Event(), threading.Event()
+
+    def slow(*args, **kwargs):
+        reading.set()
+        assert may_read.wait(60)
+        return read_folder(*args, **kwargs)
+
+    monkeypatch.setattr("cad_fast.serving.edit_library.read_folder", slow)
+
+    async def go():
+        async with client_of(server) as client:
+            load = asyncio.create_task(client.post("/v1/edits/first/load", headers=good))
+            await asyncio.to_thread(reading.wait, 60)
+            for name in ("second", "first"):
+                answer = await asyncio.wait_for(client.post(f"/v1/edits/{name}/unload", headers=good), 20)
+                assert answer.json()["loaded"] is False
+            assert (await client.get("/health")).status_code == 200
+            assert not load.done()
+            may_read.set()
+            assert (await load).json()["loaded"] is False
+
+    run(go())
+
+
+def test_an_edit_that_is_replaced_between_job_and_submit_is_let_go() -> None:
+    pipeline = stable_diffusion()
+    passes = RowWise(pipeline)
+    server = make_server(pipeline, [random_edit(pipeline, "edit", 1)], passes=passes, batch_timeout=0.0)
+    server.library._sources["edit"] = Path("nowhere")
+    server.batcher.start()
+    try:
+        request = server.request_class(prompt="a cat", edits=[{"name": "edit"}], num_inference_steps=1)
+        job = server.job(request, "", "req")
+        server.unload_edit("edit")
+        server.submit(job).future.result(timeout=60)
+        server.batcher.submit(PictureJob("next", "a cat", arguments={"num_inference_steps": 1})).future.result(60)
+        assert passes.known == []
+    finally:
+        server.stop()

@@ -15,6 +15,7 @@ from ...components.module_components import ModuleComponents
 from ...components.space import ComponentSpace
 from ...diffusion.denoisers import denoiser_of
 from ...diffusion.structure import base_modules
+from ...files import even_permissions, naming, part_name
 from ..data import AnyEdit, EditData
 from ..weights import applied_edit, intact_fingerprint
 from .denoiser_weights import own_parameters, stored_weights
@@ -42,10 +43,13 @@ def export_checkpoint(
     saved: Any = denoiser_of(pipeline) if what == "denoiser" else pipeline
     if not hasattr(saved, "save_pretrained") or (what == "pipeline" and isinstance(pipeline, nn.Module)):
         raise ValueError(f"a {type(saved).__name__} cannot be written as a {what}: it is no model of diffusers")
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = part_name(folder)
     try:
-        with applied_edit(edit, pipeline, strength):
+        with applied_edit(edit, pipeline, strength), naming(folder):
+            part.mkdir()
             saved.save_pretrained(part, safe_serialization=True)
+            even_permissions(part)
         if folder.exists():
             folder.rmdir()
         os.replace(part, folder)

@@ -148,7 +148,11 @@ def _fingerprint(value: Mapping[str, Any]) -> Fingerprint:
     if len(samples) > 4096:
         raise ValueError(f"'samples' has {len(samples)} entries, expected at most 4096")
     numbers = tuple(_number({"samples": sample}, "samples") for sample in samples)
-    return Fingerprint(_entry(value, "model_class", str), _entry(value, "architecture", str), numbers)
+    texts = {key: _entry(value, key, str) for key in ("model_class", "architecture")}
+    for key, text in texts.items():
+        if len(text) > 200 or not text.isprintable():
+            raise ValueError(f"{key!r} is {_short(text)}, expected at most 200 printable characters")
+    return Fingerprint(texts["model_class"], texts["architecture"], numbers)
 
 
 def _entry(value: Mapping[str, Any], key: str, kind: type) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...diffusion.denoisers import denoiser_of
 from ...extras import require
-from ...files import check_tensor_header, require_writable_folder
+from ...files import check_tensor_header, json_text, require_writable_folder, text_writer, write_together
 from ..data import EditData
 from ..weights import intact_fingerprint
 
@@ -86,14 +86,17 @@ def _padded(weight: Tensor, indices: Tensor, factor: float, rank: int) -> tuple[
 
 
 def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor]) -> None:
-    """The weights first, as for edits; each file appears only when whole."""
-    from safetensors.torch import save
-
-    from ...files import write_bytes, write_json
+    """Both files appear, or none."""
+    from safetensors.torch import save_file
 
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    write_bytes(folder / ADAPTER_NAME, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    write_json(folder / "adapter_config.json", plain)
+    ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_together(
+        {
+            folder / ADAPTER_NAME: lambda part: save_file(ready, part),
+            folder / "adapter_config.json": text_writer(json_text(plain)),
+        }
+    )
 
 
 def load_peft(pipeline: Any, folder: str | Path, adapter_name: str = "edit") -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...components.space import ComponentSpace
 from ..data import EditData
-from .store import read_config, read_edit
+from .store import read_config, read_edit, read_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,9 @@ class EditSource:
         if self.edit is not None:
             return self.edit
         assert self.place is not None, "what has no edit has a place"
-        edit = read_edit(self.place, **self.hub_kwargs)
+        # A folder that has gone is not looked for on the Hub.
+        place = self.place
+        edit = read_folder(place) if isinstance(place, Path) else read_edit(place, **self.hub_kwargs)
         if edit.digest() != self.digest:
             raise ValueError(f"{self.place} holds another edit than when it was loaded as {self.name!r}: load it again")
         return edit

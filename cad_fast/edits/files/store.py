@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,23 @@ from typing import Any
 from ...components.fingerprint import Fingerprint
 from ...components.space import ComponentSpace
 from ...diffusion.denoisers import denoiser_of
-from ...files import check_tensor_header, read_json, read_tensors, require_writable_folder, write_tensors, write_text
+from ...files import (
+    check_tensor_header,
+    json_text,
+    parse_json,
+    read_json,
+    read_tensors,
+    require_writable_folder,
+    tensors_writer,
+    text_writer,
+    write_together,
+)
 from ...version import __version__
 from ..data import AnyEdit, EditData
 from ..weights import intact_fingerprint
 from .coding import decode_gaps, encode_gaps
 from .config import CONFIG_NAME, FORMAT_VERSION, MAX_CONFIG, MODEL_NAME, EditConfig, own_file
-from .hub import download
+from .hub import download, hub_repository
 
 
 def save_edit(edit: EditData, folder: str | Path) -> None:
@@ -50,14 +59,17 @@ def save_edit(edit: EditData, folder: str | Path) -> None:
     }
     text = _as_json(edit, config)
     # The tensors first: a config without its tensors would look like a whole edit.
-    write_tensors(folder / MODEL_NAME, tensors, {"format": "edit", "digest": config["digest"]})
-    write_text(folder / CONFIG_NAME, text)
+    about = {"format": "edit", "digest": config["digest"]}
+    write_together(
+        {folder / MODEL_NAME: tensors_writer(tensors, about), folder / CONFIG_NAME: text_writer(text)},
+    )
 
 
 def _as_json(edit: EditData, config: dict[str, Any]) -> str:
     try:
-        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
+        text = json_text(config)
+        parse_json(text, "it")
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"edit {edit.name!r}: its provenance cannot be written as JSON: {error}") from error
     if len(text.encode()) > MAX_CONFIG:
         raise ValueError(
@@ -75,13 +87,24 @@ def read_edit(
 ) -> AnyEdit:
     """Read an edit as ``kind``: see ``Edit.from_pretrained``. ``hub_kwargs`` (revision, token, ...) go to the download.
 
+    Only what ``hub_repository`` takes for a repository is asked of the Hub.
     Nothing in the files is trusted: sizes are checked before they are allocated. Two bytes of a file become eight of
     memory, twice that for a moment. Raises FileNotFoundError, PermissionError, or ValueError naming the file and what
     is wrong with it.
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = download(str(source), (CONFIG_NAME, MODEL_NAME), hub_kwargs)
+        folder = download(hub_repository(source), (CONFIG_NAME, MODEL_NAME), hub_kwargs)
+    return read_folder(folder, pipeline, kind=kind)
+
+
+def read_folder(
+    folder: Path,
+    pipeline: Any = None,
+    *,
+    kind: type[AnyEdit] = EditData,  # type: ignore[assignment]  # as above
+) -> AnyEdit:
+    """As ``read_edit``, of a folder alone: the Hub is never asked."""
     config, model_path = read_config(folder), own_file(folder, MODEL_NAME)
     edit, metadata = _read(config, model_path, kind)
     if not edit.digest() == config.digest == metadata.get("digest"):

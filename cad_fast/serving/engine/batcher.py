@@ -90,7 +90,9 @@ class Batcher:
         self._wake = threading.Condition()
         self._closing = False
         self._retired: list[Edit] = []
-        self._finished: deque[float] = deque(maxlen=PACE_PICTURES)
+        # Seconds of work until now, and until each recent picture: an idle batcher is no slow one.
+        self._worked = 0.0
+        self._finished: deque[float] = deque([0.0], maxlen=PACE_PICTURES + 1)
         self._thread = threading.Thread(target=self._serve, name="cad-fast-batcher", daemon=True)
 
     def start(self) -> Batcher:
@@ -158,11 +160,11 @@ class Batcher:
             self._thread.join()
 
     def _seconds_to_a_place(self) -> int:
-        """Estimate from the recent pace how many seconds the accepted pictures will take, at least 1."""
+        """Estimate from recent work, idle time left out, how many seconds the accepted pictures take, at least 1."""
         waiting, running = self.load
         if len(self._finished) < 2:
             return 1
-        pace = (len(self._finished) - 1) / max(1e-3, time.monotonic() - self._finished[0])
+        pace = (len(self._finished) - 1) / max(1e-3, self._worked - self._finished[0])
         return int(min(600, max(1, -(-(waiting + running) // max(pace, 1e-3)))))
 
     def _given_up(self) -> None:
@@ -180,7 +182,7 @@ class Batcher:
                 log.warning("request %s failed: %s", picture, result, exc_info=result)
             picture.ticket.end(result)
         else:
-            self._finished.append(time.monotonic())
+            self._finished.append(self._worked)
             picture.ticket.drawn(picture, result)
 
     # Gradients are off for the whole thread. Runs are switched inside the pipelines' own `no_grad`, which restores at
@@ -192,7 +194,9 @@ class Batcher:
                 self._expire()
                 self._forget_retired()
                 if self._runs.active:
+                    begun = time.monotonic()
                     self._runs.step()
+                    self._worked += time.monotonic() - begun
         except BaseException as error:
             log.critical("the batcher's thread ended: %s", error, exc_info=error)
             self._fail_all(error)

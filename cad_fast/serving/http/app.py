@@ -16,7 +16,6 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ...version import __version__
 from ..answering import ClientGone, answer_request, png_file
@@ -26,7 +25,7 @@ from ..errors import RequestError
 from ..requests import MAX_SEED, MAX_TIMESTEP
 from ..server import Server
 from .error_responses import STATUS, install
-from .middleware import BoundedBodies
+from .middleware import BoundedBodies, KnownHosts
 from .picture_store import PictureStore
 from .schema import EditEntry, EditList, ErrorResponse, ImageData, ImageResponse, Model, ModelList
 
@@ -48,8 +47,10 @@ def make_app(server: Server) -> FastAPI:
         try:
             yield
         finally:
+            closing.set()
             await asyncio.to_thread(server.stop)
 
+    closing = asyncio.Event()
     app = FastAPI(
         title="cad_fast",
         version=__version__,
@@ -58,12 +59,13 @@ def make_app(server: Server) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.server = server
+    app.state.server, app.state.closing = server, closing
     app.state.pictures = PictureStore(server.settings.keep_bytes, server.settings.keep_pictures)
     install(app, server.metrics)
     if server.settings.allowed_hosts is not None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(server.settings.allowed_hosts))
-    app.add_middleware(BoundedBodies, limit=server.settings.body_bytes)
+        app.add_middleware(KnownHosts, names=server.settings.allowed_hosts)
+    limit, seconds = server.settings.body_bytes, server.settings.receive_timeout
+    app.add_middleware(BoundedBodies, limit=limit, seconds=seconds, closing=closing)
     _add_images(app, server, app.state.pictures)
     _add_edits(app, server)
     if server.admin_token is not None:
@@ -171,12 +173,12 @@ def _add_models(app: FastAPI, server: Server) -> None:
     @app.get("/v1/models", tags=["models"])
     async def models() -> ModelList:
         """List the one model that is served."""
-        return ModelList(data=[Model(id=server.settings.served_name, created=server.created)])
+        return ModelList(data=[Model(id=server.served_name, created=server.created)])
 
     @app.get("/v1/models/{name:path}", responses=ERRORS, tags=["models"])
     async def model(name: str) -> Model:
         """Describe the model, if it is the one that is served."""
-        if name != server.settings.served_name:
+        if name != server.served_name:
             raise RequestError("model_not_found", f"the model {name!r} is not served here", param="model")
         return Model(id=name, created=server.created)
 
@@ -202,7 +204,7 @@ def _add_state(app: FastAPI, server: Server) -> None:
     @app.get("/v1/limits", tags=["state"])
     async def limits() -> dict[str, Any]:
         """Return what a request may ask for, and the defaults."""
-        fixed = {"max_seed": MAX_SEED, "max_timestep": MAX_TIMESTEP, "model": server.settings.served_name}
+        fixed = {"max_seed": MAX_SEED, "max_timestep": MAX_TIMESTEP, "model": server.served_name}
         return {**server.settings.limits(), **fixed}
 
 

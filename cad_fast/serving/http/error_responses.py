@@ -18,19 +18,25 @@ log = logging.getLogger(__name__)
 
 STATUS: dict[ErrorCode, int] = {
     "invalid": 400,
+    "unknown_host": 400,
     "forbidden": 403,
     "not_found": 404,
     "model_not_found": 404,
     "edit_not_found": 404,
     "edit_not_loaded": 404,
+    "too_slow": 408,
     "edit_without_file": 409,
     "body_too_large": 413,
     "queue_full": 429,
     "not_finite": 500,
     "failed": 500,
     "shutting_down": 503,
+    "overloaded": 503,
     "deadline_exceeded": 504,
 }
+
+# The codes of what is wrong with a body, by the status with which reading it ends.
+BODY_CODES: dict[int, ErrorCode] = {408: "too_slow", 413: "body_too_large", 503: "shutting_down"}
 
 
 def error_body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
@@ -84,6 +90,4 @@ def _words(request: Request, error: HTTPException) -> tuple[str, str | None]:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         return f"{request.url.path} does not take {request.method}: use {allowed}", "method_not_allowed"
-    if error.status_code == 413:
-        return str(error.detail), "body_too_large"
-    return str(error.detail), None
+    return str(error.detail), BODY_CODES.get(error.status_code)

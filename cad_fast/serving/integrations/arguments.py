@@ -23,6 +23,7 @@ class ServerArguments(Settings):
     edit_dir: str | None = setting(
         None, "folder whose subfolders are the edits that requests may name", default_text="no edits"
     )
+    edit_links: bool = setting(False, "whether the edits of `edit_dir` may be links that lead out of it")
     device: str = setting("cpu", "where the pipeline runs", form="a device of torch")
     admin_token_file: str | None = setting(
         None, "file with the token of the admin routes", default_text="CAD_FAST_ADMIN_TOKEN, or no admin routes"
@@ -32,7 +33,8 @@ class ServerArguments(Settings):
         """Load the server, without starting it. Raise the errors of ``load_server`` and ``read_admin_token``."""
         from ..server import load_server
 
-        return load_server(self, self.edit_dir, self.device, read_admin_token(self.admin_token_file))
+        token = read_admin_token(self.admin_token_file)
+        return load_server(self, self.edit_dir, self.device, token, edit_links=self.edit_links)
 
     def with_whole_paths(self) -> Any:
         """Make the paths absolute, for a process that runs in another folder."""

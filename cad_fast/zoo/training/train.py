@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
+from ...files import write_whole
 from ..classifier import EmojiClassifier
 from ..concepts import OBJECTS, RARE_OBJECT, STYLES, caption
 from .data import EmojiSet, to_float
@@ -80,17 +81,13 @@ class Stage(Generic[Trained]):
             self.optimizer.load_state_dict(state["optimizer"])
 
     def save(self) -> None:
-        part = self.path.with_suffix(".part")
-        torch.save(
-            {
-                "step": self.step,
-                "module": self.module.state_dict(),
-                "ema": self.ema.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-            part,
-        )
-        part.rename(self.path)
+        state = {
+            "step": self.step,
+            "module": self.module.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_whole(self.path, lambda part: torch.save(state, part))
 
     def _update_ema(self) -> None:
         decay = min(0.999, (1 + self.step) / (10 + self.step))

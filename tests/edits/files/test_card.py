@@ -157,7 +157,7 @@ def test_push_to_the_hub_and_back(monkeypatch, tmp_path):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     assert Edit.from_pretrained("me/no-cat", stable_diffusion(), revision="main").digest() == edit.digest()
-    with pytest.raises(FileNotFoundError, match="neither a folder with an edit nor a repository"):
+    with pytest.raises(FileNotFoundError, match="is no folder here, and no repository"):
         monkeypatch.undo()
         Edit.from_pretrained("not a/repository/name")
 

@@ -87,7 +87,7 @@ def set_entry(*keys, to):
         (lambda c: c.pop("digest"), "'digest' is missing"),
         (set_entry("factor", to=float("nan")), "NaN is not a JSON number"),
         (set_entry("factor", to=float("inf")), "Infinity is not a JSON number"),
-        (set_entry("factor", to=10**400), "more than 18 digits, expected a finite number"),
+        (set_entry("factor", to=10**400), "not valid JSON: an integer has 401 digits"),
         (set_entry("factor", to=True), "'factor' is True"),
         (set_entry("kind", to="soul"), "'kind' is 'soul'"),
         (set_entry("n_components", to=3), "'n_components' is 3, but the modules have"),
@@ -339,3 +339,13 @@ def test_mutated_files(model, edit, tmp_path):
 @pytest.mark.slow
 def test_ten_thousand_mutated_files(model, edit, tmp_path):
     print(fuzz(model, edit, tmp_path, 10_000, seed=1))
+
+
+@pytest.mark.parametrize("place", ["model_class", "architecture"])
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\nerror: b", "\u202e", "x" * 201])
+def test_a_fingerprint_that_a_terminal_would_obey(edit, tmp_path, place, text) -> None:
+    edit.save_pretrained(tmp_path)
+    change_config(tmp_path, set_entry("model", place, to=text))
+    with pytest.raises(ValueError, match=f"'{place}' is .*expected at most 200 printable") as caught:
+        Edit.from_pretrained(tmp_path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500

@@ -237,6 +237,41 @@ def test_full_queue_and_turns(batcher_of) -> None:
     assert isinstance(tickets[0].future.exception(), Cancelled)
 
 
+def test_an_idle_hour_makes_nobody_wait_longer(batcher_of, monkeypatch) -> None:
+    """The pace is of work, on a clock that jumps while nothing is to be done, and while a pass is made."""
+    pipeline, idle = stable_diffusion(), [0.0]
+    clock = time.monotonic
+    monkeypatch.setattr("cad_fast.serving.engine.batcher.time.monotonic", lambda: clock() + idle[0])
+
+    class Paced(Gate):
+        def run(self, inputs, per_row):
+            idle[0] += 10
+            return super().run(inputs, per_row)
+
+    class Idle(Silent):
+        def on_start(self, waited) -> None:
+            idle[0] += 3600
+
+    passes = Paced(pipeline)
+    settings = {"max_batch_size": 1, "max_queue": 1, "batch_timeout": 0.0, "observer": Idle()}
+    batcher = batcher_of(pipeline, passes=passes, **settings)
+    passes.open.set()
+    for _ in range(3):
+        batcher.submit(job(steps=2)).future.result(60)
+    passes.open.clear()
+    assert all(passes.entered.acquire(timeout=WAIT) for _ in range(6))
+    running = batcher.submit(job())
+    assert passes.entered.acquire(timeout=WAIT)
+    waiting = batcher.submit(job())
+    with pytest.raises(QueueFull) as error:
+        batcher.submit(job())
+    passes.open.set()
+    # Each picture took two passes of 10 s, and two are accepted. (Steps of other parts take no jump.)
+    assert 40 <= error.value.retry_after <= 60
+    for ticket in (running, waiting):
+        ticket.future.result(60)
+
+
 def test_cancelling_what_runs(batcher_of) -> None:
     pipeline, seen = stable_diffusion(), Seen()
     gate = Gate(pipeline)

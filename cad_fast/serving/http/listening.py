@@ -1,0 +1,204 @@
+"""How ``cad-fast serve`` listens: uvicorn with bounds on what it reads, an orderly end, and errors in OpenAI's form."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import threading
+from asyncio import TimerHandle, create_task, to_thread
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import RequestError
+from .error_responses import error_body, error_response
+
+# Most bytes of a request's line and headers. It is h11's limit: other parsers that uvicorn knows have none.
+MAX_HEAD = 64 * 1024
+# Most connections at once. More are answered with 503.
+CONNECTIONS = 1000
+
+
+class BoundedProtocol(H11Protocol):
+    """A connection whose requests have a bounded head that comes in a bounded time.
+
+    ``seconds`` count from the connection, or from a later request's first byte, to the end of the head. What then is
+    not whole gets 408, and the connection ends. (``BoundedBodies`` does the same for bodies.)
+    """
+
+    seconds: float
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the time for the first request."""
+        super().connection_made(transport)
+        self._timer: TimerHandle | None = None
+        self._heard = False
+        if len(self.connections) > CONNECTIONS:
+            self.app = _overloaded
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on."""
+        self._heard = True
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let the time go."""
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, or has too large a head, in OpenAI's form."""
+        self._answer(400, "invalid", f"this is no HTTP request, or its head is larger than {MAX_HEAD} bytes")
+
+    def _watch(self) -> None:
+        """Have the time run while a head is being waited for, and only then."""
+        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            self._unwatch()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.seconds, self._too_slow)
+
+    def _unwatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        if self._heard and self.conn.our_state is h11.IDLE:
+            self._answer(408, "too_slow", f"the request did not come within {self.seconds:g} seconds")
+        self.transport.close()
+
+    def _answer(self, status: int, code: str, message: str) -> None:
+        body = json.dumps(error_body(status, message, code)).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+async def _overloaded(scope: Any, receive: Any, send: Any) -> None:
+    """Answer a request on one connection too many."""
+    response = error_response(RequestError("overloaded", f"there are more than {CONNECTIONS} connections"))
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that takes no more pictures from the moment it is told to end, and finishes the accepted ones.
+
+    Those that are not done in the time to drain get 503, as do requests that are half sent.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the connections, and the server's batcher at the same time."""
+        state = self.config.app.state  # type: ignore[union-attr]  # the app that `serve` made
+        state.closing.set()
+        stopped = create_task(to_thread(state.server.stop))
+        await super().shutdown(sockets)
+        await stopped
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End in order on SIGTERM and Ctrl-C, and leave it at that: uvicorn would raise the signal again."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Take the addresses that ``host`` stands for, without listening there yet.
+
+    Raises:
+        ValueError: there is no such host.
+        RuntimeError: an address is not there, in use, or not allowed.
+    """
+    try:
+        if not 0 <= port < 2**16:
+            raise OverflowError("ports are 0 to 65535")
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise ValueError(f"--host {host} --port {port} is no address to listen at: {error}") from error
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, place in dict.fromkeys(places):
+            taken = socket.socket(family, kind, protocol)
+            sockets.append(taken)
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # A free port that was chosen for one address is taken for all.
+            number = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
+            taken.bind((place[0], number, *place[2:]))
+    except OSError as error:
+        for taken in sockets:
+            taken.close()
+        raise RuntimeError(
+            f"the server could not start: nothing can listen at {address(host, port)}: {error.strerror}"
+        ) from error
+    return sockets
+
+
+def address(host: str, port: int) -> str:
+    """Write an address as in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def make_uvicorn(
+    app: Any,
+    *,
+    drain: float,
+    receive_seconds: float,
+    proxies: Sequence[str] = (),
+    access_log: bool = True,
+) -> DrainingServer:
+    """Make the uvicorn server of an app.
+
+    Args:
+        app: what ``make_app`` made.
+        drain: longest time to finish requests, in seconds.
+        receive_seconds: longest time for the head of a request to come, in seconds.
+        proxies: addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed.
+        access_log: whether to log every request.
+    """
+    config = uvicorn.Config(
+        app,
+        http=type("Protocol", (BoundedProtocol,), {"seconds": receive_seconds}),
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEAD,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
+        server_header=False,
+        timeout_graceful_shutdown=int(drain) + 5,
+        log_config=None,
+        access_log=access_log,
+    )
+    return DrainingServer(config)
+
+
+def serve(server: DrainingServer, sockets: Sequence[socket.socket]) -> None:
+    """Serve until SIGTERM or Ctrl-C, then finish the accepted requests.
+
+    Raises:
+        RuntimeError: the server could not start.
+    """
+    try:
+        server.run(sockets=list(sockets))
+    except SystemExit as stop:  # by uvicorn, when it cannot start; it has said why
+        if stop.code not in (0, None):
+            raise RuntimeError("the server could not start; its log says why") from stop
+        raise
