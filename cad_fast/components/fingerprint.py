@@ -85,10 +85,19 @@ class Fingerprint:
 
     @classmethod
     def of(cls, model: nn.Module) -> Fingerprint:
-        """The fingerprint of ``model``; the same in fp32, fp16 and bf16 up to rounding, and with adapters beside it."""
+        """The fingerprint of ``model``; the same in fp32, fp16 and bf16 up to rounding, and with adapters beside it.
+
+        Raises ValueError for weights that are offloaded to the meta device.
+        """
         parameters = sorted(_base_parameters(model), key=lambda item: item[0])
         layout = "\n".join(f"{name}{list(parameter.shape)}" for name, parameter in parameters)
         matrices = [parameter for _, parameter in parameters if parameter.ndim > 1 and parameter.numel() > 0]
+        away = next((name for name, parameter in parameters if parameter.device.type == "meta"), None)
+        if away is not None:
+            raise ValueError(
+                f"{away} is offloaded (meta device), so that the model cannot be recognised by its weights: record it or "
+                "load edits, before enabling sequential offloading, or offload whole parts (enable_model_cpu_offload)"
+            )
         samples = []
         for i in range(N_SAMPLES if matrices else 0):
             weights = plain_values(matrices[i * len(matrices) // N_SAMPLES]).flatten()

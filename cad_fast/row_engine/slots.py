@@ -223,7 +223,10 @@ def _check_layer(name: str, module: nn.Module) -> None:
     if other or isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         raise TypeError(f"{name} is a {type(module).__name__}, which does not run as a plain linear or convolution")
     if wrapped:
-        raise TypeError(f"{name} has a forward of its own already (is the denoiser inside cad_fast.rows?)")
+        raise TypeError(
+            f"{name} has a forward of its own already: is the denoiser inside cad_fast.rows, or offloaded layer by "
+            "layer? Load edits before"
+        )
 
 
 def open_slots(denoiser: nn.Module, modules: Mapping[str, Layer], user: Any) -> dict[str, Slot]:
