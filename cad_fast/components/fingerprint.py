@@ -95,7 +95,7 @@ class Fingerprint:
         away = next((name for name, parameter in parameters if parameter.device.type == "meta"), None)
         if away is not None:
             raise ValueError(
-                f"{away} is offloaded (meta device), so that the model cannot be recognised by its weights: record it or "
+                f"{away} is offloaded (meta device), so that the model cannot be recognised: record it or "
                 "load edits, before enabling sequential offloading, or offload whole parts (enable_model_cpu_offload)"
             )
         samples = []
