@@ -84,6 +84,29 @@ def unpacked(tensors: Mapping[str, Tensor], space: ComponentSpace) -> dict[str, 
     }
 
 
+def checked_provenance(value: Any) -> dict[str, Any]:
+    """What a file says of where its scores come from.
+
+    Raises:
+        ValueError: it, or what it says of held-out checks, is not what edits and reports are made from.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("its provenance is no object")
+    trust = value.get("trust", [])
+    if not isinstance(trust, list) or not all(isinstance(check, dict) for check in trust):
+        raise ValueError("'trust' of its provenance is no list of objects")
+    for check in trust:
+        numbers = [check.get(name) for name in ("fraction", "pearson")]
+        interval = check.get("pearson_interval")
+        numbers += interval if isinstance(interval, list) and len(interval) == 2 else [None]
+        if (
+            not all(type(number) in (int, float) and abs(number) <= 1 for number in numbers)
+            or not check["fraction"] > 0
+        ):
+            raise ValueError("'trust' of its provenance has a check without a fraction, a correlation or its interval")
+    return value
+
+
 def _bounds(space: ComponentSpace, indices: Tensor | None) -> list[int]:
     """Where each module's entries begin in the stored tensor, and where the last one's end."""
     offsets = [*(entry.offset for entry in space.leading), space.n]

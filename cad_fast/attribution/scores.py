@@ -16,12 +16,13 @@ from ..components.space import ComponentSpace
 from ..diffusion.layers import match_names
 from ..files import Write, json_text, read_json, read_tensors, tensors_writer, text_writer, write_together, write_whole
 from .curvature import Curvature
-from .score_files import check_options, largest, packed, unpacked
+from .score_files import check_options, checked_provenance, largest, packed, unpacked
 
 FORMAT_VERSION = 1
 SCORES_NAME = "scores.safetensors"
 # Says which file of a folder holds the scores of which concept: {"cat": "00000.safetensors", ...}.
 CONCEPTS_NAME = "concepts.json"
+MAX_NAMES = 16 * 2**20  # bytes of that file
 
 
 @dataclass
@@ -178,9 +179,9 @@ class Scores:
             space = ComponentSpace.from_dict(metadata["space"])
             arguments = unpacked(tensors, space)
             kind = TopScores if "indices" in arguments else cls
-            return kind(space=space, provenance=dict(metadata["provenance"]), **arguments)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+            return kind(space=space, provenance=checked_provenance(metadata["provenance"]), **arguments)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, IndexError) as error:
+            raise ValueError(f"{path} is damaged: {str(error)[:500]}") from error
 
 
 class TopScores(Scores):
@@ -258,7 +259,7 @@ class TopScores(Scores):
 def numbered_files(folder: Path) -> dict[str, str]:
     """Return {concept: name of its file} of a folder of many. Raises as ``load_many``."""
     path = folder / CONCEPTS_NAME
-    names = read_json(path)
+    names = read_json(path, MAX_NAMES)
     if list(names.values()) != [f"{number:05d}.safetensors" for number in range(len(names))]:
         raise ValueError(f"{path} is damaged: its files are not numbered from 00000.safetensors on")
     return names

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import require_writable_folder
+from ..files import parse_json, require_writable_folder
 from ..recording.data import Recording
 
 STATE_NAME = "attribution_state.sqlite"
@@ -69,6 +69,8 @@ class RunState:
         if self.path is None:
             return
         if self.path.exists() and not resume:
+            with self._errors():
+                self._require_idle()
             raise FileExistsError(
                 f"{self.path} holds an unfinished run: pass resume=True to go on with it, or delete it"
             )
@@ -87,11 +89,19 @@ class RunState:
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise RuntimeError(f"{self.path} is in use: another process is running this attribution") from error
-            if "disk" in str(error) and "full" in str(error):
-                raise OSError(f"{self.path} cannot be written: {error}") from error
+            if any(reason in str(error) for reason in ("is full", "readonly", "unable to open", "disk I/O")):
+                raise OSError(f"{self.path} cannot be read and written: {error}") from error
             raise ValueError(f"{self.path} is damaged ({error}): delete it to start anew") from error
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is damaged ({error}): delete it to start anew") from error
+
+    def _require_idle(self) -> None:
+        """Raise SQLite's error if another process is running the attribution whose state this is."""
+        database = sqlite3.connect(self.path, timeout=1.0)  # type: ignore[arg-type]  # there is a path
+        try:
+            database.execute("SELECT count(*) FROM sqlite_master")
+        finally:
+            database.close()
 
     def _open(self) -> None:
         assert self.path is not None
@@ -122,24 +132,39 @@ class RunState:
         assert self._database is not None
         run = self._database.execute
         values = dict(run("SELECT key, value FROM run"))
-        try:
-            theirs, self.done = json.loads(values["settings"]), int(values.get("done", 0))
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{self.path} is damaged ({error!r}): delete it to start anew") from error
+        with self._damage("its run"):
+            theirs = parse_json(values["settings"], "settings")
+            self.done = int(values.get("done", 0))
+            if not isinstance(theirs, dict) or not 0 <= self.done < 2**31:
+                raise ValueError("the settings are no object, or the number of passes is none")
         self._require_same_settings(theirs)
-        for number, _, j in run("SELECT number, concept, j FROM ablations ORDER BY number, concept"):
-            self.measured.setdefault(number, []).append(j)
+        for number, concept, j in run("SELECT number, concept, j FROM ablations ORDER BY number, concept"):
+            with self._damage(f"J of ablation {number!r:.40}"):
+                of_one = self.measured.setdefault(_counted(number), [])
+                if _counted(concept) != len(of_one) or not isinstance(j, float):
+                    raise ValueError("a concept is missing, or J is no number")
+                of_one.append(j)
+        with self._damage("J"):
+            if len({len(of_one) for of_one in self.measured.values()}) > 1:
+                raise ValueError("ablations have different numbers of concepts")
         pieces: dict[str, tuple[str, str, list[bytes]]] = {}
         for name, dtype, shape, data in run("SELECT name, dtype, shape, data FROM sums ORDER BY name, piece"):
-            pieces.setdefault(name, (dtype, shape, []))[2].append(data)
+            with self._damage(f"sums of {name!r:.40}"):
+                pieces.setdefault(name, (dtype, shape, []))[2].append(data)
         for name, (dtype, shape, parts) in pieces.items():
-            try:
+            with self._damage(f"sums of {name!r:.40}"):
                 data = bytearray(b"".join(parts))
                 flat = torch.frombuffer(data, dtype=_DTYPES[dtype]) if data else torch.zeros(0, dtype=_DTYPES[dtype])
-                self.sums[name] = flat.reshape(json.loads(shape))
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise ValueError(f"{self.path} is damaged (sums of {name!r}): delete it to start anew") from error
+                self.sums[str(name)] = flat.reshape([_counted(side) for side in parse_json(shape, "a shape")])
         self._versions = {name: tensor._version for name, tensor in self.sums.items()}
+
+    @contextmanager
+    def _damage(self, place: str) -> Iterator[None]:
+        """Turn what reading a value that cannot be there raises into an error that names the file."""
+        try:
+            yield
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{self.path} is damaged ({place}): delete it to start anew") from error
 
     def _require_same_settings(self, theirs: Mapping[str, Any]) -> None:
         if changes := _changes(theirs, self.settings):
@@ -228,6 +253,13 @@ def resumable(folder: str | Path | None, settings: Mapping[str, Any], *, resume:
     except BaseException:
         state.close()
         raise
+
+
+def _counted(value: Any) -> int:
+    """``value``, a whole number from 0 on. Raises ValueError."""
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"{value!r:.40} is no whole number from 0 on")
+    return value
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:

@@ -20,12 +20,18 @@ from .common import (
 if TYPE_CHECKING:
     from ..edits import Edit
 
+DIGEST_COVERS = "weights and factor, not name, fingerprint and provenance"
 HELP = "check edits: whole, unchanged, and made for this model; exit code 1 when one fails"
 EXAMPLE = "cad-fast edit verify edits/* --model zoo:emoji"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The edits, the model, and whether to repeat their evaluations."""
+    parser.description = (
+        f"{HELP}. The digest covers what decides which weights change and by how much: kind, factor, and every "
+        "module's name, shape and components. It does not cover the name, the model's fingerprint or the provenance, "
+        "and it is no signature: whoever changes an edit can make a new one."
+    )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folder or Hub repository of an edit")
     parser.add_argument("--model", help=f"check that they fit it: {MODEL_HELP}")
     add_loading(parser)
@@ -69,6 +75,7 @@ def _verdict(result: dict[str, Any]) -> str:
     if not result["ok"]:
         return f"FAILED: {clean(result['error'], 500)}"
     checked = "whole and unchanged" + (", fits the model" if result["model_checked"] else "")
+    checked += f" (the digest covers {DIGEST_COVERS})"
     if "evaluation" not in result:
         return checked
     again = result["evaluation"]

@@ -21,6 +21,7 @@ from ..diffusion.trees import SCALARS, leaves
 from ..files import json_text, png_bytes, read_json, read_tensors, tensors_writer, text_writer, write_together
 from .call import OUTPUT_NAMES, DenoiserCall, RowPicker, check_rows
 from .joining import ROW_PATH_NAMES, Joiner
+from .state import check_call, check_state, require_tensors
 
 FORMAT = 1
 # Replaying in another batch size, or with TF32, moves an output by less than this, relative to its norm.
@@ -223,8 +224,7 @@ class Recording:
                 raise ValueError(f"it has format {state['format']!r}, this version reads {FORMAT}")
             if state["save_id"] != header.get("save_id"):
                 raise ValueError("recording.safetensors beside it belongs to another save")
-            if not all(isinstance(state[name], list) for name in ("prompts", "seeds", "calls")):
-                raise ValueError("its prompts, seeds and calls are not lists")
+            check_state(state)
             return cls(
                 **{name: state[name] for name in _PLAIN if name in state},
                 generation=Generation.from_dict(state),
@@ -233,7 +233,7 @@ class Recording:
                 latents=_unpack(state["latents"], tensors),
                 images=_load_images(folder, state["n_images"]),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError, IndexError) as error:
             raise ValueError(f"{path} is not a whole recording: {_reason(error)}") from error
 
 
@@ -252,7 +252,7 @@ def _tensors_of(call: DenoiserCall) -> list[Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    return f"the entry {error} is missing" if isinstance(error, KeyError) else str(error)
+    return f"the entry {str(error)[:200]} is missing" if isinstance(error, KeyError) else str(error)[:500]
 
 
 def _write_png(image: Image.Image, path: Path) -> None:
@@ -262,13 +262,15 @@ def _write_png(image: Image.Image, path: Path) -> None:
 def _load_images(folder: Path, n_images: int | None) -> list[Image.Image] | None:
     if n_images is None:
         return None
+    if type(n_images) is not int or n_images < 0:
+        raise ValueError(f"n_images is {n_images!r:.40}, expected a whole number from 0 on")
     images: list[Image.Image] = []
     for i in range(n_images):
         path = folder / "images" / f"{i:05d}.png"
         try:
             image = Image.open(io.BytesIO(path.read_bytes()))
             image.load()
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} is missing or damaged: {error}") from error
         images.append(image)
     return images
@@ -337,7 +339,9 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unpack_call(value: dict[str, Any], tensors: dict[str, Tensor]) -> DenoiserCall:
+    check_call(value)
     names = [f.name for f in fields(DenoiserCall) if f.name not in ROW_PATH_NAMES]
     arguments: dict[str, Any] = {name: _unpack(value[name], tensors) for name in names}
     arguments |= {name: frozenset(value[name]) for name in ROW_PATH_NAMES}
+    require_tensors(arguments)
     return DenoiserCall(**arguments)

@@ -7,13 +7,41 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic_core import PydanticCustomError
 
 from .settings import Number, Settings, Whole
 
 EDIT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_TIMESTEP = 1000.0
 MAX_SEED = 2**53 - 1  # the largest integer that every reader of JSON keeps
+
+
+# Further fields of OpenAI's, which leave nothing to choose here: what each may be, and why nothing else.
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "output_format": (("png",), "pictures are PNG files"),
+    "output_compression": ((100,), "PNG files lose nothing: leave it out, or give 100"),
+    "quality": (("auto", "standard"), "there is one quality: leave it out, or give auto or standard"),
+    "style": ((), "there are no styles to choose from: say it in the prompt"),
+    "background": (("auto", "opaque"), "pictures have no transparency: leave it out, or give auto or opaque"),
+    "moderation": (("auto",), "nothing is moderated: leave it out, or give auto"),
+    "stream": ((False,), "pictures are sent when they are whole: leave it out, or give false"),
+    "partial_images": ((0,), "pictures are sent when they are whole: leave it out, or give 0"),
+}
+
+
+def _fixed(name: str) -> Any:
+    """The type of a field of ``FIXED``, whose errors are the sentence there."""
+    allowed, reason = FIXED[name]
+
+    def check(value: Any) -> Any:
+        if value is None or any(value == each and type(value) is type(each) for each in allowed):
+            return value
+        raise PydanticCustomError("fixed", "{reason}", {"reason": reason})
+
+    choices = (*allowed, None)
+    kinds: Any = Literal[choices] if allowed else None
+    return Annotated[kinds, BeforeValidator(check)]
 
 
 class Strict(BaseModel):
@@ -44,12 +72,7 @@ def request_class(settings: Settings) -> type[BaseModel]:
         "size": (Literal[sizes] | None, "auto"),
         "response_format": (Literal[formats] | None, "b64_json"),
         "user": (Annotated[str, Field(max_length=256)] | None, None),
-        # Further fields of OpenAI, which leave nothing to choose here.
-        "output_format": (Literal["png"] | None, None),
-        "quality": (Literal["auto", "standard"] | None, None),
-        "background": (Literal["auto", "opaque"] | None, None),
-        "moderation": (Literal["auto"] | None, None),
-        "stream": (Literal[False] | None, None),
+        **{name: (_fixed(name), None) for name in FIXED},
         # Fields of ours.
         "edits": (edits | None, Field(None, description="the edits of all pictures of the request; none by default")),
         "seed": (

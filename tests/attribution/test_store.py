@@ -93,8 +93,9 @@ def test_other_settings_are_refused_by_name(tmp_path) -> None:
 
 def test_two_runs_at_once_are_refused(tmp_path) -> None:
     first = state(tmp_path, resume=False)
-    with pytest.raises(RuntimeError, match="in use: another process"):
-        state(tmp_path)
+    for resume in (True, False):  # one that runs is not one to delete
+        with pytest.raises(RuntimeError, match="in use: another process"):
+            state(tmp_path, resume=resume)
     first.close()
     state(tmp_path).close()
 

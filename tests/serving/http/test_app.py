@@ -109,8 +109,17 @@ REFUSED = [
     ({"deadline": 61}, "deadline", "less than or equal to 60"),
     ({"deadline": 0}, "deadline", "greater than 0"),
     ({"user": "x" * 257}, "user", "at most 256"),
-    ({"stream": True}, "stream", "False"),
-    ({"output_format": "jpeg"}, "output_format", "'png'"),
+    ({"stream": True}, "stream", "pictures are sent when they are whole"),
+    ({"stream": 0}, "stream", "pictures are sent when they are whole"),
+    ({"output_format": "jpeg"}, "output_format", "pictures are PNG files"),
+    ({"output_compression": 50}, "output_compression", "PNG files lose nothing"),
+    ({"quality": "hd"}, "quality", "there is one quality: leave it out, or give auto or standard"),
+    ({"quality": ["a"]}, "quality", "there is one quality"),
+    ({"style": "vivid"}, "style", "there are no styles to choose from: say it in the prompt"),
+    ({"background": "transparent"}, "background", "pictures have no transparency"),
+    ({"moderation": "low"}, "moderation", "nothing is moderated"),
+    ({"partial_images": 2}, "partial_images", "pictures are sent when they are whole"),
+    ({"partial_images": False}, "partial_images", "pictures are sent when they are whole"),
     ({"extra": 1}, "extra", "no such field"),
     ({"edits": "first"}, "edits", "list"),
     ({"edits": [{"name": "first"}] * 9}, "edits", "at most 8"),
@@ -153,6 +162,15 @@ def test_requests_that_are_refused() -> None:
             assert "cad_fast_pictures_total 0.0" in text
 
     run(go())
+
+
+def test_fields_of_openai_that_leave_nothing_to_choose() -> None:
+    fields = {
+        "output_format": "png", "output_compression": 100, "quality": "standard", "style": None, "background": "auto",
+        "moderation": "auto", "stream": False, "partial_images": 0, "edits": None, "num_inference_steps": 1,
+    }  # fmt: skip
+    status, answer, _ = ask({"prompt": "a cat", **fields})
+    assert status == 200 and len(answer["data"]) == 1
 
 
 @pytest.mark.parametrize(
