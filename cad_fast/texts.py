@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
+
+LONGEST = 4000  # of the names in a file, far beyond any
 
 
 def printable(text: str, *, lines: bool = True) -> str:
@@ -22,6 +25,26 @@ def _escaped(char: str) -> str:
     if char.isspace() and char not in "\n\r\t\v\f\x1c\x1d\x1e\x1f\x85\u2028\u2029":
         return " "
     return char.encode("unicode_escape").decode("ascii")
+
+
+def require_plain(value: Any, name: str) -> None:
+    """Raise ValueError if a text in ``value``, from JSON, could end a line or be obeyed by a terminal.
+
+    Args:
+        value: a text, or lists and objects with texts, keys included.
+        name: what it is, for the message.
+    """
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list):
+            waiting += each
+        elif isinstance(each, str) and (len(each) > LONGEST or not each.isprintable()):
+            raise ValueError(
+                f"{name} has the text {each!r:.60}, expected printable ones of at most {LONGEST} characters"
+            )
 
 
 class LogFormatter(logging.Formatter):

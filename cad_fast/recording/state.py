@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..diffusion.trees import leaves
+from ..texts import require_plain
 from .call import OUTPUT_NAMES
 from .joining import ROW_PATH_NAMES
 
@@ -72,6 +73,7 @@ def check_state(state: Mapping[str, Any]) -> None:
         if name not in state:
             raise KeyError(name)
     _check(state, _STATE, "")
+    require_plain(state["fingerprint"], "'fingerprint'")
 
 
 def check_call(call: Any) -> None:
