@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cad_fast.components.fingerprint import Fingerprint
+from cad_fast.components.module_components import ModuleComponents, numbered
 from cad_fast.components.space import ComponentSpace
 from cad_fast.edits import Edit, active_edits
 from cad_fast.edits.files.config import MAX_COMPONENTS, MAX_CONFIG, MAX_MODULES
@@ -290,3 +292,28 @@ def test_a_fingerprint_that_a_terminal_would_obey(edit, tmp_path, place, text) -
     with pytest.raises(ValueError, match=f"'{place}' is .*expected at most 200 printable") as caught:
         Edit.from_pretrained(tmp_path)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def memory(entry: str) -> int:
+    """Bytes of this process: VmRSS, or the highest since the last reset, VmHWM."""
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith(entry))
+
+
+@pytest.mark.parametrize(("modules", "each"), [(1000, 1), (1, 500_000)])
+def test_loading_takes_less_than_a_hundred_times_the_bytes_of_the_files(tmp_path, modules, each) -> None:
+    space = ComponentSpace(
+        numbered([ModuleComponents(f"m{i}.to_k", "weight", (each, 8), 1, 0) for i in range(modules)], {}),
+        Fingerprint("Net", "abc", (0.5,)),
+    )
+    chosen = {entry.module: torch.arange(each) for entry in space}
+    Edit("many", space, chosen).save_pretrained(tmp_path)
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pytest.skip("the peak of this process cannot be reset here")
+    before = memory("VmRSS")
+    assert Edit.from_pretrained(tmp_path).n_components == modules * each
+    assert memory("VmHWM") - before < 100 * size
