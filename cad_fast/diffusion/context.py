@@ -10,22 +10,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .denoisers import whole_pipeline
+
+
+def inner_pipelines(pipeline: Any) -> dict[str, Any]:
+    """The pipelines that a combined pipeline is made of, by the name of its attribute."""
+    return {
+        name: value
+        for name, value in getattr(pipeline, "__dict__", {}).items()
+        if not isinstance(value, nn.Module) and callable(value) and isinstance(getattr(value, "components", None), dict)
+    }
+
+
+def with_inner(pipeline: Any) -> list[Any]:
+    """A pipeline, and those that it is made of at any depth."""
+    whole = whole_pipeline(pipeline)
+    return [whole, *(each for inner in inner_pipelines(whole).values() for each in with_inner(inner))]
+
 
 @contextlib.contextmanager
 def silent(pipeline: Any) -> Iterator[None]:
-    """Without the pipeline's own progress bars, which are as before afterwards."""
-    if not hasattr(pipeline, "set_progress_bar_config"):
-        yield
-        return
-    before = getattr(pipeline, "_progress_bar_config", None)
-    pipeline.set_progress_bar_config(**{**(before or {}), "disable": True})
+    """Without the pipeline's own progress bars, nor those of pipelines in it, which are as before afterwards."""
+    pipelines = [each for each in with_inner(pipeline) if hasattr(each, "set_progress_bar_config")]
+    before = [getattr(each, "_progress_bar_config", None) for each in pipelines]
+    for each, config in zip(pipelines, before, strict=True):  # a combined pipeline tells those in it, which come later
+        each.set_progress_bar_config(**{**(config or {}), "disable": True})
     try:
         yield
     finally:
-        if before is None:
-            del pipeline._progress_bar_config
-        else:
-            pipeline._progress_bar_config = before
+        for each, config in zip(pipelines, before, strict=True):
+            if config is not None:
+                each._progress_bar_config = config
+            elif "_progress_bar_config" in vars(each):  # combined pipelines have none
+                del each._progress_bar_config
 
 
 @contextlib.contextmanager
@@ -37,16 +54,24 @@ def plain_tensors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_scheduler(pipeline: Any) -> Iterator[Any]:
-    """The pipeline with a copy of its scheduler, so that the scheduler's state is as before afterwards."""
+    """The pipeline with a copy of its scheduler, so that the scheduler's state is as before afterwards.
+
+    Pipelines in it get copies too: of one scheduler the same one, as they step what the outer one has.
+    """
     scheduler = getattr(pipeline, "scheduler", None)
     if scheduler is None:
         yield None
         return
-    pipeline.scheduler = copy.deepcopy(scheduler)
+    copies: dict[int, Any] = {}
+    owners = [each for each in with_inner(pipeline) if getattr(each, "scheduler", None) is not None]
+    before = [each.scheduler for each in owners]
+    for each in owners:
+        each.scheduler = copy.deepcopy(each.scheduler, copies)
     try:
         yield pipeline.scheduler
     finally:
-        pipeline.scheduler = scheduler
+        for each, kept in zip(owners, before, strict=True):
+            each.scheduler = kept
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:

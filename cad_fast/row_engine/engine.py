@@ -23,7 +23,7 @@ from .prepare import prepare_gates, prepare_weights
 from .row_order import row_order
 from .score_tap import Record, run_scored
 from .slots import WEIGHT_DTYPES, slot_of
-from .surroundings import check_adapters, check_projections, modules_by_path
+from .surroundings import Callers, check_adapters, check_projections, modules_by_path
 
 Gradients = Literal["gates", "scores"]
 # The denoisers, and their modules, that run under ablations now, in whatever thread.
@@ -73,7 +73,8 @@ def rows(
             ``gradients`` do not suit the kind of the components. Inside, when a module is called with rows that the
             variants do not divide; RowsMixed (a ValueError) when its rows do not stay rows, see
             ``cad_fast.row_engine.row_order``.
-        RuntimeError: on entering, when the denoiser is in such a context already, in this thread or another.
+        RuntimeError: inside, when an ablated module was not called although its parent ran, as something reads its
+            weight instead. On entering, when the denoiser is in such a context already, in this thread or another.
     """
     return RowEngine(denoiser, ablations, space, gradients)
 
@@ -97,6 +98,7 @@ class RowEngine:
         self._overrides = {name: _Override(name, module, self.variants) for name, module in self._modules.items()}
         self._entered = False
         self._around: Around | None = None
+        self._callers: Callers | None = None
         self.gates: dict[str, Tensor] = {}
         """{module: [V, count]}, requiring gradients, the weights' dtype; with ``gradients="gates"``. New ones come
         with every ``set``."""
@@ -157,8 +159,8 @@ class RowEngine:
             if self.gradients == "scores":
                 self.kept, self.ablated = self._zeros(), self._zeros()
             self._prepare()
-            if self.variants > 1:
-                self._around = Around(self._called, self._check_rows)
+            self._callers = Callers(self._modules, by_path)
+            self._around = Around(self._called, self._before, self._check)
         except BaseException:
             self._leave()
             raise
@@ -169,6 +171,29 @@ class RowEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leave()
+
+    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.variants > 1:
+            self._check_rows(args, kwargs)
+        for override in self._overrides.values():
+            override.ran = False
+        if self._callers is not None:
+            self._callers.begin()
+
+    def _check(self) -> None:
+        """Raise RuntimeError if an ablated module was passed over in the call that has just been made."""
+        if self.gradients is not None:  # then all modules have forms; who asks for gradients sees which have none
+            return
+        for name, override in self._overrides.items():
+            if override.form is None or override.ran or self._callers is None:
+                continue
+            caller = self._callers.leaving_out(name)
+            if caller is not None:
+                raise RuntimeError(
+                    f"the ablations of {name} did not act: {caller} ran without calling it. Something reads its weight "
+                    "instead, or has no use for it in this call: leave the module out of the component space "
+                    "(ComponentSpace.of with other target_modules)"
+                )
 
     def _check_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise RowsMixed unless the rows of such calls are known to stay rows."""
@@ -190,6 +215,9 @@ class RowEngine:
         if self._around is not None:
             self._around.remove()
             self._around = None
+        if self._callers is not None:
+            self._callers.close()
+            self._callers = None
         for override in self._overrides.values():
             override.remove()
         self._entered = False
@@ -238,6 +266,8 @@ class _Override:
         self.record: Record | None = None
         self.idle = False
         """Whether the module runs as it is for now."""
+        self.ran = False
+        """Whether the module ran in the present call of the denoiser."""
         self._before: Any = None
 
     def install(self, form: AnyForm, record: Record | None) -> None:
@@ -258,6 +288,7 @@ class _Override:
         x = input  # callers may give it by this name, as to torch's layers
         if self.idle:
             return type(self.module).forward(self.module, x)  # type: ignore[arg-type]  # each type with its own module
+        self.ran = True
         dimensions = 2 if isinstance(self.module, nn.Linear) else 4
         if x.dim() < dimensions:
             raise ValueError(

@@ -48,6 +48,11 @@ def modules_by_path(denoiser: nn.Module) -> dict[str, nn.Module]:
     return by_path
 
 
+def switched_off(module: nn.Module | None) -> bool:
+    """Whether a module lets its input through without calling its layers, as GLIGEN's do for the later steps."""
+    return getattr(module, "enabled", None) is False
+
+
 class CallCounter:
     """A forward pre-hook that counts the calls of the module that holds some layers. Compiled calls do not count."""
 
@@ -60,6 +65,48 @@ class CallCounter:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CallCounter:
         return CallCounter()
+
+
+def caller_path(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The path of the module that calls a layer, which may hold it in a list; empty for the denoiser itself."""
+    parent = name.rpartition(".")[0]
+    while parent and isinstance(modules.get(parent), (nn.ModuleList, nn.ModuleDict)):
+        parent = parent.rpartition(".")[0]
+    return parent
+
+
+class Callers:
+    """The modules that call some layers, each with a counter of its calls.
+
+    Args:
+        names: the layers' paths, without the level that PEFT inserts.
+        modules: all modules of the denoiser by their paths, likewise without that level.
+    """
+
+    def __init__(self, names: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
+        self._paths = {name: caller_path(name, modules) for name in names}
+        callers = {path: modules[path] for path in self._paths.values() if path and path in modules}
+        self._counters = {path: (module, CallCounter()) for path, module in callers.items()}
+        self._handles = [module.register_forward_pre_hook(counter) for module, counter in self._counters.values()]
+
+    def begin(self) -> None:
+        """Count from here which callers run."""
+        for _, counter in self._counters.values():
+            counter.calls = 0
+
+    def leaving_out(self, name: str) -> str | None:
+        """The caller of a layer that was not called, if it ran since ``begin``; None if it did not."""
+        path = self._paths[name]
+        if path not in self._counters:
+            return path or "the denoiser"
+        module, counter = self._counters[path]
+        return path if counter.calls and not switched_off(module) else None
+
+    def close(self) -> None:
+        """Stop counting."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
 
 class Surroundings:
@@ -75,13 +122,11 @@ class Surroundings:
         self.name, self.layer = name, layer
         parent, _, self._last = name.rpartition(".")
         self._holder = modules.get(parent)
-        while parent and isinstance(modules.get(parent), (nn.ModuleList, nn.ModuleDict)):
-            parent = parent.rpartition(".")[0]
-        self.caller = parent
+        self.caller = caller_path(name, modules)
         """The path of the module that calls the layer; empty for the denoiser itself."""
         self._counter = CallCounter()
-        calls = modules.get(parent) if parent else None
-        self._handle = None if calls is None else calls.register_forward_pre_hook(self._counter)
+        self._caller = modules.get(self.caller) if self.caller else None
+        self._handle = None if self._caller is None else self._caller.register_forward_pre_hook(self._counter)
         self._before = 0
 
     def close(self) -> None:
@@ -96,8 +141,8 @@ class Surroundings:
 
     @property
     def caller_ran(self) -> bool:
-        """Whether the caller ran since ``begin``; the denoiser itself always does."""
-        return self._handle is None or self._counter.calls > self._before
+        """Whether the caller ran since ``begin``; the denoiser itself always does, what is switched off never."""
+        return self._handle is None or (self._counter.calls > self._before and not switched_off(self._caller))
 
     def check(self) -> None:
         """Raise ValueError if an adapter in the layer's place has changed its weight, or reads it."""

@@ -81,7 +81,7 @@ class PartCall:
         """Tell whether both may share a pass: they agree in everything but the values of their rows."""
         if self.layout != other.layout or not (self.rows and self.part.batches):
             return False
-        return all(_same(value, other._shared[path]) for path, value in self._shared.items())
+        return all(same(value, other._shared[path]) for path, value in self._shared.items())
 
     def is_shared(self, path: str) -> bool:
         """Tell whether all rows share the input at ``path``."""
@@ -98,7 +98,8 @@ def _per_row(timestep: Any, rows: int) -> Tensor:
     return timestep if timestep.ndim and len(timestep) == rows else timestep.reshape(-1)[:1].expand(rows)
 
 
-def _same(first: Any, second: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
+    """Tell whether two values are known to be the same."""
     try:
         return same_leaf(first, second)
     except (ValueError, TypeError, RuntimeError):  # things whose comparison is no plain truth

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from ...diffusion.context import inner_pipelines, with_inner
 from ...diffusion.denoisers import denoiser_of, whole_pipeline
 from .calls import Part
 
@@ -29,60 +30,102 @@ _HOOKS = (
 )
 
 
-def intercepted(pipeline: Any, intercept: Intercept) -> tuple[Any, Part]:
+class Intercepted(NamedTuple):
+    """A copy of a pipeline, the part that its denoiser is, and what the copy has in the denoiser's place."""
+
+    twin: Any
+    denoiser: Part
+    stand_in: nn.Module
+
+
+def intercepted(pipeline: Any, intercept: Intercept) -> Intercepted:
     """Copy a pipeline so that its denoiser, text encoders and VAE call ``intercept``.
 
     The copy shares every weight and every module below the intercepted ones. Edits, hooks and LoRA of the pipeline's
-    own parts therefore hold for the passes. The copy draws no progress bars.
+    own parts therefore hold for the passes. Pipelines that it is made of are copied alike. The copy draws no progress
+    bars.
 
     Args:
         pipeline: any pipeline with a denoiser.
         intercept: gets the part, the positional and the named arguments of each call, and returns its output.
 
-    Returns:
-        (the copy, the denoiser's part).
-
     Raises:
         TypeError: there is no denoiser.
-        ValueError: the pipeline moves its parts between devices, or its denoiser has a cache.
+        ValueError: the pipeline moves its parts between devices, or holds its denoiser where the copy cannot replace
+            it; or its denoiser has a cache.
     """
-    denoiser, pipeline = denoiser_of(pipeline), whole_pipeline(pipeline)
-    if getattr(pipeline, "_all_hooks", None):
-        raise ValueError(
-            f"{type(pipeline).__name__} offloads its parts to the CPU between calls: serve it from one device"
-        )
+    denoiser, whole = denoiser_of(pipeline), whole_pipeline(pipeline)
+    _check(whole, denoiser)
+    denoiser_part = _forward_of("denoiser", denoiser, DENOISER)
+    stand_ins = {id(denoiser): _stand_in(denoiser, "forward", denoiser_part, intercept)}
+    for name in ENCODERS:
+        encoder = getattr(whole, name, None)
+        if isinstance(encoder, nn.Module):
+            stand_ins[id(encoder)] = _stand_in(encoder, "forward", _forward_of(name, encoder, FIRST), intercept)
+    vae = getattr(whole, "vae", None)
+    if isinstance(vae, nn.Module) and hasattr(vae, "decode"):
+        ignores = frozenset({"generator"}) if type(vae).__name__ in DRAWS_NOTHING else frozenset()
+        decode: Any = vae.decode
+        part = Part("vae", decode, inspect.signature(decode), FIRST, ignores)
+        stand_ins[id(vae)] = _stand_in(vae, "decode", part, intercept)
+    return Intercepted(_twin(whole, stand_ins), denoiser_part, stand_ins[id(denoiser)])
+
+
+def _check(pipeline: Any, denoiser: nn.Module) -> None:
+    for each in with_inner(pipeline):
+        if getattr(each, "_all_hooks", None):
+            raise ValueError(
+                f"{type(each).__name__} offloads its parts to the CPU between calls: serve it from one device"
+            )
+        for name, value in vars(each).items():
+            if name not in inner_pipelines(each) and any(held is denoiser for held in _held_by(value)):
+                raise ValueError(
+                    f"{type(each).__name__}.{name} holds the denoiser too, whose calls there cannot be told apart by "
+                    "request: serve a pipeline that has its denoiser as a part of its own only"
+                )
     cache = getattr(getattr(denoiser, "_orig_mod", denoiser), "_cache_config", None)
     if cache is not None:
         raise ValueError(
             f"{type(denoiser).__name__} has a cache ({type(cache).__name__}), which keeps outputs of one call for the "
             "next and decides for all rows at once: call disable_cache before it is served"
         )
+
+
+def _held_by(value: Any) -> Iterable[Any]:
+    """What a pipeline's attribute holds, unless it is a module."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, (list, tuple)):
+        return value
+    return () if isinstance(value, nn.Module) else getattr(value, "__dict__", {}).values()
+
+
+def _twin(pipeline: Any, stand_ins: dict[int, nn.Module]) -> Any:
+    """Copy a pipeline, and those that it is made of, with the stand-ins in place of modules by identity."""
     twin = _shallow(pipeline)
-    denoiser_part = _forward_of("denoiser", denoiser, DENOISER)
-    stand_ins = {id(denoiser): ("forward", denoiser_part)}
-    for name in ENCODERS:
-        encoder = getattr(pipeline, name, None)
-        if isinstance(encoder, nn.Module):
-            stand_ins[id(encoder)] = ("forward", _forward_of(name, encoder, FIRST))
-    vae = getattr(pipeline, "vae", None)
-    if isinstance(vae, nn.Module) and hasattr(vae, "decode"):
-        ignores = frozenset({"generator"}) if type(vae).__name__ in DRAWS_NOTHING else frozenset()
-        decode: Any = vae.decode
-        stand_ins[id(vae)] = ("decode", Part("vae", decode, inspect.signature(decode), FIRST, ignores))
-    for name, module in list(vars(pipeline).items()):
-        if id(module) in stand_ins:
-            twin.__dict__[name] = _stand_in(module, *stand_ins[id(module)], intercept)
+    for name, value in list(vars(pipeline).items()):
+        if id(value) in stand_ins:
+            twin.__dict__[name] = stand_ins[id(value)]
+    for name, inner in inner_pipelines(pipeline).items():
+        twin.__dict__[name] = _twin(inner, stand_ins)
     progress = {**(getattr(pipeline, "_progress_bar_config", None) or {}), "disable": True}
     twin.__dict__["_progress_bar_config"] = progress
     twin.__class__ = _with_fixed_device(pipeline)
-    return twin, denoiser_part
+    return twin
 
 
 def for_one_run(twin: Any) -> Any:
-    """Copy an intercepted pipeline for one run, with a scheduler of its own."""
+    """Copy an intercepted pipeline for one run, with schedulers of its own."""
+    return _for_one_run(twin, {})
+
+
+def _for_one_run(twin: Any, copies: dict[int, Any]) -> Any:
     copied = _shallow(twin)
-    if getattr(twin, "scheduler", None) is not None:
-        copied.__dict__["scheduler"] = copy.deepcopy(twin.scheduler)
+    for name, value in vars(twin).items():
+        if name == "scheduler" or name.endswith("_scheduler"):
+            copied.__dict__[name] = copy.deepcopy(value, copies)  # one copy, also for the pipelines in it
+    for name, inner in inner_pipelines(twin).items():
+        copied.__dict__[name] = _for_one_run(inner, copies)
     return copied
 
 
