@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...diffusion.denoisers import whole_pipeline
-from ...diffusion.trees import same_leaf
+from ...diffusion.trees import leaves, same_leaf
 from .running import RunningCall
 from .uses import CallFacts
 
@@ -57,8 +58,12 @@ class Guidance:
             )
         if copies > 2:
             raise ValueError("guidance with three terms has no one conditional branch: use branch='both'")
-        # As everywhere in diffusers: unconditional first in a batch, last in two calls.
-        return Layout(copies, images, (False, True) if copies == 2 else (not self._repeats(facts, running),))
+        if copies == 2:
+            first = _negative_half(facts, running.negative)
+            conditional_first = running.conditional_first if first is None else first == 1
+            return Layout(copies, images, (conditional_first, not conditional_first))
+        # As everywhere in diffusers: unconditional is the last of two calls.
+        return Layout(copies, images, (not self._repeats(facts, running),))
 
     def _copies(self, facts: CallFacts, samples: int, running: RunningCall | None) -> int | None:
         copies, left = divmod(facts.rows, samples)
@@ -104,3 +109,15 @@ class Guidance:
             return False
         self._before = None  # a third call begins another pair
         return True
+
+
+def _negative_half(facts: CallFacts, negative: Sequence[Tensor]) -> int | None:
+    """Which half of the rows, 0 or 1, has an argument that is one of the negative prompt's; None if it does not show."""
+    for _, leaf in leaves(facts.inputs):
+        if not isinstance(leaf, Tensor) or leaf.ndim < 2 or len(leaf) != facts.rows or leaf is facts.sample:
+            continue
+        for known in negative:
+            are = [same_leaf(half, known) for half in leaf.chunk(2)]
+            if are[0] != are[1]:
+                return are.index(True)
+    return None

@@ -225,6 +225,7 @@ class RowEdits:
             len(inputs[self._signature.sample_key]),
             inputs[self._signature.sample_key],
             inputs[self._signature.timestep_key],
+            inputs,
         )
         rows = assignment(facts) if callable(assignment) else assignment
         if len(rows) != facts.rows:

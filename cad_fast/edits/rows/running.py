@@ -9,6 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+CONDITIONAL_FIRST = frozenset(
+    {"DiTPipeline", "LuminaPipeline", "LuminaText2ImgPipeline", "OmniGenPipeline"}
+    | {"StableCascadePriorPipeline", "StableCascadeDecoderPipeline", "StableCascadeCombinedPipeline"}
+)
+"""diffusers' pipelines that put the conditional rows of a batch before the unconditional ones; all others do not."""
+
 
 @dataclass(frozen=True, eq=False)
 class RunningCall:
@@ -19,12 +25,16 @@ class RunningCall:
         timesteps: what the scheduler was last told to go through. Every run gets a new object.
         samples: how many samples are drawn, as far as the call has them as its ``latents``.
         guided: whether guidance is on, as far as the pipeline says so.
+        negative: the tensors that the call has by names of negative prompts.
+        conditional_first: whether the pipeline is one of those that put the conditional rows of a batch first.
     """
 
     frame_id: int
     timesteps: Any
     samples: int | None
     guided: bool | None
+    negative: tuple[Tensor, ...] = ()
+    conditional_first: bool = False
 
     @classmethod
     def of(cls, pipeline: Any) -> RunningCall | None:
@@ -44,7 +54,15 @@ class RunningCall:
         samples = len(latents) if isinstance(latents, Tensor) and latents.ndim > 1 else None
         guided = getattr(pipeline, "do_classifier_free_guidance", names.get("do_classifier_free_guidance"))
         timesteps = getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
-        return cls(id(outermost), timesteps, samples, guided if isinstance(guided, bool) else None)
+        negative = [value for name, value in names.items() if "negative" in name or "uncond" in name]
+        return cls(
+            id(outermost),
+            timesteps,
+            samples,
+            guided if isinstance(guided, bool) else None,
+            tuple(value for value in negative if isinstance(value, Tensor) and value.ndim > 1),
+            any(kind.__name__ in CONDITIONAL_FIRST for kind in type(pipeline).__mro__),
+        )
 
     def same_run(self, other: RunningCall) -> bool:
         """Whether both are of one run.

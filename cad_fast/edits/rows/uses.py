@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -29,11 +29,12 @@ RowUses = tuple[EditUse, ...]
 
 @dataclass(frozen=True)
 class CallFacts:
-    """What is known of a denoiser call before it runs: its number of rows, the sample and the timestep given."""
+    """What is known of a denoiser call before it runs: its number of rows, the sample, the timestep, all arguments."""
 
     rows: int
     sample: Tensor
     timestep: Any
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 GivenUse: TypeAlias = "EditUse | tuple[str] | tuple[str, float] | tuple[str, float, Window | None]"

@@ -2,12 +2,14 @@
 
 import copy
 
+import diffusers
 import pytest
 import torch
 
 from cad_fast.edits import EditManager
 from tests.edits.rows.test_row_edits import random_edit
 from tests.edits.test_manager import draw, own
+from tests.families.registry import FAMILIES
 from tests.row_truth import distance
 
 ONE = ["a cat"]
@@ -85,3 +87,50 @@ def test_what_cannot_be_told_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr("cad_fast.edits.rows.running.getattr", lambda *_: None, raising=False)
     with pytest.raises(ValueError, match="scheduler has no timesteps, so it cannot be told where a run begins"):
         draw(pipeline, ONE, more=more)
+
+
+@pytest.mark.parametrize(("name", "conditional"), [("lumina", 0), ("pixart-sigma", 1)])
+@pytest.mark.parametrize("prompts", [["a cat"], [""]])
+def test_pipelines_that_put_the_conditional_rows_first(name, conditional, prompts) -> None:
+    family = FAMILIES[name]
+    if family.missing():
+        pytest.skip(family.missing())
+    pipeline = family.pipeline()
+    outputs = []
+    handle = pipeline.transformer.register_forward_hook(lambda _, __, output: outputs.append(output[0].clone()))
+    settings = {**family.for_prompts(1), "num_inference_steps": 1, "output_type": "latent"}
+    manager = EditManager(pipeline)
+    try:
+        manager.load_edit(random_edit(pipeline.transformer, "a", 1), "a")
+        for edits in ([], ["a"]):
+            manager.set_edits(edits, branch="conditional")
+            pipeline(prompts, generator=torch.Generator().manual_seed(1), **settings)
+    finally:
+        manager.close()
+        handle.remove()
+    plain, edited = (each.chunk(2) for each in outputs)
+    assert distance(edited[conditional], plain[conditional]) > 1e-3
+    assert distance(edited[1 - conditional], plain[1 - conditional]) < 1e-5
+
+
+class _Turned(diffusers.StableDiffusionPipeline):
+    """Somebody's own pipeline, whose batch has the conditional rows first."""
+
+    def __call__(self, prompt, negative_prompt, generator):
+        device = torch.device("cpu")
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(prompt, device, 1, True, negative_prompt)
+        latents = torch.randn(len(prompt), 4, 8, 8, generator=generator)
+        text = torch.cat([prompt_embeds, negative_prompt_embeds])
+        return self.unet(torch.cat([latents] * 2), 500, text)[0]
+
+
+def test_the_negative_prompt_tells_the_branch() -> None:
+    pipeline = _Turned(**own("sd")[0].components, requires_safety_checker=False)
+    manager = EditManager(pipeline)
+    manager.load_edit(random_edit(pipeline.unet, "a", 1), "a")
+    with torch.no_grad():
+        plain = pipeline(["a cat", "a dog"], ["", ""], torch.Generator().manual_seed(1))
+        manager.set_edits("a", branch="conditional")
+        edited = pipeline(["a cat", "a dog"], ["", ""], torch.Generator().manual_seed(1))
+    assert distance(edited[:2], plain[:2]) > 1e-3
+    assert distance(edited[2:], plain[2:]) < 1e-5
