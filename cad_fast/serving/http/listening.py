@@ -28,7 +28,8 @@ class BoundedProtocol(H11Protocol):
     """A connection whose requests have a bounded head that comes in a bounded time.
 
     ``seconds`` count from the connection, or from a later request's first byte, to the end of the head. What then is
-    not whole gets 408, and the connection ends. (``BoundedBodies`` does the same for bodies.)
+    not whole gets 408, and the connection ends. (``BoundedBodies`` does the same for bodies.) As much time is left to a
+    body whose request was answered before it was whole.
     """
 
     seconds: float
@@ -58,8 +59,9 @@ class BoundedProtocol(H11Protocol):
         self._answer(400, "invalid", f"this is no HTTP request, or its head is larger than {MAX_HEAD} bytes")
 
     def _watch(self) -> None:
-        """Have the time run while a head is being waited for, and only then."""
-        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+        """Have the time run while a head is being waited for, or a body that nobody reads, and only then."""
+        unread = self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete
+        if self.transport.is_closing() or not (self.conn.their_state is h11.IDLE or unread):
             self._unwatch()
         elif self._timer is None:
             self._timer = self.loop.call_later(self.seconds, self._too_slow)

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
 
-from ...files import write_json
+from ...files import write_json, write_whole
 from ..classifier import EmojiClassifier
 from ..concepts import OBJECTS, STYLES
 from .data import EmojiSet, to_float
@@ -61,7 +61,7 @@ def save_package(
         for name, value in classifier.state_dict().items()
     }
     (folder / "classifier").mkdir(exist_ok=True)
-    save_file(state, folder / "classifier" / "model.safetensors")
+    write_whole(folder / "classifier" / "model.safetensors", lambda part: save_file(state, part))
     config = {"objects": OBJECTS, "styles": STYLES, "held_out_accuracy": measured["held_out_accuracy"]}
     write_json(folder / "classifier" / "config.json", config)
     _save_pictures(folder / "pictures", data)

@@ -105,6 +105,16 @@ def test_bodies_come_in_time() -> None:
         }  # fmt: skip
 
 
+def test_a_body_that_nobody_reads_comes_in_time_too() -> None:
+    with listening_at(served(), receive_seconds=0.5) as (port, _), connected(port) as dripping:
+        dripping.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n")
+        assert answer(dripping)[0] == 404
+        with pytest.raises(OSError):
+            for _ in range(600):
+                dripping.send(b"x")
+                time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("proxies", "client"), [((), "127.0.0.1"), (("127.0.0.1",), "9.9.9.9"), (("10.0.0.0/8",), "127.0.0.1")]
 )
