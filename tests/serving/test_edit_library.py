@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,8 @@ def test_an_edit_that_is_replaced_between_job_and_submit_is_let_go() -> None:
         request = server.request_class(prompt="a cat", edits=[{"name": "edit"}], num_inference_steps=1)
         job = server.job(request, "", "req")
         server.unload_edit("edit")
+        while server.batcher._retired:  # the batcher has looked, and found nobody who uses it
+            time.sleep(0.01)
         server.submit(job).future.result(timeout=60)
         server.batcher.submit(PictureJob("next", "a cat", arguments={"num_inference_steps": 1})).future.result(60)
         assert passes.known == []
