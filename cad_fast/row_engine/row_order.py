@@ -105,7 +105,7 @@ def _tried(denoiser: nn.Module, inputs: dict[str, Any], rows: int, layers: Mappi
     ]
     order = RowOrder(_processors=processors)
     with torch.no_grad(), _undisturbed(inputs):
-        for noise in (1.0, 0.0):
+        for noise in (True, False):
             before, after = _moved(inputs, rows, noise)
             first, seen_first = _run(denoiser, before, layers)
             if bool(first.isfinite().all()):  # what overflows shows nothing; the inputs as they were given may not
@@ -145,11 +145,11 @@ def _first_rows(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
     return map_leaves(inputs, cut)
 
 
-def _moved(inputs: dict[str, Any], rows: int, noise: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def _moved(inputs: dict[str, Any], rows: int, noise: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """The inputs with rows that differ, and those with every row one place further up and a new one at the end.
 
-    Noise, times so much, makes rows differ; masks that are infinite somewhere get none, which would make all of them
-    NaN.
+    With ``noise`` rows differ even where all have one seed. Masks that are infinite somewhere get none, which would
+    make all of them NaN.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -160,9 +160,13 @@ def _moved(inputs: dict[str, Any], rows: int, noise: float) -> tuple[dict[str, A
         noisy[path] = leaf
         if _per_row(path, leaf, rows):
             last[path] = leaf[: len(leaf) // rows]
-            if noise and _takes_noise(leaf):
+            if not _takes_noise(leaf):
+                return leaf
+            if not noise:
+                last[path] = last[path].flip(-1)  # else it would be the row that goes, and a mean would not show
+            else:
                 added = torch.randn((len(leaf) + len(last[path]), *leaf.shape[1:]), generator=generator)
-                added = added.to(leaf.device, leaf.dtype) * (noise * leaf.float().std()).to(leaf.dtype)
+                added = added.to(leaf.device, leaf.dtype) * leaf.float().std().to(leaf.dtype)
                 noisy[path] = leaf + added[: len(leaf)]
                 last[path] = last[path] + added[len(leaf) :]
         return noisy[path]

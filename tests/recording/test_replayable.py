@@ -75,6 +75,8 @@ def test_one_of_two_denoisers_has_to_be_named() -> None:
     with edit.applied(low):
         assert not torch.equal(pipeline.transformer_2.linear.weight, before)
     assert torch.equal(pipeline.transformer_2.linear.weight, before)
+    of_part = cad_fast.PipelinePart(low, "transformer")
+    assert repr(of_part) == "PipelinePart(ToyPipeline, 'transformer')", "of the whole pipeline"
     assert cad_fast.EditManager(low).get_list_edits() == {"transformer_2": []}
 
 
