@@ -34,6 +34,7 @@ class PipelinePart:
     """
 
     def __init__(self, pipeline: Any, part: str) -> None:
+        pipeline = whole_pipeline(pipeline)
         there = denoisers_in(pipeline)
         if part not in there:
             raise ValueError(f"{type(pipeline).__name__} has no denoiser {part!r}; it has {', '.join(there) or 'none'}")

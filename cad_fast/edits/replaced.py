@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,8 @@ def _guarded(kind: Any) -> Any:
 
     def reduce(pipeline: Any, protocol: Any) -> Any:
         make, arguments, *state = kind.__reduce_ex__(pipeline, protocol)
+        # pickle takes copyreg's own maker only for an object of the very class.
+        make = _new if make is copyreg.__newobj__ else make
         return (make, tuple(kind if each is type(pipeline) else each for each in arguments), *state)
 
     entries = {
@@ -71,6 +74,10 @@ def _guarded(kind: Any) -> Any:
         "_cad_fast_guards": guards,
     }
     return type(kind)(kind.__name__, (kind,), entries)
+
+
+def _new(kind: Any, *arguments: Any) -> Any:
+    return kind.__new__(kind, *arguments)
 
 
 def _inner(module: Any) -> Any:

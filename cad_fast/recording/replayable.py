@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.caches import cache_of
 from ..diffusion.trees import SHARED_NAMES, leaves
 from .call import DenoiserCall
 from .data import REPLAY_TOLERANCE, Recording
@@ -24,10 +25,11 @@ def require_prompts(pipeline: Any) -> None:
 
 def require_no_cache(denoiser: nn.Module) -> None:
     """Raise ValueError for a denoiser that skips layers by what it computed in the step before."""
-    if getattr(denoiser, "is_cache_enabled", False):
+    cache = cache_of(denoiser)
+    if cache is not None:
         raise ValueError(
-            f"{type(denoiser).__name__} has a cache (enable_cache): what a call gives depends on the calls before it, "
-            "and no recorded call could be replayed. Call disable_cache() first"
+            f"{type(denoiser).__name__} has a cache ({cache[0]}): what a call gives depends on the calls before it, "
+            f"and no recorded call could be replayed. Remove it first ({cache[1]})"
         )
 
 

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.caches import cache_of
 from ..diffusion.layer_calls import input_of
 from ..diffusion.trees import SHARED_NAMES, leaves, map_leaves
 
@@ -76,9 +77,8 @@ def row_order(
         rows: how many rows the call has, at least 2.
         layers: the layers of which the rows are to be known, by their paths.
     """
-    cache = getattr(denoiser, "_cache_config", None)
-    if cache is not None:
-        return RowOrder(f"the denoiser's cache ({type(cache).__name__}) decides for all rows at once (disable_cache)")
+    if getattr(denoiser, "_cache_config", None) is not None:
+        return _of_cache(denoiser)
     inputs = {"args": list(args), **kwargs}
     if rows > FEW_ROWS:
         inputs, rows = _first_rows(inputs, rows), FEW_ROWS
@@ -87,8 +87,16 @@ def row_order(
     orders = _known.setdefault(denoiser, {})
     known = orders.get(key)
     if known is None or not known.holds():
+        if cache_of(denoiser) is not None:
+            return _of_cache(denoiser)
         known = orders[key] = _tried(denoiser, inputs, rows, layers)
     return known
+
+
+def _of_cache(denoiser: nn.Module) -> RowOrder:
+    cache = cache_of(denoiser)
+    assert cache is not None, "the caller has seen it"
+    return RowOrder(f"the denoiser's cache ({cache[0]}) decides for all rows at once ({cache[1]})")
 
 
 def _tried(denoiser: nn.Module, inputs: dict[str, Any], rows: int, layers: Mapping[str, nn.Module]) -> RowOrder:
@@ -96,9 +104,12 @@ def _tried(denoiser: nn.Module, inputs: dict[str, Any], rows: int, layers: Mappi
         (m, m.processor) for m in denoiser.modules() if not isinstance(m, nn.ModuleList) and _has_processor(m)
     ]
     order = RowOrder(_processors=processors)
-    before, after = _moved(inputs, rows)
     with torch.no_grad(), _undisturbed(inputs):
-        first, seen_first = _run(denoiser, before, layers)
+        for noise in (True, False):
+            before, after = _moved(inputs, rows, noise)
+            first, seen_first = _run(denoiser, before, layers)
+            if bool(first.isfinite().all()):  # what overflows shows nothing; the inputs as they were given may not
+                break
         second, seen_second = _run(denoiser, after, layers)
     if len(first) != rows or not _alike(first[1:], second[:-1], first.dtype):
         kind = type(denoiser).__name__
@@ -134,8 +145,12 @@ def _first_rows(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
     return map_leaves(inputs, cut)
 
 
-def _moved(inputs: dict[str, Any], rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The inputs with rows that differ, and those with every row one place further up and a new one at the end."""
+def _moved(inputs: dict[str, Any], rows: int, noise: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inputs with rows that differ, and those with every row one place further up and a new one at the end.
+
+    With ``noise`` rows differ even where all have one seed. Masks that are infinite somewhere get none, which would
+    make all of them NaN.
+    """
     generator = torch.Generator().manual_seed(0)
 
     noisy: dict[str, Any] = {}
@@ -145,11 +160,15 @@ def _moved(inputs: dict[str, Any], rows: int) -> tuple[dict[str, Any], dict[str,
         noisy[path] = leaf
         if _per_row(path, leaf, rows):
             last[path] = leaf[: len(leaf) // rows]
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 2:
-                noise = torch.randn((len(leaf) + len(last[path]), *leaf.shape[1:]), generator=generator)
-                noise = noise.to(leaf.device, leaf.dtype) * leaf.float().std().to(leaf.dtype)
-                noisy[path] = leaf + noise[: len(leaf)]
-                last[path] = last[path] + noise[len(leaf) :]
+            if not _takes_noise(leaf):
+                return leaf
+            if not noise:
+                last[path] = last[path].flip(-1)  # else it would be the row that goes, and a mean would not show
+            else:
+                added = torch.randn((len(leaf) + len(last[path]), *leaf.shape[1:]), generator=generator)
+                added = added.to(leaf.device, leaf.dtype) * leaf.float().std().to(leaf.dtype)
+                noisy[path] = leaf + added[: len(leaf)]
+                last[path] = last[path] + added[len(leaf) :]
         return noisy[path]
 
     def moved(path: str, leaf: Any) -> Any:
@@ -160,6 +179,15 @@ def _moved(inputs: dict[str, Any], rows: int) -> tuple[dict[str, Any], dict[str,
 
     with torch.no_grad():
         return map_leaves(inputs, told_apart), map_leaves(inputs, moved)
+
+
+def _takes_noise(leaf: Any) -> bool:
+    return (
+        isinstance(leaf, Tensor)
+        and leaf.is_floating_point()
+        and leaf.ndim > 2
+        and bool(leaf.isfinite().all() and leaf.float().std().isfinite())
+    )
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What the manager says is what acts: switching inside contexts, replaced denoisers, several threads."""
 
 import copy
+import pickle
 import threading
 
 import pytest
@@ -67,6 +68,8 @@ def test_the_denoiser_is_not_replaced_under_edits() -> None:
     pipeline.unet = pipeline.unet  # the same one
     pipeline.vae = pipeline.vae
     assert isinstance(pipeline, kind) and type(copy.copy(pipeline)) is kind
+    reduced = pipeline.__reduce_ex__(4)
+    assert type(pickle.loads(pickle.dumps(_Reduced((reduced[0], reduced[1]))))) is kind
     copied = copy.copy(pipeline)
     copied.unet = other  # a copy is another pipeline
     manager.disable_edits()
@@ -151,3 +154,13 @@ def test_own_pipeline_is_as_it_was() -> None:
     with manager.per_prompt(["a"]):
         assert type(pipeline).__name__ == kind.__name__ and type(pipeline) is not kind
     assert type(pipeline) is kind
+
+
+class _Reduced:
+    """Pickled as what it is given."""
+
+    def __init__(self, reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced

@@ -75,6 +75,8 @@ def test_one_of_two_denoisers_has_to_be_named() -> None:
     with edit.applied(low):
         assert not torch.equal(pipeline.transformer_2.linear.weight, before)
     assert torch.equal(pipeline.transformer_2.linear.weight, before)
+    of_part = cad_fast.PipelinePart(low, "transformer")
+    assert repr(of_part) == "PipelinePart(ToyPipeline, 'transformer')", "of the whole pipeline"
     assert cad_fast.EditManager(low).get_list_edits() == {"transformer_2": []}
 
 
@@ -157,3 +159,20 @@ def test_what_was_not_kept_is_stored(tmp_path) -> None:
     )
     recording.save(tmp_path)
     assert cad_fast.Recording.load(tmp_path).not_kept == ["prompt_embeds"]
+
+
+def test_a_cache_that_was_applied_by_a_function() -> None:
+    pipeline = copy.copy(flux())
+    pipeline.transformer = copy.deepcopy(pipeline.transformer)
+    settings = diffusers.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 1001),
+        current_timestep_callback=lambda: 500,
+    )
+    diffusers.apply_pyramid_attention_broadcast(pipeline.transformer, settings)
+    arguments = {"num_inference_steps": 2, "height": 16, "width": 16, "max_sequence_length": 16, "progress": False}
+    with pytest.raises(ValueError, match=r"PyramidAttentionBroadcastHook.*Remove it first \(.*remove_hook"):
+        cad_fast.record(pipeline, "a cat", **arguments)
+    registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipeline.transformer)
+    registry.remove_hook("pyramid_attention_broadcast", recurse=True)
+    assert cad_fast.record(pipeline, "a cat", **arguments).n_steps == 2

@@ -116,6 +116,27 @@ def _first_is_free(net) -> bool:
     return True
 
 
+@pytest.mark.parametrize("way", ["masked", "overflowing"])
+def test_what_is_not_finite_hides_no_mixing(way) -> None:
+    """Masks of minus infinity get no noise, and samples that overflow with noise are tried without it."""
+
+    class Sharing(Net):
+        def forward(self, sample, timestep, mask):
+            x = (sample @ sample.transpose(1, 2) + mask).softmax(-1) @ sample
+            x = self.linear(x) * timestep
+            x = x + x.mean(0, keepdim=True)
+            return (x / (sample.abs().amax() <= 1),)  # infinite beyond 1
+
+    net = Sharing()
+    runner, _ = edited(net)
+    sample, mask = inputs()["sample"], torch.zeros(4, FRAMES, FRAMES)
+    sample = sample / sample.abs().amax()
+    if way == "masked":
+        sample, mask[:, :, -1] = sample / 10, float("-inf")
+    with runner.rows([(("e",),), (), (), ()]), pytest.raises(RowsMixed, match="a row of Sharing depends"):
+        net(sample, 0.5, mask)
+
+
 def test_an_expert_that_no_token_chose() -> None:
     net = Net("experts")
     net.first.bias.data[0] = -100.0
