@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..components.fingerprint import Fingerprint, fused_adapter
 from ..diffusion.denoisers import denoiser_of, require_one_of_its_kind
 from ..diffusion.quantised import require_plain
+from ..diffusion.structure import Layer
 from ..row_engine.surroundings import adapters_of, check_projections, modules_by_path
 from .data import EditData
 
@@ -65,14 +66,20 @@ class AppliedEdit:
         self.edit, self.strength, self.fingerprint = edit, strength, fingerprint
         self.owner = owner
         """The thread whose ``with`` block it is in the weights for, or None where it stays until ``undo``."""
-        self._denoiser: nn.Module | None = denoiser
-        self.modules = edit.space.modules(denoiser)
+        # Weakly, both: a model that nobody holds any more is freed, whatever edits are fused into it.
+        self._denoiser: ref[nn.Module] | None = ref(denoiser)
+        self._modules = WeakValueDictionary(edit.space.modules(denoiser))
         self._originals: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def active(self) -> bool:
-        """Whether the edit is still in the weights."""
-        return self._denoiser is not None
+        """Whether the edit is still in the weights of a model that there is."""
+        return self._denoiser is not None and self._denoiser() is not None
+
+    @property
+    def modules(self) -> dict[str, Layer]:
+        """The edited modules by path, as far as there are any longer."""
+        return dict(self._modules)
 
     @property
     def _factor(self) -> float:
@@ -81,8 +88,9 @@ class AppliedEdit:
     @torch.no_grad()
     def replace(self) -> None:
         """Write the edited weights, and keep those that were there."""
+        modules = self.modules
         for name, indices in self.edit.weight_indices().items():
-            weight = self.modules[name].weight
+            weight = modules[name].weight
             indices = indices.to(weight.device)
             values = weight.data.flatten()[indices]
             self._originals[name] = (indices, values)
@@ -100,7 +108,7 @@ class AppliedEdit:
                 its attentions run copies of the edited weights (fuse_qkv_projections); the edit is over, too.
         """
         with _changing:
-            denoiser = self._denoiser
+            denoiser = None if self._denoiser is None else self._denoiser()
             if denoiser is None:
                 return
             active = _active[denoiser]
@@ -138,8 +146,12 @@ class AppliedEdit:
         """
         changed = {}
         # The last first: of modules that share one weight, only the first found it as it was.
+        modules = self.modules
         for name, (indices, values) in reversed(self._originals.items()):
-            weight = self.modules[name].weight
+            if name not in modules:  # another module took its place, and nobody holds it any more
+                changed[name] = len(indices)
+                continue
+            weight = modules[name].weight
             indices, values = indices.to(weight.device), values.to(weight.device)
             found, written = weight.data.flatten()[indices], multiplied(values, self._factor).to(weight.dtype)
             same = (found == written) | (found.isnan() & written.isnan())

@@ -112,7 +112,7 @@ class Guidance:
 
 
 def _negative_half(facts: CallFacts, negative: Sequence[Tensor]) -> int | None:
-    """Which half of the rows, 0 or 1, has an argument that is one of the negative prompt's; None if it does not show."""
+    """Which half of the rows, 0 or 1, has an argument of the negative prompt's; None if it does not show."""
     for _, leaf in leaves(facts.inputs):
         if not isinstance(leaf, Tensor) or leaf.ndim < 2 or len(leaf) != facts.rows or leaf is facts.sample:
             continue
