@@ -46,6 +46,7 @@ _PAG = "pag-sd pag-sdxl pag-controlnet-sd pag-sd3 pag-pixart-sigma pag-sana pag-
 _REFUSED = [
     ("stable-cascade", f"{RECORDED} edit manager file served preset", "several denoisers"),
     ("wan-2.2", RECORDED, "several denoisers"),
+    ("kandinsky-2.2", "record rows weights heads", "several denoisers"),
     ("amused", f"{RECORDED} manager served", "no timestep"),
     ("z-image z-image-turbo", f"{RECORDED} manager served", "lists"),
     (f"{_PAG} sag sd3-skip-layers", RECORDED, "three"),
@@ -66,22 +67,16 @@ _PARTS = "stable-cascade-decoder stable-cascade-prior"
 # (families, checks, what is wrong): not yet as it has to be. A result that is wrong in silence says so.
 _KNOWN_WRONG = [
     ("panorama", "manager", "in silence: rows of the denoiser are views of the pictures, and get other rows' edits"),
-    ("hunyuan-dit", "rows", "in silence: linears whose weights are read without a call are not ablated"),
     ("cosmos-2", "record", "in silence: conditional and unconditional are exchanged, as the scheduler is given a "
      "velocity that has the latents in it"),
-    ("kandinsky-2.2", "served", "in silence: the pipeline inside the pipeline runs the denoiser that is not edited"),
     ("hidream", RECORDED, "text of shape [layers, rows, ...] is cut by layers where they are as many; the recording "
      "is wrong in silence, its replay is refused"),
     (_PARTS, "preset neurons", "in silence: the ResNet block that also reads a skip is left out"),
     ("amused", "preset", "in silence: the depthwise convolution before a feed-forward layer is taken for one"),
-    (f"kandinsky-2.2 {_PARTS}", "record rows weights heads",
-     "pipelines inside the pipeline keep the progress bar's settings: AttributeError"),
-    (f"wan-2.2-high-noise wan-2.2-low-noise {_PARTS}", "served", "a PipelinePart cannot be copied: RecursionError"),
+    ("stable-cascade-decoder", "record", "in silence: the latents that are kept are not the picture of a call"),
+    ("stable-cascade-prior", "record", "in silence: the conditional outputs do not depend on the prompt"),
     ("wan-2.2-high-noise", "manager", "a PipelinePart gives its class to the pipeline: RecursionError from then on"),
     ("skyreels-v2-df", RECORDED, "the pipeline copies its scheduler, and with it the step that is being watched"),
-    ("sag", "served", "attention processors set by the pipeline do not reach the denoiser: no reason is given"),
-    ("gligen", "manager served", "refused for a reason that is not so: layers that the pipeline turns off for the "
-     "later steps are not called there"),
     ("z-image z-image-turbo", "file", "a module's name with a hyphen is written, and refused when it is read"),
 ]  # fmt: skip
 
