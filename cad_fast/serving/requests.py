@@ -81,6 +81,10 @@ def request_class(settings: Settings) -> type[BaseModel]:
         ),
         "num_inference_steps": (Annotated[Whole, Field(ge=1, le=settings.max_steps)] | None, None),
         "guidance_scale": (Annotated[Number, Field(ge=0, le=settings.max_guidance_scale)] | None, None),
+        "true_cfg_scale": (
+            Annotated[Number, Field(ge=0, le=settings.max_guidance_scale)] | None,
+            Field(None, description="guidance by a negative prompt, where guidance_scale is an input of the model"),
+        ),
         "negative_prompt": (text | None, None),
         "deadline": (
             Annotated[Number, Field(gt=0, le=settings.deadline)] | None,

@@ -19,7 +19,7 @@ from .requests import request_class
 from .settings import Settings
 
 # Arguments of a pipeline's call that a request may set, if the pipeline has them.
-OPTIONS = ("num_inference_steps", "guidance_scale", "negative_prompt")
+OPTIONS = ("num_inference_steps", "guidance_scale", "true_cfg_scale", "negative_prompt")
 
 
 class Server:
@@ -49,7 +49,7 @@ class Server:
         self.settings = (settings or Settings()).completed(
             sizes=(native_size(pipeline),),
             steps=defaults.num_inference_steps or 50,
-            guidance_scale=defaults.guidance_scale or 0.0,
+            guidance_scale=defaults.guidance_scale,
         )
         assert self.settings.sizes is not None, "completed gives them"
         self.sizes = self.settings.sizes

@@ -179,7 +179,7 @@ class Settings(Checked):
         None, "guidance scale of a request that names none", default_text="the pipeline's own", ge=0
     )
     max_steps: Whole = setting(100, "most denoising steps of a request", unit="steps", ge=1)
-    max_guidance_scale: Number = setting(30.0, "highest guidance scale of a request", ge=0)
+    max_guidance_scale: Number = setting(30.0, "highest guidance scale, also true CFG scale, of a request", ge=0)
     max_n: Whole | None = setting(
         None, "most pictures of a request", unit="pictures", default_text="8, or `max_queue` if that is less", ge=1
     )

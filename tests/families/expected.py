@@ -50,6 +50,7 @@ _PAG = "pag-sd pag-sdxl pag-controlnet-sd pag-sd3 pag-pixart-sigma pag-sana pag-
 _REFUSED = [
     ("stable-cascade", f"{RECORDED} edit manager file served preset", "several denoisers"),
     ("wan-2.2", f"{RECORDED} edit manager file served", "several denoisers"),
+    ("kandinsky-2.2", "record rows weights heads", "several denoisers"),
     ("amused", f"{RECORDED} manager served", "no timestep"),
     ("z-image z-image-turbo", f"{RECORDED} manager served", "lists"),
     (f"{_PAG} sag sd3-skip-layers", RECORDED, "three"),
@@ -71,15 +72,8 @@ _PARTS = "stable-cascade-decoder stable-cascade-prior"
 
 # (families, checks, what is wrong): not yet as it has to be. A result that is wrong in silence says so.
 _KNOWN_WRONG = [
-    ("hunyuan-dit", "rows", "in silence: linears whose weights are read without a call are not ablated"),
-    ("kandinsky-2.2", "served", "in silence: the pipeline inside the pipeline runs the denoiser that is not edited"),
-    (f"kandinsky-2.2 {_PARTS}", "record rows weights heads",
-     "pipelines inside the pipeline keep the progress bar's settings: AttributeError"),
-    (_PARTS, "neurons", "the same"),
-    (_PARTS, "served", "in silence: the pipeline inside the pipeline runs the denoiser that is not edited"),
-    ("sag", "served", "attention processors set by the pipeline do not reach the denoiser: no reason is given"),
-    ("gligen", "manager served", "refused for a reason that is not so: layers that the pipeline turns off for the "
-     "later steps are not called there"),
+    ("stable-cascade-decoder", "record", "in silence: the latents that are kept are not the picture of a call"),
+    ("stable-cascade-prior", "record", "in silence: the conditional outputs do not depend on the prompt"),
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Layers that are called by keyword, left out of a call, or stood for by adapters of PEFT."""
 
+import contextlib
 import copy
 
 import peft
@@ -118,6 +119,41 @@ def test_a_weight_that_is_read_instead(denoiser) -> None:
         assert torch.equal(denoiser(SAMPLE, 0.0), SAMPLE)
     runner.close()
     assert not denoiser.block._forward_pre_hooks and not denoiser._forward_hooks
+
+
+@pytest.mark.parametrize("variants", [1, 2])
+def test_a_weight_that_is_read_instead_under_ablations(denoiser, variants) -> None:
+    space = ComponentSpace.of(denoiser, "weight", "all")
+    ablations = [Ablation.random(space.n, 0.5, seed) for seed in range(variants)]
+    denoiser.block.way = "read"
+    with (
+        cad_fast.rows(denoiser, ablations, space),
+        pytest.raises(RuntimeError, match=r"ablations of block.proj did not act: block ran without calling it"),
+    ):
+        denoiser(SAMPLE, 0.0)
+    assert not denoiser.block._forward_pre_hooks and not denoiser._forward_hooks
+    denoiser.skips = True  # then the block does not run, and the ablation has nothing to act on
+    with cad_fast.rows(denoiser, ablations, space):
+        assert torch.equal(denoiser(SAMPLE, 0.0), SAMPLE)
+    denoiser.skips, denoiser.block.way = False, "call"
+    with cad_fast.rows(denoiser, ablations, space):
+        assert distance(denoiser(SAMPLE, 0.0), SAMPLE) > 0.1
+
+
+def test_a_block_that_is_switched_off_leaves_its_layers_out(denoiser) -> None:
+    """As GLIGEN's fusers, which let their input through for the later steps."""
+    space = ComponentSpace.of(denoiser, "weight", "all")
+    runner = RowEdits(denoiser)
+    runner.add(edit_of(denoiser))
+    denoiser.block.way = "skip"
+    for enabled in (True, False):
+        denoiser.block.enabled = enabled
+        expected = pytest.raises(RuntimeError, match="did not act") if enabled else contextlib.nullcontext()
+        with expected, runner.rows([(("e",),)] * 2):
+            assert torch.equal(denoiser(SAMPLE, 0.0), SAMPLE)
+        expected = pytest.raises(RuntimeError, match="did not act") if enabled else contextlib.nullcontext()
+        with expected, cad_fast.rows(denoiser, [Ablation.random(space.n, 0.5, 1)], space):
+            assert torch.equal(denoiser(SAMPLE, 0.0), SAMPLE)
 
 
 def test_a_layer_that_was_replaced(denoiser) -> None:

@@ -115,18 +115,23 @@ def _twin(pipeline: Any, stand_ins: dict[int, nn.Module]) -> Any:
 
 
 def for_one_run(twin: Any) -> Any:
-    """Copy an intercepted pipeline for one run, with schedulers of its own."""
+    """Copy an intercepted pipeline for one run, with schedulers and guiders of its own, which count its steps."""
     return _for_one_run(twin, {})
 
 
 def _for_one_run(twin: Any, copies: dict[int, Any]) -> Any:
-    copied = _shallow(twin)
+    copied, within = _shallow(twin), inner_pipelines(twin)
     for name, value in vars(twin).items():
-        if name == "scheduler" or name.endswith("_scheduler"):
+        if name in within:
+            copied.__dict__[name] = _for_one_run(value, copies)
+        elif name.endswith("scheduler") or _is_configured(value):
             copied.__dict__[name] = copy.deepcopy(value, copies)  # one copy, also for the pipelines in it
-    for name, inner in inner_pipelines(twin).items():
-        copied.__dict__[name] = _for_one_run(inner, copies)
     return copied
+
+
+def _is_configured(value: Any) -> bool:
+    """Whether a part is an object of diffusers with settings and a state, such as a guider, and no model."""
+    return hasattr(type(value), "register_to_config") and not isinstance(value, nn.Module)
 
 
 def _forward_of(name: str, module: nn.Module, priority: int) -> Part:

@@ -52,6 +52,7 @@ INPUTS = (
     TensorSpec("seed", "INT64"),
     TensorSpec("num_inference_steps", "INT64"),
     TensorSpec("guidance_scale", "FP64"),
+    TensorSpec("true_cfg_scale", "FP64"),
     TensorSpec("negative_prompt", "BYTES"),
     TensorSpec("size", "BYTES"),
     TensorSpec("deadline", "FP64"),

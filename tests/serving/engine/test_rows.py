@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from cad_fast.serving.engine.batcher import Batcher
 from cad_fast.serving.engine.edited_passes import RowWise
+from cad_fast.serving.engine.intercept import for_one_run, intercepted
 from cad_fast.serving.engine.jobs import RequestedEdit
 from tests.families.registry import FAMILIES
 from tests.pipelines import flux, stable_diffusion
@@ -136,6 +137,16 @@ def test_pipelines_within_a_pipeline_run_the_edited_denoiser(batcher_of) -> None
     seen = Seen()
     drawn_as_alone(batcher_of(pipeline, max_batch_size=8, observer=seen), pipeline, jobs)
     assert {pictures for pictures, _, _ in seen.passes} == {2}
+
+
+def test_each_request_has_a_guider_of_its_own(batcher_of) -> None:
+    """It counts the steps of a run, and keeps a momentum."""
+    pipeline = FAMILIES["hunyuan-image"].pipeline()
+    arguments = {**FAMILIES["hunyuan-image"].for_prompts(None), "output_type": "pil"}
+    jobs = [job(f"job{i}", seed=i, steps=2 + i, arguments=arguments) for i in range(2)]
+    drawn_as_alone(batcher_of(pipeline, max_batch_size=8), pipeline, jobs)
+    one = for_one_run(intercepted(pipeline, lambda *_: None).twin)
+    assert one.guider is not pipeline.guider and one.scheduler is not pipeline.scheduler
 
 
 @pytest.mark.parametrize("holder", [list, lambda unet: {"unet": unet}, lambda unet: types.SimpleNamespace(unet=unet)])

@@ -11,7 +11,7 @@ import pytest
 from cad_fast.serving.engine.edited_passes import RowWise
 from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit
 from cad_fast.serving.server import Server, native_size
-from tests.pipelines import PIPELINES, stable_diffusion
+from tests.pipelines import PIPELINES, flux, stable_diffusion
 from tests.serving.common import (
     PATH,
     ROUNDING,
@@ -75,6 +75,33 @@ def test_openai_client() -> None:
         assert distance(decoded(picture.b64_json), alone.draw(job, number)) <= ROUNDING
     assert file.headers["content-type"] == "image/png" and file.content.startswith(b"\x89PNG")
     assert error.param == "n" and error.type == "invalid_request_error" and "less than or equal to 8" in error.message
+
+
+def test_true_cfg_scale_is_for_pipelines_that_have_it() -> None:
+    """Flux takes its guidance scale as an input of the model, and a negative prompt by this scale."""
+    extra = {"num_inference_steps": 2, "guidance_scale": 2.0, "true_cfg_scale": 5.0, "negative_prompt": "dog"}
+    server = make_server(flux())
+    status, answer, _ = ask({"prompt": "a cat", "seed": 7, **extra}, server=server)
+    assert status == 200, answer
+    size = dict(zip(("width", "height"), map(int, server.sizes[0].split("x")), strict=True))
+    alone = Alone(flux()).draw(PictureJob("", "a cat", seed=7, arguments={**extra, **size}))
+    assert distance(decoded(answer["data"][0]["b64_json"]), alone) <= ROUNDING
+    without = Alone(flux()).draw(PictureJob("", "a cat", seed=7, arguments={**extra, **size, "true_cfg_scale": 1.0}))
+    assert distance(alone, without) > ROUNDING
+    for given, words in ((31, "less than or equal to 30"), (2.0, "true_cfg_scale: the model does not take it")):
+        status, answer, _ = ask({"prompt": "a cat", "true_cfg_scale": given})
+        assert status == 400 and answer["error"]["param"] == "true_cfg_scale" and words in answer["error"]["message"]
+
+
+def test_a_pipeline_without_a_guidance_scale_of_its_own_is_given_none() -> None:
+    class Unscaled(type(flux())):
+        def __call__(self, *args, guidance_scale=None, **kwargs):
+            seen.append(guidance_scale)
+            return super().__call__(*args, guidance_scale=4.0, **kwargs)
+
+    seen = []
+    pipeline = Unscaled(**flux().components)
+    assert ask({"prompt": "a cat"}, server=make_server(pipeline))[0] == 200 and seen == [None]
 
 
 def test_random_seed_is_told_and_draws_the_picture_again() -> None:

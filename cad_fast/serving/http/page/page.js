@@ -113,7 +113,7 @@ async function start() {
     $("prompt").maxLength = limits.max_prompt;
     Object.assign($("seed"), { max: limits.max_seed - limits.max_n });
     Object.assign($("steps"), { max: limits.max_steps, value: limits.steps });
-    Object.assign($("guidance"), { max: limits.max_guidance_scale, value: limits.guidance_scale });
+    Object.assign($("guidance"), { max: limits.max_guidance_scale, value: limits.guidance_scale ?? 0 });
     const loaded = edits.data.filter(({ loaded }) => loaded);
     loaded.forEach((edit) => addEdit(edit, Math.min(3, limits.max_strength)));
     $("no-edits").hidden = loaded.length > 0;
