@@ -71,7 +71,7 @@ def output_option(pipeline: Any, output_type: str) -> dict[str, str]:
 
 
 def scheduler_config_of(pipeline: Any) -> dict[str, Any]:
-    """The scheduler's config as JSON, with its class under ``_class_name``; empty without a scheduler.
+    """The config of ``pipeline.scheduler`` as JSON, with its class under ``_class_name``; empty without a scheduler.
 
     What diffusers notes of a config's origin (its own version, which values are defaults) is left out: a scheduler that
     was loaded has it, the same one just made has not.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.arguments import prompt_arguments
-from ..diffusion.context import generators, own_scheduler, plain_tensors, silent
+from ..diffusion.context import generators, own_scheduler, plain_tensors, silent, with_inner
 from ..diffusion.denoisers import (
     ForwardSignature,
     PipelinePart,
@@ -118,6 +118,8 @@ class DenoiserWatch:
         chosen = isinstance(pipeline, (PipelinePart, nn.Module))
         self._others = {} if chosen else {n: m for n, m in denoisers_in(pipeline).items() if m is not self.denoiser}
         self.scheduler: Any = getattr(pipeline, "scheduler", None)
+        """The scheduler that steps by the denoiser's outputs: of several, the pipeline's own until another one does."""
+        self._schedulers = _schedulers_of(pipeline)
         self.signature = ForwardSignature.of(self.denoiser)
         self.n_samples = n_samples
         self.on_step = on_step
@@ -136,8 +138,8 @@ class DenoiserWatch:
         for name, other in self._others.items():
             refuse = functools.partial(self._refuse_other, name)
             self._undo.callback(other.register_forward_pre_hook(refuse).remove)
-        if callable(getattr(self.scheduler, "step", None)):
-            self._wrap_scheduler_step()
+        for scheduler in self._schedulers:
+            self._wrap_step(scheduler)
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
@@ -145,25 +147,32 @@ class DenoiserWatch:
         if error_type is None and self._pending:
             self._finish_step(None)
 
-    def _wrap_scheduler_step(self) -> None:
-        scheduler, own = self.scheduler, vars(self.scheduler).get("step")
-        step = scheduler.step
+    def _wrap_step(self, scheduler: Any) -> None:
+        instance_step, step = vars(scheduler).get("step"), scheduler.step
 
         def watched(model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.first_scheduler_timestep is None and isinstance(timestep, (int, float, Tensor)):
-                self.first_scheduler_timestep = float(torch.as_tensor(timestep).flatten()[0])
-            if self._pending:
+            ours = bool(self._pending)  # else another denoiser's, of a pipeline with several
+            if ours or len(self._schedulers) == 1:
+                if self.first_scheduler_timestep is None and isinstance(timestep, (int, float, Tensor)):
+                    self.first_scheduler_timestep = float(torch.as_tensor(timestep).flatten()[0])
+            if ours:
+                self.scheduler = scheduler
                 self._finish_step(model_output if isinstance(model_output, Tensor) else None)
             result = step(model_output, timestep, *args, **kwargs)
-            sample = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
-            self.last_sample = sample if isinstance(sample, Tensor) else None
+            if scheduler is self.scheduler:
+                sample = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
+                self.last_sample = sample if isinstance(sample, Tensor) else None
             return result
 
         scheduler.step = _Watched(watched, step)
-        self._undo.callback(functools.partial(setattr, scheduler, "step", own) if own else self._unwrap_scheduler_step)
 
-    def _unwrap_scheduler_step(self) -> None:
-        del self.scheduler.step  # uncovers the method of the class
+        def unwrap() -> None:
+            if instance_step is None:
+                del scheduler.step  # uncovers the method of the class
+            else:
+                scheduler.step = instance_step
+
+        self._undo.callback(unwrap)
 
     def _refuse_other(self, name: str, *_: Any) -> None:
         raise ValueError(
@@ -283,6 +292,16 @@ def _rowless(inputs: dict[str, Any], rows: int, sample_key: str) -> str:
     }
     named = [f"{p} {shape}" for p, shape in whole.items() if 2 * rows in shape or shape[0] % (2 * rows) == 0]
     return ", ".join(named)
+
+
+def _schedulers_of(pipeline: Any) -> list[Any]:
+    """What steps in a pipeline and in those that it is made of, each once."""
+    if isinstance(pipeline, nn.Module):
+        return []
+    held = [value for each in with_inner(pipeline) for value in vars(each).values()]
+    held.append(getattr(pipeline, "scheduler", None))
+    steps = [value for value in held if callable(getattr(value, "step", None)) and hasattr(value, "set_timesteps")]
+    return list({id(scheduler): scheduler for scheduler in steps}.values())
 
 
 def _comparable(guided: Tensor | None, output: Tensor) -> tuple[Tensor, Tensor] | None:

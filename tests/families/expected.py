@@ -72,8 +72,6 @@ _PARTS = "stable-cascade-decoder stable-cascade-prior"
 
 # (families, checks, what is wrong): not yet as it has to be. A result that is wrong in silence says so.
 _KNOWN_WRONG = [
-    ("stable-cascade-decoder", "record", "in silence: the latents that are kept are not the picture of a call"),
-    ("stable-cascade-prior", "record", "in silence: the conditional outputs do not depend on the prompt"),
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 import cad_fast
+from cad_fast.recording.watch import DenoiserWatch
 from tests.pipelines import flux, stable_diffusion, stable_diffusion_xl
 
 
@@ -78,6 +79,38 @@ def test_one_of_two_denoisers_has_to_be_named() -> None:
     of_part = cad_fast.PipelinePart(low, "transformer")
     assert repr(of_part) == "PipelinePart(ToyPipeline, 'transformer')", "of the whole pipeline"
     assert cad_fast.EditManager(low).get_list_edits() == {"transformer_2": []}
+
+
+def test_the_scheduler_that_steps_the_part_is_watched() -> None:
+    """The first stage has a scheduler of its own, and its conditional rows come first."""
+
+    class Stages(ToyPipeline):
+        def __call__(self, prompt, generator, num_inference_steps=4, guidance_scale=3.0):
+            x = torch.cat([torch.randn(1, 4, generator=each) for each in generator])
+            text = torch.tensor([[1.0]] * len(prompt) + [[0.0]] * len(prompt))
+            self.prior_scheduler.set_timesteps(num_inference_steps)
+            for t in self.prior_scheduler.timesteps:
+                output = self.transformer_2(torch.cat([x, x]), t.expand(2 * len(x)), text)
+                conditional, unconditional = output.chunk(2)
+                guided = unconditional + guidance_scale * (conditional - unconditional)
+                x = self.prior_scheduler.step(guided, t, x, return_dict=False)[0]
+            return (x,)
+
+    class Texts(Toy):
+        def forward(self, hidden_states, timestep, text):
+            return self.linear(hidden_states + text)
+
+    pipeline = Stages(second=True)
+    pipeline.transformer_2 = Texts().requires_grad_(False)
+    pipeline.prior_scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    watch = DenoiserWatch(cad_fast.PipelinePart(pipeline, "transformer_2"), 1)
+    with watch, torch.no_grad():
+        pipeline(["a cat"], [torch.Generator().manual_seed(0)])
+    assert watch.scheduler is pipeline.prior_scheduler
+    weight = pipeline.transformer_2.linear.weight
+    for call in watch.calls:
+        torch.testing.assert_close(call.output - call.unconditional_output, weight.sum(1)[None])
+    assert "step" not in vars(pipeline.prior_scheduler) and "step" not in vars(pipeline.scheduler)
 
 
 def test_parts_are_named() -> None:
