@@ -139,7 +139,7 @@ class Moved(Objective):
         base = getattr(call, str(self.needs))
         assert call.output is not None and base is not None
         moved = squared_distance(output, call.output, call).sum(1)
-        return moved / squared_distance(call.output, base, call).sum(1).clamp(min=1e-20)
+        return moved / _apart(call.output, base, call)
 
 
 class Expressed(Moved):
@@ -157,9 +157,21 @@ class Expressed(Moved):
     def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
         base = getattr(call, str(self.needs))
         assert call.output is not None and base is not None
-        after, before = (squared_distance(each, base, call).sum(1) for each in (output, call.output))
+        after, before = squared_distance(output, base, call).sum(1), _apart(call.output, base, call)
         moved = squared_distance(output, call.output, call).sum(1)
-        return (after + before - moved) / (2 * before.clamp(min=1e-20))
+        return (after + before - moved) / (2 * before)
+
+
+def _apart(output: Tensor, base: Tensor, call: DenoiserCall) -> Tensor:
+    """|output - base|^2 of each row, [B]. Raises ValueError where the prompt makes no difference to divide by."""
+    apart = squared_distance(output, base, call).sum(1)
+    none = apart <= 1e-10 * squared_distance(output, torch.zeros_like(output), call).sum(1)
+    if bool(none.any()):
+        raise ValueError(
+            f"row {int(none.nonzero()[0])} at step {call.step} has the same output with its prompt and without: there is "
+            "no change to compare with. Is the negative prompt the prompt itself, or guidance off?"
+        )
+    return apart
 
 
 def damage_table(damages: Mapping[str, Damage]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +61,7 @@ def _guarded(kind: Any) -> Any:
     def reduce(pipeline: Any, protocol: Any) -> Any:
         make, arguments, *state = kind.__reduce_ex__(pipeline, protocol)
         # pickle takes copyreg's own maker only for an object of the very class.
-        make = _new if make is copyreg.__newobj__ else make  # type: ignore[attr-defined]
+        make = _new if make.__name__ == "__newobj__" else make
         return (make, tuple(kind if each is type(pipeline) else each for each in arguments), *state)
 
     entries = {

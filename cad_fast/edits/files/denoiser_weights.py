@@ -112,6 +112,6 @@ def put_denoiser_weights(pipeline: Any, source: str | Path) -> int:
     own = own_parameters(denoiser)
     count = 0
     for name, tensor in stored_weights(source, own):
-        own[name].data.copy_(tensor)
+        own[name].copy_(tensor)  # not by .data, which would not tell those who keep what they made of the weights
         count += 1
     return count

@@ -38,25 +38,31 @@ class RunningCall:
 
     @classmethod
     def of(cls, pipeline: Any) -> RunningCall | None:
-        """The outermost call of ``pipeline`` on this thread's stack; None if there is none."""
+        """The call of ``pipeline`` on this thread's stack that runs its denoiser; None if there is none.
+
+        That is the innermost ``__call__``: a subclass may prepare something first, and has locals of its own. Without
+        one it is the outermost method.
+        """
         pipeline = vars(pipeline).get("_pipeline", pipeline)  # what a PipelinePart is a part of
         frame: FrameType | None = sys._getframe(1)
-        outermost = None
+        running = None
         while frame is not None:
             code = frame.f_code
             if code.co_argcount and code.co_varnames[0] == "self" and frame.f_locals.get("self") is pipeline:
-                outermost = frame
+                running = frame
+                if code.co_name == "__call__":
+                    break
             frame = frame.f_back
-        if outermost is None:
+        if running is None:
             return None
-        names = outermost.f_locals
+        names = running.f_locals
         latents = names.get("latents")
         samples = len(latents) if isinstance(latents, Tensor) and latents.ndim > 1 else None
         guided = getattr(pipeline, "do_classifier_free_guidance", names.get("do_classifier_free_guidance"))
         timesteps = getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
         negative = [value for name, value in names.items() if "negative" in name or "uncond" in name]
         return cls(
-            id(outermost),
+            id(running),
             timesteps,
             samples,
             guided if isinstance(guided, bool) else None,

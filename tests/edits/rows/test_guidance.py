@@ -134,3 +134,23 @@ def test_the_negative_prompt_tells_the_branch() -> None:
         edited = pipeline(["a cat", "a dog"], ["", ""], torch.Generator().manual_seed(1))
     assert distance(edited[:2], plain[:2]) > 1e-3
     assert distance(edited[2:], plain[2:]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["sd", "pixart"])
+def test_methods_around_a_run_have_locals_of_their_own(name) -> None:
+    _, pipeline, more = conditional(name)
+    expected = draw(pipeline, ONE, more=more)
+    plain_kind = type(pipeline)
+
+    class Around(plain_kind):
+        def __call__(self, prompt, **arguments):
+            latents = torch.zeros(2 * len(prompt), 4)  # noqa: F841
+            return plain_kind.__call__(self, prompt, **arguments)
+
+        def render(self, prompt, **arguments):
+            latents, do_classifier_free_guidance = torch.zeros(2 * len(prompt), 4), False  # noqa: F841
+            return plain_kind.__call__(self, prompt, **arguments)
+
+    pipeline.__class__ = Around
+    assert torch.equal(draw(pipeline, ONE, more=more), expected)
+    assert torch.equal(draw(pipeline.render, ONE, more=more), expected)

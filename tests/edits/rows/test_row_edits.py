@@ -256,8 +256,8 @@ def test_lazily_added_edits_are_read_when_used_and_again_when_pushed_out(tmp_pat
         runner.add(tmp_path / name, lazy=True)
     from cad_fast.edits.files import sources
 
-    read, load = [], sources.read_edit
-    monkeypatch.setattr(sources, "read_edit", lambda place: read.append(place.name) or load(place))
+    read, load = [], sources.read_folder
+    monkeypatch.setattr(sources, "read_folder", lambda place: read.append(place.name) or load(place))
     call, inputs = some_call("sd", 1)
     plain = copy.deepcopy(unet)
     with torch.no_grad():
