@@ -168,8 +168,8 @@ def _apart(output: Tensor, base: Tensor, call: DenoiserCall) -> Tensor:
     none = apart <= 1e-10 * squared_distance(output, torch.zeros_like(output), call).sum(1)
     if bool(none.any()):
         raise ValueError(
-            f"row {int(none.nonzero()[0])} at step {call.step} has the same output with its prompt and without: there is "
-            "no change to compare with. Is the negative prompt the prompt itself, or guidance off?"
+            f"row {int(none.nonzero()[0])} at step {call.step} has the same output with its prompt and without: there "
+            "is no change to compare with. Is the negative prompt the prompt itself, or guidance off?"
         )
     return apart
 
