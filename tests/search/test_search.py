@@ -9,6 +9,7 @@ import torch
 
 from cad_fast import zoo
 from cad_fast.cli import main
+from cad_fast.components.space import ComponentSpace
 from cad_fast.diffusion.generation import Generation
 from cad_fast.edits import Edit, active_edits, replayed_damage
 from cad_fast.evaluation import LabelledPrompt, PromptSet
@@ -88,6 +89,13 @@ def test_candidates_are_predicted_before_anything_is_applied(search):
         assert own == sorted(own) and own[0] > 0
     lines = predicted_table(candidates).splitlines()
     assert len(lines) == 7 and "scores" in lines[1] and "4.0%" in "".join(lines)
+
+
+def test_a_prompt_that_makes_no_difference_has_no_damage(pipeline):
+    recording = record(pipeline, "a cat", negative_prompt="a cat", num_inference_steps=2, progress=False)
+    edit = Edit.from_indices("e", ComponentSpace.of(pipeline, "weight", "cross-attention-kv"), torch.tensor([3]))
+    with pytest.raises(ValueError, match=r"row 0 at step 0 has the same output with its prompt and without"):
+        replayed_damage(pipeline, edit, {"cat": recording})
 
 
 def test_the_replayed_damage_is_that_of_the_edited_weights(pipeline, search):

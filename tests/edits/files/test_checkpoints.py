@@ -101,6 +101,19 @@ def test_some_weights_only(pipeline, tmp_path):
     assert_same(state(pipeline), {**before, name: torch.ones_like(before[name])})
 
 
+def test_weights_put_under_edits_of_rows_are_noticed(pipeline, tmp_path):
+    space = cad_fast.ComponentSpace.of(pipeline, "weight", "cross-attention-kv")
+    manager = cad_fast.EditManager(pipeline)
+    manager.load_edit(Edit.from_indices("e", space, torch.tensor([0, 5])))
+    manager.set_edits("e")
+    run = {"num_inference_steps": 1, "output_type": "latent"}
+    pipeline("a cat", **run)
+    save_file({name: tensor + 0.5 for name, tensor in state(pipeline).items()}, tmp_path / "other.safetensors")
+    put_denoiser_weights(pipeline, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="no longer the model that its edits are of"):
+        pipeline("a cat", **run)
+
+
 def test_parts_are_found_by_their_index(pipeline, tmp_path):
     before = state(pipeline)
     names = sorted(before)
