@@ -45,6 +45,9 @@ def server(tmp_path):
                 break
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
+        while "startup complete" not in log.read_text():  # the address is known before anybody listens there
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
         yield process, found.group(), log
     finally:
         process.kill()
