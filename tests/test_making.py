@@ -83,6 +83,7 @@ def test_expressed_tells_the_base_from_beyond() -> None:
     torch.testing.assert_close(Expressed()(outputs, call), torch.tensor([1.0, 0.0, -1.0, 0.5]))
 
 
+@pytest.mark.slow
 def test_without_guidance_the_empty_prompt_is_the_base() -> None:
     pipeline = flux()
     edit = cad_fast.erase(pipeline, "a cat", keep=["a dog"], ratio=0.1, target_modules="attention", **QUICK)

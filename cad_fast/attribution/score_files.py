@@ -100,7 +100,7 @@ def checked_provenance(value: Any) -> dict[str, Any]:
         interval = check.get("pearson_interval")
         numbers += interval if isinstance(interval, list) and len(interval) == 2 else [None]
         if (
-            not all(type(number) in (int, float) and abs(number) <= 1 for number in numbers)
+            not all(type(number) in (int, float) and abs(number) <= 1.001 for number in numbers)  # 1, but for rounding
             or not check["fraction"] > 0
         ):
             raise ValueError("'trust' of its provenance has a check without a fraction, a correlation or its interval")

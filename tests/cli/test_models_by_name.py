@@ -133,6 +133,7 @@ def test_models_that_cannot_be_loaded(models, tmp_path) -> None:
         assert code == 2 and message in err and not out, err
 
 
+@pytest.mark.slow
 def test_a_hub_repository_that_cannot_be_reached(tmp_path) -> None:
     cache = {"HF_HOME": str(tmp_path / "cache"), **OFFLINE}
     arguments = ["some-owner/no-such-model", "--revision", "v1", *GENERATE, "-o", tmp_path]
@@ -141,6 +142,7 @@ def test_a_hub_repository_that_cannot_be_reached(tmp_path) -> None:
     assert "at revision 'v1'" in err and "refused" in err
 
 
+@pytest.mark.slow
 def test_exit_codes_of_the_server(models, tmp_path) -> None:
     """1 when it cannot start, 2 for wrong input, 0 when it is asked to end."""
     pytest.importorskip("fastapi")

@@ -18,7 +18,7 @@ PATTERNS = {
     "lists": "models that take a list of tensors are not supported",
     "rows in parts": "is not possible: a row of .* depends on the others",
     "experts": "is not possible: a row of .* depends on the others|an attention processor|tokens of an expert",
-    "one row": "is not possible: .* is called with 1 rows for the denoiser's",
+    "one row": "is not possible: .* (is|was) called with 1 rows",
     "frames": "does not have one entry for each of the . rows that the denoiser was called with",
     "uncalled": "ran without calling it. Something reads its weight",
     "no feed-forward": "no linear or convolution of .* is in the preset 'feed-forward'",

@@ -264,8 +264,8 @@ def test_slots(gpu: Launches, mode: Callable) -> None:
     with mode(), use_backend("triton"):
         inputs = torch.randn(6, 5, 64), torch.randn(6, 8, 4, 4)
         for module, x in zip((linear, convolution), inputs, strict=True):
-            slot = Slot.open("it", module, None, self := nn.Module())
-            slot.plan = Plan([0, 2, 6], *edit)
+            slot = Slot.open("it", module, None, {"it": module}, self := nn.Module())
+            slot.begin(Plan([0, 2, 6], *edit))
             module(x)
             launches, operators = gpu.launched(lambda module=module, x=x: module(x))
             slot.close(self)

@@ -96,6 +96,7 @@ def test_the_whole_path_erases(pipeline):
     assert comparison.others.kept >= 80
 
 
+@pytest.mark.slow
 def test_a_style_is_erased_and_the_objects_stay(pipeline):
     study = Study(per_concept=12, progress=False, seed=7, pipeline=pipeline)
     before = study.evaluate(axis="style")

@@ -6,6 +6,7 @@ from torch import nn
 
 import cad_fast
 from cad_fast.components.ablation import Ablation
+from cad_fast.components.module_components import ModuleComponents
 from cad_fast.components.space import ComponentSpace
 from cad_fast.ops import use_backend
 from cad_fast.ops.registry import OPS
@@ -72,7 +73,9 @@ def test_gates(device, dtype: torch.dtype, module, op: str, gates: int, block: i
         before = OPS[op].runs[backend]
         leaves = [x.clone().requires_grad_(), values.to(dtype).requires_grad_()]
         with use_backend(backend):
-            y = run_form(Gated(leaves[1], block, True, None), module, leaves[0], 3)
+            kind = "filter" if op == "gated_conv2d" else "head"
+            entry = ModuleComponents("layer", kind, tuple(module.weight.shape), block, 0)
+            y = run_form(Gated(leaves[1], entry, True, None), module, leaves[0], 3)
             found = torch.autograd.grad(y.float().square().sum(), leaves)
         assert OPS[op].runs[backend] > before
         results.append([y.detach(), *found])
