@@ -68,8 +68,6 @@ _REFUSED = [
     ("prx stable-audio", "rows manager", "one row"),
 ]
 
-_PARTS = "stable-cascade-decoder stable-cascade-prior"
-
 # (families, checks, what is wrong): not yet as it has to be. A result that is wrong in silence says so.
 _KNOWN_WRONG = [
 ]  # fmt: skip
