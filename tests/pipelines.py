@@ -176,25 +176,31 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
     )
 
 
+def sd3_transformer(**more: Any) -> SD3Transformer2DModel:
+    """SD3's transformer; with queries and keys normed and two attentions in a block it is SD3.5's."""
+    return SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * HIDDEN,
+        caption_projection_dim=16,
+        pooled_projection_dim=2 * HIDDEN,
+        pos_embed_max_size=8,
+        **more,
+    )
+
+
 @_seeded
 def stable_diffusion_3() -> StableDiffusion3Pipeline:
     """A flow-matching transformer, guided in one batch, without its T5 encoder."""
     tokenizer = clip_tokenizer()
     config = _clip_config(tokenizer)
     return StableDiffusion3Pipeline(
-        transformer=SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=2 * HIDDEN,
-            caption_projection_dim=16,
-            pooled_projection_dim=2 * HIDDEN,
-            pos_embed_max_size=8,
-        ),
+        transformer=sd3_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(),
         text_encoder=CLIPTextModelWithProjection(config),

@@ -68,10 +68,6 @@ _REFUSED = [
     ("prx stable-audio", "rows manager", "one row"),
 ]
 
-# (families, checks, what is wrong): not yet as it has to be. A result that is wrong in silence says so.
-_KNOWN_WRONG = [
-]  # fmt: skip
-
 
 def _cells(table: list[tuple[str, str, str]]) -> Iterator[tuple[tuple[str, str], str]]:
     for families, checks, text in table:
@@ -80,7 +76,4 @@ def _cells(table: list[tuple[str, str, str]]) -> Iterator[tuple[tuple[str, str],
                 yield (family, check), text
 
 
-KNOWN_WRONG: dict[tuple[str, str], str] = {}
-for _cell, _text in _cells(_KNOWN_WRONG):
-    KNOWN_WRONG.setdefault(_cell, _text)
 REFUSED: dict[tuple[str, str], str] = dict(_cells(_REFUSED))

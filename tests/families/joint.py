@@ -6,12 +6,21 @@ from typing import Any
 
 import diffusers as d
 
-from tests.pipelines import flux, stable_diffusion_3
+from tests.pipelines import flux, sd3_transformer, stable_diffusion_3
 
 from . import parts
 from .family import family
 from .parts import HIDDEN
 from .unets import CONTROL
+
+# Sizes of FLUX and its relatives: one block of two streams, one of a single stream.
+ONE_OF_EACH = {
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": HIDDEN,
+}
 
 family("sd3", "StableDiffusion3Pipeline", fast=True)(stable_diffusion_3.__wrapped__)
 FLUX = {"height": 16, "width": 16, "max_sequence_length": 16}
@@ -23,24 +32,6 @@ def _sd3_with_t5() -> Any:
     made = stable_diffusion_3.__wrapped__().components
     made.update(text_encoder_3=parts.t5(2 * HIDDEN), tokenizer_3=parts.t5_tokenizer(), transformer=sd3_transformer())
     return d.StableDiffusion3Pipeline(**made)
-
-
-def sd3_transformer(**more: Any) -> Any:
-    """SD3's transformer; with queries and keys normed and two attentions in a block it is SD3.5's."""
-    return d.SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=2 * HIDDEN,
-        caption_projection_dim=16,
-        pooled_projection_dim=2 * HIDDEN,
-        pos_embed_max_size=8,
-        **more,
-    )
 
 
 @family("sd3.5", "StableDiffusion3Pipeline")
@@ -84,11 +75,7 @@ def _flux_controlnet() -> Any:
     made = flux.__wrapped__().components
     control = d.FluxControlNetModel(
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=HIDDEN,
+        **ONE_OF_EACH,
         pooled_projection_dim=HIDDEN,
         axes_dims_rope=(2, 2, 4),
         guidance_embeds=True,
@@ -101,11 +88,7 @@ def flux2_transformer(**more: Any) -> Any:
     return d.Flux2Transformer2DModel(
         patch_size=1,
         in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=HIDDEN,
+        **ONE_OF_EACH,
         timestep_guidance_channels=16,
         axes_dims_rope=(2, 2, 2, 2),
         **more,
@@ -167,11 +150,7 @@ def _chroma() -> Any:
     transformer = d.ChromaTransformer2DModel(
         patch_size=1,
         in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=HIDDEN,
+        **ONE_OF_EACH,
         axes_dims_rope=(2, 2, 4),
         approximator_hidden_dim=16,
         approximator_layers=1,
@@ -185,11 +164,7 @@ def _bria() -> Any:
     transformer = d.BriaTransformer2DModel(
         patch_size=1,
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=HIDDEN,
+        **ONE_OF_EACH,
         pooled_projection_dim=None,
         axes_dims_rope=[0, 4, 4],
     )
@@ -203,11 +178,7 @@ def _ovis() -> Any:
         patch_size=1,
         in_channels=4,
         out_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=HIDDEN,
+        **ONE_OF_EACH,
         axes_dims_rope=(2, 2, 4),
     )
     made = {"scheduler": parts.flow(), "vae": parts.flat_vae(1), "transformer": transformer}
@@ -220,11 +191,7 @@ def _longcat() -> Any:
     transformer = d.LongCatImageTransformer2DModel(
         patch_size=1,
         in_channels=64,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=HIDDEN,
+        **ONE_OF_EACH,
         pooled_projection_dim=HIDDEN,
         axes_dims_rope=[2, 2, 4],
     )

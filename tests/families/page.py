@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .checks import CHECKS
-from .expected import KNOWN_WRONG, REASONS, REFUSED
+from .expected import REASONS, REFUSED
 from .registry import FAMILIES, Family
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
@@ -28,9 +28,8 @@ INTRODUCTION = """\
 
 The tests build a tiny pipeline of each of these classes of diffusers, with random weights, and hold every result
 against something slow and obvious. A cell says what comes out: **yes**, right; **no**, refused, with the reason of that
-number below; **not yet**, known to be wrong, or refused for no good reason. Other pipelines with a `unet` or a
-`transformer` are likely to work as their nearest relative here does. Kolors and OmniGen are left out: they need
-sentencepiece and torchvision.
+number below. Other pipelines with a `unet` or a `transformer` are likely to work as their nearest relative here does.
+Kolors and OmniGen are left out: they need sentencepiece and torchvision.
 
 | Column | What is held against what |
 |---|---|
@@ -67,8 +66,6 @@ def _row(family: Family, used: list[str]) -> str:
 
 
 def _cell(family: str, check: str, used: list[str]) -> str:
-    if (family, check) in KNOWN_WRONG:
-        return "not yet"
     name = REFUSED.get((family, check))
     if name is None:
         return "yes"

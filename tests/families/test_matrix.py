@@ -5,21 +5,13 @@ import re
 import pytest
 
 from .checks import CHECKS
-from .expected import KNOWN_WRONG, PATTERNS, REASONS, REFUSED
+from .expected import PATTERNS, REASONS, REFUSED
 from .outcomes import outcome
 from .page import PAGE, page
 from .registry import FAMILIES
 
-
-def _marks(family, check):
-    marks = [] if family.fast else [pytest.mark.slow]
-    if (family.name, check) in KNOWN_WRONG:
-        marks.append(pytest.mark.xfail(strict=True, reason=KNOWN_WRONG[family.name, check], raises=AssertionError))
-    return marks
-
-
 CELLS = [
-    pytest.param(family, check, marks=_marks(family, check), id=f"{family.name}-{check}")
+    pytest.param(family, check, marks=[] if family.fast else [pytest.mark.slow], id=f"{family.name}-{check}")
     for family in FAMILIES.values()
     for check in CHECKS
 ]
@@ -40,7 +32,7 @@ def test_comes_out_as_expected(family, check) -> None:
 
 def test_what_is_expected_is_of_cells_that_exist() -> None:
     cells = {(family, check) for family in FAMILIES for check in CHECKS}
-    assert REFUSED.keys() <= cells and KNOWN_WRONG.keys() <= cells
+    assert REFUSED.keys() <= cells
     assert set(REFUSED.values()) == PATTERNS.keys() == REASONS.keys()
 
 

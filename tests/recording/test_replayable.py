@@ -206,6 +206,6 @@ def test_a_cache_that_was_applied_by_a_function() -> None:
     arguments = {"num_inference_steps": 2, "height": 16, "width": 16, "max_sequence_length": 16, "progress": False}
     with pytest.raises(ValueError, match=r"PyramidAttentionBroadcastHook.*Remove it first \(.*remove_hook"):
         cad_fast.record(pipeline, "a cat", **arguments)
-    registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipeline.transformer)
-    registry.remove_hook("pyramid_attention_broadcast", recurse=True)
+    hooks = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipeline.transformer)
+    hooks.remove_hook("pyramid_attention_broadcast", recurse=True)
     assert cad_fast.record(pipeline, "a cat", **arguments).n_steps == 2

@@ -22,6 +22,7 @@ from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit
 from cad_fast.serving.http.app import make_app
 from cad_fast.serving.server import Server
 from cad_fast.serving.settings import Settings
+from tests.pipelines import stable_diffusion
 
 # Of 255: a batch of another size picks other kernels for the plain layers, whose sums round otherwise.
 ROUNDING = 2
@@ -99,3 +100,22 @@ class Alone:
         finally:
             for handle in reversed(handles):
                 handle.undo()
+
+
+def served(**settings: Any) -> Server:
+    """A server of a small pipeline with two edits."""
+    pipeline = stable_diffusion()
+    return make_server(pipeline, [random_edit(pipeline, "first", 1), random_edit(pipeline, "second", 2)], **settings)
+
+
+def ask(
+    body: Any, path: str = PATH, method: str = "POST", server: Server | None = None, **more: Any
+) -> tuple[int, Any, Any]:
+    """(status, JSON, headers) of one request."""
+
+    async def go():
+        async with client_of(server or served()) as client:
+            answer = await client.request(method, path, **({"json": body} if body is not None else {}), **more)
+            return answer.status_code, answer.json(), answer.headers
+
+    return run(go())

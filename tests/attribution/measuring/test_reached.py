@@ -84,7 +84,7 @@ class Wrapped(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         if function in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return cls(args[0].dequantize())
-        raise NotImplementedError(str(function))
+        raise TypeError(f"{function} is not known of packed weights")
 
     def dequantize(self):
         return self.inside.float() / 16
