@@ -15,6 +15,7 @@ from cad_fast.ops import backends
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+MANY_TILES = {"masked_linear", "gated_linear", "edited_linear"}
 
 
 @pytest.fixture
@@ -122,7 +123,11 @@ def test_version_is_the_package_version() -> None:
     assert module.build_info()["version"] == cad_fast.__version__
 
 
-@pytest.mark.parametrize("source", KERNELS, ids=[path.stem for path in KERNELS])
+@pytest.mark.parametrize(
+    "source",
+    # Those of many register tiles take the compiler a minute each.
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in MANY_TILES else []) for path in KERNELS],
+)
 def test_kernels_share_no_code_between_instruction_sets(source: Path, tmp_path: Path) -> None:
     """A weak function could be merged across instruction sets, and a static initialiser would run on every CPU."""
     compiler, nm, module = shutil.which("g++"), shutil.which("nm"), backends.native.load()

@@ -28,7 +28,7 @@ def oobleck(channels: int) -> Any:
     )
 
 
-@family("stable-audio", "StableAudioPipeline", "audio", audio_end_in_s=2.0, fast=True)
+@family("stable-audio", "StableAudioPipeline", "audio", audio_end_in_s=2.0)
 def _stable_audio() -> Any:
     transformer = d.StableAudioDiTModel(
         sample_size=4,

@@ -15,7 +15,7 @@ from .parts import HIDDEN
 SMALL = {"height": 16, "width": 16}
 PLAIN = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 16}
 
-family("pixart-alpha", "PixArtAlphaPipeline", **PLAIN, fast=True)(pixart.__wrapped__)
+family("pixart-alpha", "PixArtAlphaPipeline", **PLAIN)(pixart.__wrapped__)
 
 
 def pixart_transformer(**more: Any) -> Any:
@@ -68,7 +68,7 @@ def sana_parts(scheduler: Any = None, **more: Any) -> dict[str, Any]:
 SANA = {"height": 32, "width": 32, **PLAIN, "complex_human_instruction": None}
 
 
-@family("sana", "SanaPipeline", **SANA, fast=True)
+@family("sana", "SanaPipeline", **SANA)
 def _sana() -> Any:
     return d.SanaPipeline(**sana_parts())
 

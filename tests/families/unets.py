@@ -57,7 +57,7 @@ def sdxl_parts() -> dict[str, Any]:
 
 family("sd", "StableDiffusionPipeline", fast=True)(stable_diffusion.__wrapped__)
 family("sd-unguided", "StableDiffusionPipeline", guidance_scale=1.0, unguided=True)(stable_diffusion.__wrapped__)
-family("sdxl", "StableDiffusionXLPipeline", fast=True)(stable_diffusion_xl.__wrapped__)
+family("sdxl", "StableDiffusionXLPipeline")(stable_diffusion_xl.__wrapped__)
 
 
 @family("sd-v-euler", "StableDiffusionPipeline")

@@ -168,7 +168,7 @@ def _sana_video() -> Any:
     )
 
 
-@family("cogvideox", "CogVideoXPipeline", "video", **SMALL, num_frames=5, fast=True)
+@family("cogvideox", "CogVideoXPipeline", "video", **SMALL, num_frames=5)
 def _cogvideox() -> Any:
     transformer = d.CogVideoXTransformer3DModel(
         num_attention_heads=4,
@@ -220,7 +220,7 @@ def _mochi() -> Any:
     return d.MochiPipeline(**parts.t5_pair(), transformer=transformer, vae=vae, scheduler=parts.flow())
 
 
-@family("ltx", "LTXPipeline", "video", **{**SMALL, "height": 32, "width": 32}, num_frames=9, fast=True)
+@family("ltx", "LTXPipeline", "video", **{**SMALL, "height": 32, "width": 32}, num_frames=9)
 def _ltx() -> Any:
     transformer = d.LTXVideoTransformer3DModel(
         in_channels=8,
