@@ -153,9 +153,7 @@ class Slot:
     @property
     def left_out(self) -> str | None:
         """The module that ran since ``begin`` without calling this one; None if this one ran, or neither did."""
-        if self._ran or self._surroundings is None or not self._surroundings.caller_ran:
-            return None
-        return self._surroundings.caller or "the denoiser"
+        return None if self._ran or self._surroundings is None else self._surroundings.caller_that_ran
 
     def forward(self, input: Tensor) -> Tensor:  # named as torch names it, for those who give it by name
         if torch.compiler.is_compiling():

@@ -122,27 +122,20 @@ class Surroundings:
         self.name, self.layer = name, layer
         parent, _, self._last = name.rpartition(".")
         self._holder = modules.get(parent)
-        self.caller = caller_path(name, modules)
-        """The path of the module that calls the layer; empty for the denoiser itself."""
-        self._counter = CallCounter()
-        self._caller = modules.get(self.caller) if self.caller else None
-        self._handle = None if self._caller is None else self._caller.register_forward_pre_hook(self._counter)
-        self._before = 0
+        self._callers = Callers([name], modules)
 
     def close(self) -> None:
         """Stop counting."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self._callers.close()
 
     def begin(self) -> None:
         """Count from here whether the caller runs."""
-        self._before = self._counter.calls
+        self._callers.begin()
 
     @property
-    def caller_ran(self) -> bool:
-        """Whether the caller ran since ``begin``; the denoiser itself always does, what is switched off never."""
-        return self._handle is None or (self._counter.calls > self._before and not switched_off(self._caller))
+    def caller_that_ran(self) -> str | None:
+        """The module that calls the layer, if it ran since ``begin``."""
+        return self._callers.leaving_out(self.name)
 
     def check(self) -> None:
         """Raise ValueError if an adapter in the layer's place has changed its weight, or reads it."""

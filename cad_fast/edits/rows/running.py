@@ -43,7 +43,6 @@ class RunningCall:
         That is the innermost ``__call__``: a subclass may prepare something first, and has locals of its own. Without
         one it is the outermost method.
         """
-        pipeline = vars(pipeline).get("_pipeline", pipeline)  # what a PipelinePart is a part of
         frame: FrameType | None = sys._getframe(1)
         running = None
         while frame is not None:
