@@ -27,7 +27,7 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
-def require_plain(value: Any, name: str) -> None:
+def require_printable(value: Any, name: str) -> None:
     """Raise ValueError if a text in ``value``, from JSON, could end a line or be obeyed by a terminal.
 
     Args:

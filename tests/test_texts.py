@@ -11,7 +11,7 @@ from cad_fast.components.fingerprint import Fingerprint
 from cad_fast.diffusion.generation import Generation
 from cad_fast.recording.call import DenoiserCall
 from cad_fast.recording.data import Recording
-from cad_fast.texts import LogFormatter, printable, require_plain
+from cad_fast.texts import LogFormatter, printable, require_printable
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def test_a_log_record_is_one_line_and_what_follows_stands_behind_bars() -> None:
 @pytest.mark.parametrize("value", ["a\x1b[2J", ["a", {"b": "c\nd"}], {"a\u202e": 1}, "x" * 4001])
 def test_names_that_a_terminal_would_obey_are_refused(value) -> None:
     with pytest.raises(ValueError, match=r"its space has the text .*expected printable ones") as caught:
-        require_plain(value, "its space")
+        require_printable(value, "its space")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
 
 
 def test_names_that_are_fine() -> None:
-    require_plain({"module": "down.0.to_k", "shape": [1, 2.5, None, True], "Künstler": ["猫"]}, "its space")
+    require_printable({"module": "down.0.to_k", "shape": [1, 2.5, None, True], "Künstler": ["猫"]}, "its space")
 
 
 def test_scores_and_recordings_with_such_names(tmp_path) -> None:

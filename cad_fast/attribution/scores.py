@@ -15,7 +15,7 @@ from ..components.module_components import ModuleComponents
 from ..components.space import ComponentSpace
 from ..diffusion.layers import match_names
 from ..files import Write, json_text, read_json, read_tensors, tensors_writer, text_writer, write_together, write_whole
-from ..texts import printable, require_plain
+from ..texts import printable, require_printable
 from .curvature import Curvature
 from .score_files import check_options, checked_provenance, largest, packed, unpacked
 
@@ -177,7 +177,7 @@ class Scores:
         if metadata.get("format") != "scores" or metadata.get("version") != FORMAT_VERSION or "values" not in tensors:
             raise ValueError(f"{path} does not hold scores of format version {FORMAT_VERSION}")
         try:
-            require_plain(metadata["space"], "its space")
+            require_printable(metadata["space"], "its space")
             space = ComponentSpace.from_dict(metadata["space"])
             arguments = unpacked(tensors, space)
             kind = TopScores if "indices" in arguments else cls

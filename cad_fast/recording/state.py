@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..diffusion.trees import leaves
-from ..texts import require_plain
+from ..texts import require_printable
 from .call import OUTPUT_NAMES
 from .joining import ROW_PATH_NAMES
 
@@ -73,7 +73,7 @@ def check_state(state: Mapping[str, Any]) -> None:
         if name not in state:
             raise KeyError(name)
     _check(state, _STATE, "")
-    require_plain(state["fingerprint"], "'fingerprint'")
+    require_printable(state["fingerprint"], "'fingerprint'")
 
 
 def check_call(call: Any) -> None:
