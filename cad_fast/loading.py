@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .choices import DTYPES, OFFLOADS, DtypeName, Offload
+from .diffusion.denoisers import PipelinePart
 from .diffusion.dtypes import as_dtype, choose_dtype, dtype_keyword, dtype_name
 from .diffusion.loaded import Loading, note_loading
 from .diffusion.stored_models import StoredModel
@@ -35,6 +36,7 @@ def load_pipeline(
     device: str | torch.device | None = None,
     offload: Offload | None = None,
     denoiser_weights: str | Path | None = None,
+    part: str | None = None,
     **kwargs: Any,
 ) -> Any:
     """Load the pipeline that ``name`` stands for: ``zoo:emoji``, a local diffusers folder, or a Hub repository.
@@ -51,10 +53,11 @@ def load_pipeline(
         offload: "model" or "sequential" keeps parts on the CPU and moves them to the accelerator as they are needed.
         denoiser_weights: a safetensors file or a folder with weights of the denoiser, all or some of them, to put over
             its own, such as a checkpoint that another method of erasing has pruned or trained.
+        part: which denoiser is meant, of a pipeline with several, such as "transformer_2".
         **kwargs: go to ``DiffusionPipeline.from_pretrained``.
 
     Returns:
-        The pipeline; ``loading_of`` says what was chosen.
+        The pipeline, or with ``part`` a ``PipelinePart`` of it; ``loading_of`` says what was chosen.
 
     Raises:
         ValueError: for an option that is unknown or does not fit the model or the machine.
@@ -69,6 +72,8 @@ def load_pipeline(
         pipeline, loading = _from_zoo(name, dtype, variant, revision, kwargs)
     else:
         pipeline, loading = _from_files(name, dtype, variant, revision, place, offload, kwargs)
+    if part is not None:
+        pipeline, loading = PipelinePart(pipeline, part), replace(loading, part=part)
     if denoiser_weights is not None:
         from .edits.files.denoiser_weights import put_denoiser_weights
 

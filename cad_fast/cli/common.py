@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = "exit codes: 0 done, 1 a run or a check failed, 2 wrong input or arguments, 130 interrupted"
 MODEL_HELP = "zoo:emoji, a local diffusers folder, or a Hub repository"
-LOADING = ("dtype", "variant", "revision", "device", "offload", "denoiser_weights")
+LOADING = ("dtype", "variant", "revision", "device", "offload", "denoiser_weights", "part")
 
 
 def add_command(commands: Any, name: str, module: ModuleType, *, within: str = "", known: bool = True) -> None:
@@ -68,6 +68,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--denoiser-weights", metavar="PATH", help="safetensors file or folder to put over the denoiser's own weights"
     )
+    group.add_argument("--part", help="which denoiser, of a pipeline with several, such as transformer_2")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,6 @@ EXAMPLE = "cad-fast inspect zoo:emoji"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, and which of its layers."""
     add_model(parser)
-    parser.add_argument("--part", help="which denoiser, of a pipeline with several, such as transformer_2")
     parser.add_argument("--target-modules", help="only these: a preset or a regular expression (default: all)")
     parser.add_argument("--all", action="store_true", help="one line for each layer (default: one for all alike)")
 
@@ -24,12 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The layers as a table, and what each preset holds."""
     from ..components.inspection import count_presets, inspect_layers
-    from ..diffusion.denoisers import PipelinePart, denoiser_name, denoiser_of, denoisers_in
+    from ..diffusion.denoisers import denoiser_name, denoiser_of, denoisers_in
     from ..diffusion.layers import match_modules
 
     pipeline = load(arguments)
-    if arguments.part is not None:
-        pipeline = PipelinePart(pipeline, arguments.part)
     table = inspect_layers(pipeline)
     if arguments.target_modules is not None:
         wanted = match_modules(denoiser_of(pipeline), arguments.target_modules)

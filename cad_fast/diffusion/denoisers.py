@@ -103,7 +103,7 @@ def require_one_of_its_kind(pipeline: Any) -> None:
     if len(same) > 1:
         raise ValueError(
             f"{type(pipeline).__name__} draws with {' and '.join(same)}, each in some of the steps, and edits are of "
-            f"one: say which, as PipelinePart(pipeline, {same[0]!r}), and edit the others too"
+            f"one: say which, as PipelinePart(pipeline, {same[0]!r}) or --part, and edit the others too"
         )
 
 
@@ -140,7 +140,7 @@ def denoiser_of(pipeline_or_module: Any) -> nn.Module:
         first = next(iter(there))
         raise TypeError(
             f"{owner} has several denoisers ({', '.join(there)}): say which one is meant, as "
-            f"PipelinePart(pipeline, {first!r})"
+            f"PipelinePart(pipeline, {first!r}), or --part {first} on the command line"
         )
     components = getattr(pipeline_or_module, "components", None) or {}
     parts = sorted(name for name, part in components.items() if part is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..choices import Offload
-from .denoisers import denoiser_of
+from .denoisers import PipelinePart, denoiser_of, denoisers_in
 from .dtypes import dtype_name, dtype_of
 
 
@@ -32,6 +31,7 @@ class Loading:
     offload: Offload = "none"
     quantised: tuple[str, ...] = ()
     denoiser_weights: str | None = None
+    part: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "quantised": list(self.quantised)}
@@ -44,6 +44,7 @@ class Loading:
         where = self.device if self.offload == "none" else f"{self.device}, offload {self.offload}"
         more = f", variant {self.variant}" if self.variant else ""
         more += f", revision {self.revision}" if self.revision else ""
+        more += f", of its denoisers {self.part}" if self.part else ""
         more += f"; {', '.join(self.quantised)} quantised, in dtypes of their own" if self.quantised else ""
         return f"{self.name}: {self.dtype} on {where}{more} ({self.reason})"
 
@@ -53,9 +54,10 @@ _LOADINGS: weakref.WeakKeyDictionary[nn.Module, Loading] = weakref.WeakKeyDictio
 
 
 def note_loading(pipeline: Any, loading: Loading) -> None:
-    """Keep how a pipeline was loaded; of one without a denoiser, which nobody asks about, nothing."""
-    with contextlib.suppress(TypeError):
-        _LOADINGS[denoiser_of(pipeline)] = loading
+    """Keep how a pipeline was loaded, by the denoiser that is meant, or by each that it has."""
+    part = isinstance(pipeline, PipelinePart)
+    for denoiser in [denoiser_of(pipeline)] if part else denoisers_in(pipeline).values():
+        _LOADINGS[denoiser] = loading
 
 
 def loading_of(pipeline: Any) -> Loading | None:

@@ -178,7 +178,7 @@ class DenoiserWatch:
         raise ValueError(
             f"the pipeline runs the denoiser {name!r} beside {self._name!r}, whose calls alone would be recorded: "
             f"record one at a time, with PipelinePart(pipeline, {self._name!r}) or PipelinePart(pipeline, {name!r}) in "
-            "place of the pipeline"
+            "place of the pipeline, or --part on the command line"
         )
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...components.fingerprint import own_tensors
-from ...diffusion.denoisers import denoiser_of
+from ...diffusion.denoisers import denoiser_of, require_one_of_its_kind
 from ...files import check_tensor_header, read_json
 from .config import own_file
 
@@ -106,6 +106,7 @@ def put_denoiser_weights(pipeline: Any, source: str | Path) -> int:
     """
     from ..weights import active_edits
 
+    require_one_of_its_kind(pipeline)
     denoiser = denoiser_of(pipeline)
     if active := active_edits(denoiser):
         raise RuntimeError(f"edit {active[-1].edit.name!r} is in the weights: undo it before others are put there")
