@@ -101,12 +101,12 @@ def layer_roles(denoiser: nn.Module) -> dict[str, LayerRole]:
 
 @dataclass
 class _Structure:
-    """A denoiser's modules by path, and what was found of them so far."""
+    """A denoiser's modules by path, and what is known of them so far."""
 
     denoiser: nn.Module
     layers: dict[str, Layer] = field(init=False)
     modules: dict[str, nn.Module] = field(init=False)
-    found: dict[str, LayerRole] = field(init=False, default_factory=dict)
+    noted: dict[str, LayerRole] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.layers = base_modules(self.denoiser)
@@ -123,7 +123,7 @@ class _Structure:
             self._attention(container)
         for container in containers:
             self._feed_forward(container)
-        return {path: self.found.get(path) or self._other(path) for path in self.layers}
+        return {path: self.noted.get(path) or self._other(path) for path in self.layers}
 
     # A container's own layers.
 
@@ -173,7 +173,7 @@ class _Structure:
             added = function.startswith("text") and not by_text  # of a picture that conditions, beside the text
             reads = not added and (cross or (by_text and stream == "text" and not whole_text))
             stream = "image" if added else stream
-            self.found[path] = LayerRole("attention", function, stream, reads)
+            self.noted[path] = LayerRole("attention", function, stream, reads)
         outs = [path for path, function in projections.items() if function in ("out", "text out")]
         self._heads(container, outs)
 
@@ -189,12 +189,12 @@ class _Structure:
     def _heads(self, container: str, outs: list[str]) -> None:
         attention = self.modules[container]
         first: str | None = None
-        for path in sorted(outs, key=lambda path: self.found[path].function != "out"):
+        for path in sorted(outs, key=lambda path: self.noted[path].function != "out"):
             layer = self.layers[path]
             if not isinstance(layer, nn.Linear):
                 continue
             fused = next((each for each in self._below[container] if each.endswith("to_qkv_mlp_proj")), None)
-            role = self.found[path]
+            role = self.noted[path]
             if fused is not None:
                 self._parallel(attention, fused, path)
                 continue
@@ -203,7 +203,7 @@ class _Structure:
                 continue
             tied = first if role.function == "text out" and first is not None else None
             tied = tied if tied and self._columns(tied) == layer.in_features else None
-            self.found[path] = replace(role, heads=(0, layer.in_features), head_width=width, with_heads_of=tied)
+            self.noted[path] = replace(role, heads=(0, layer.in_features), head_width=width, with_heads_of=tied)
             first = first or path
 
     def _parallel(self, attention: nn.Module, fused: str, out: str) -> None:
@@ -212,9 +212,9 @@ class _Structure:
         width = _number(attention, "head_dim", "dim_head") or 0
         columns, inner = self._columns(out), (heads or 0) * width
         part: Part = "attention and feed-forward"
-        self.found[fused] = LayerRole(part, "query, key, value and hidden", "joint")
+        self.noted[fused] = LayerRole(part, "query, key, value and hidden", "joint")
         known = heads and width and 0 < inner < columns
-        self.found[out] = LayerRole(
+        self.noted[out] = LayerRole(
             part,
             "out",
             "joint",
@@ -232,7 +232,7 @@ class _Structure:
         """Note what the layers of ``container`` are, if some of them are a feed-forward of a repeated block."""
         if not _in_block(container):
             return
-        leaves = {p: layer for p, layer in self._leaves(container).items() if p not in self.found and _pointwise(layer)}
+        leaves = {p: layer for p, layer in self._leaves(container).items() if p not in self.noted and _pointwise(layer)}
         for down in sorted(leaves, key=lambda path: -_is_down(path)):
             beside = self._beside_attention(container, leaves[down])
             for extra in {0, beside}:
@@ -272,13 +272,13 @@ class _Structure:
         if not isinstance(layer, nn.Linear):
             return 0
         for path in self._below[container]:
-            role = self.found.get(path)
-            own = path.count(".") == _depth(container) + 1
-            if own and role is not None and role.part == "attention" and role.function == "value":
+            role = self.noted.get(path)
+            direct = path.count(".") == _depth(container) + 1
+            if direct and role is not None and role.part == "attention" and role.function == "value":
                 has_out = any(
-                    self.found[other].function == "out"
+                    self.noted[other].function == "out"
                     for other in self._below[path.rpartition(".")[0]]
-                    if other in self.found
+                    if other in self.noted
                 )
                 heads = self.layers[path].weight.shape[0]
                 return 0 if has_out or heads >= layer.in_features else heads
@@ -288,21 +288,21 @@ class _Structure:
         stream = _stream_of(container)
         columns = self._columns(down)
         for path in ups:
-            self.found[path] = LayerRole("feed-forward", "in", "joint" if extra else stream)
+            self.noted[path] = LayerRole("feed-forward", "in", "joint" if extra else stream)
         if not extra:
-            self.found[down] = LayerRole("feed-forward", "out", stream, hidden=(0, columns))
+            self.noted[down] = LayerRole("feed-forward", "out", stream, hidden=(0, columns))
             # What stands between widening and narrowing, as the depthwise convolution of Sana's.
             for path in self._leaves(container):
-                if path not in self.found and isinstance(self.layers[down], nn.Conv2d):
-                    self.found[path] = LayerRole("feed-forward", "between", stream)
+                if path not in self.noted and isinstance(self.layers[down], nn.Conv2d):
+                    self.noted[path] = LayerRole("feed-forward", "between", stream)
             return
         attention = next(
             self.modules[path.rpartition(".")[0]]
             for path in self._below[container]
-            if path in self.found and self.found[path].function == "value"
+            if path in self.noted and self.noted[path].function == "value"
         )
         width = _head_width(attention, extra)
-        self.found[down] = LayerRole(
+        self.noted[down] = LayerRole(
             "attention and feed-forward",
             "out",
             "joint",

@@ -76,14 +76,14 @@ class DenoiserState:
                 return []
         except (ValueError, TypeError, RuntimeError):  # things whose comparison is no plain truth
             pass
-        found: list[Change] = []
+        result: list[Change] = []
         for (name, entries), before in zip(self._watched, self._before, strict=True):
             for key in dict.fromkeys([*before, *entries]):
                 first, second = before.get(key, _MISSING), entries.get(key, _MISSING)
                 if key not in _IGNORED and first is not second and not same(first, second):
                     path = f"{name}.{key}" if name else str(key)
-                    found.append(Change(entries, key, first, second, path))
-        return found
+                    result.append(Change(entries, key, first, second, path))
+        return result
 
     def shared(self, changes: Iterable[Change]) -> list[Change]:
         """Let the denoiser have the changes of its stand-in too; return these changes of the denoiser."""
