@@ -64,6 +64,10 @@ class Scores:
             self.standard_error = self.standard_error.detach().to("cpu", torch.float32)
         if self.curvature is not None and self.curvature.n != self.space.n:
             raise ValueError(f"curvature is over {self.curvature.n} components, expected {self.space.n}")
+        self.require_finite()
+
+    def require_finite(self) -> None:
+        """Raise ValueError naming the component when a score is NaN or infinite."""
         low, high = torch.aminmax(self.values)  # of which NaN makes NaN, without a copy
         if not bool(torch.isfinite(low) and torch.isfinite(high)):
             bad = int((~torch.isfinite(self.values)).nonzero()[0])
@@ -149,6 +153,7 @@ class Scores:
         return write_whole(path, partial(self._write, dtype, top))
 
     def _write(self, dtype: str, top: int | None, path: Path) -> None:
+        self.require_finite()
         metadata = {
             "format": "scores",
             "version": FORMAT_VERSION,
@@ -203,8 +208,13 @@ class TopScores(Scores):
         self.indices, self.kept = indices, kept.detach().to("cpu", torch.float32)
         self.space, self.provenance = space, provenance
         self.standard_error, self.curvature = None, None
-        if not bool(torch.isfinite(self.kept).all()):
-            raise ValueError("the scores are not finite")
+        self.require_finite()
+
+    def require_finite(self) -> None:
+        bad = (~torch.isfinite(self.kept)).nonzero()
+        if len(bad):
+            component = self.space.label(int(self.indices[bad[0]]))
+            raise ValueError(f"the score of {component} is {self.kept[bad[0]].item()}")
 
     @property
     def values(self) -> Tensor:  # type: ignore[override]

@@ -51,7 +51,7 @@ class Trust:
         """Compare predicted with measured J, float [n].
 
         Raises:
-            ValueError: There are fewer than 8, or all of one side are equal.
+            ValueError: There are fewer than 8, all of one side are equal, or some are NaN or infinite.
         """
         if predicted.shape != measured.shape or predicted.dim() != 1:
             raise ValueError(f"predicted has shape {list(predicted.shape)}, measured {list(measured.shape)}")
@@ -59,6 +59,8 @@ class Trust:
             raise ValueError(f"a correlation needs at least {FEWEST} ablations, got {len(measured)}")
         predicted, measured = predicted.double().cpu(), measured.double().cpu()
         for name, values in (("predicted", predicted), ("measured", measured)):
+            if not bool(values.isfinite().all()):
+                raise ValueError(f"some {name} values of J are NaN or infinite")
             if float(values.std()) == 0:
                 raise ValueError(f"all {name} values of J are {float(values[0])}: there is nothing to correlate")
         generator = torch.Generator().manual_seed(seed)

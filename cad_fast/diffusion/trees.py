@@ -49,14 +49,16 @@ def leaves(inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def same_leaf(first: Any, second: Any) -> bool:
-    """Whether two leaves, or two trees of them, hold the same values."""
+    """Whether two leaves, or two trees of them, hold the same values. NaN is the same as NaN."""
     if first is second:
         return True
     if isinstance(first, Tensor) or isinstance(second, Tensor):
         if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
             return False
-        same_kind = first.shape == second.shape and first.dtype == second.dtype
-        return same_kind and torch.equal(first, second.to(first.device))
+        if first.shape != second.shape or first.dtype != second.dtype:
+            return False
+        second = second.to(first.device)
+        return torch.equal(first, second) or bool(((first == second) | (first.isnan() & second.isnan())).all())
     if isinstance(first, dict) and isinstance(second, dict):
         return first.keys() == second.keys() and all(same_leaf(first[key], second[key]) for key in first)
     if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):

@@ -52,6 +52,7 @@ def predicted_damage(
         raise ValueError("predicted_damage needs the scores of at least one concept")
     found = {}
     for concept, own in scores.items():
+        own.require_finite()
         indices = edit if isinstance(edit, Tensor) else _components(edit, concept, own)
         outside = indices[(indices < 0) | (indices >= len(own))]
         if len(outside):

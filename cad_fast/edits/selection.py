@@ -106,6 +106,8 @@ def select(scores: Scores, selection: Selection, *, sign: Sign = "positive") -> 
     """
     if sign not in SIGNS:
         raise ValueError(f"unknown sign {sign!r}: expected 'positive' or 'negative'")
+    for each in (scores, *selection.keep, *selection.sensitivity):
+        each.require_finite()  # checked when they were made; their tensors may have been written to since
     ratio, count, scope = selection.ratio, selection.count, selection.scope
     if selection.compat == "paper":
         assert ratio is not None

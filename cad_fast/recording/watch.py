@@ -188,6 +188,11 @@ class DenoiserWatch:
         kept = map_arguments(inputs, lambda path, leaf: self._keep(f"{path}#whole", leaf))
         sample = kept[self.signature.sample_key]
         stored = output_tensor(output).detach().to(self._keeper.device, copy=True)
+        if not bool(stored.isfinite().all()):
+            raise ValueError(
+                f"step {len(self.calls)}: the output of {type(self.denoiser).__name__} is NaN or infinite somewhere. "
+                "Does one of its weights, or an edit, overflow in this dtype?"
+            )
         timestep = timestep_value(inputs[self.signature.timestep_key])
         raw = _RawCall(kept, stored, timestep, len(sample))
         if self._pending and self._begins_a_step(raw):

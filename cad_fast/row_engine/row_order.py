@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..diffusion.caches import cache_of
 from ..diffusion.layer_calls import input_of
 from ..diffusion.trees import SHARED_NAMES, leaves, map_leaves
+from .construction import Construction
 
 # How far what has moved may be from what it was, relative to its norm: far above rounding, far below another row.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -40,15 +41,16 @@ class RowOrder:
     Attributes:
         mixed: why rows depend on each other; None if they do not.
         layers: why a layer's input is not the rows in order, for the layers of which that is so.
+        construction: what the denoiser ran when it was tried; None if the trial showed nothing, or was none.
     """
 
     mixed: str | None = None
     layers: dict[str, str] = field(default_factory=dict)
-    _processors: list[tuple[nn.Module, Any]] = field(default_factory=list)
+    construction: Construction | None = None
 
-    def holds(self) -> bool:
-        """Whether the attentions still have the processors that they were tried with."""
-        return all(getattr(module, "processor", None) is processor for module, processor in self._processors)
+    def holds(self, denoiser: nn.Module) -> bool:
+        """Whether the denoiser still runs what it was tried with."""
+        return self.construction is not None and self.construction.of(denoiser)
 
     def require(self, layers: Any, doing: str) -> None:
         """Raise RowsMixed, with the reason, unless the rows of all these layers are known to be rows."""
@@ -86,10 +88,13 @@ def row_order(
     key = (rows, form, frozenset(layers))
     orders = _known.setdefault(denoiser, {})
     known = orders.get(key)
-    if known is None or not known.holds():
+    if known is None or not known.holds(denoiser):
         if cache_of(denoiser) is not None:
             return _of_cache(denoiser)
-        known = orders[key] = _tried(denoiser, inputs, rows, layers)
+        orders.pop(key, None)
+        known = _tried(denoiser, inputs, rows, layers)
+        if known.construction is not None:
+            orders[key] = known
     return known
 
 
@@ -100,10 +105,7 @@ def _of_cache(denoiser: nn.Module) -> RowOrder:
 
 
 def _tried(denoiser: nn.Module, inputs: dict[str, Any], rows: int, layers: Mapping[str, nn.Module]) -> RowOrder:
-    processors = [
-        (m, m.processor) for m in denoiser.modules() if not isinstance(m, nn.ModuleList) and _has_processor(m)
-    ]
-    order = RowOrder(_processors=processors)
+    order = RowOrder()
     with torch.no_grad(), _undisturbed(inputs):
         for noise in (True, False):
             before, after = _moved(inputs, rows, noise)
@@ -111,6 +113,8 @@ def _tried(denoiser: nn.Module, inputs: dict[str, Any], rows: int, layers: Mappi
             if bool(first.isfinite().all()):  # what overflows shows nothing; the inputs as they were given may not
                 break
         second, seen_second = _run(denoiser, after, layers)
+    if bool(first.isfinite().any()):  # else nothing is known, and nothing is there to be mixed up
+        order.construction = Construction(denoiser)
     if len(first) != rows or not _alike(first[1:], second[:-1], first.dtype):
         kind = type(denoiser).__name__
         order.mixed = f"a row of {kind} depends on the others or on its place among them (an attention processor?)"
@@ -119,10 +123,6 @@ def _tried(denoiser: nn.Module, inputs: dict[str, Any], rows: int, layers: Mappi
         if reason is not None:
             order.layers[name] = f"{name} {reason}"
     return order
-
-
-def _has_processor(module: nn.Module) -> bool:
-    return "processor" in module.__dict__ or "processor" in module._modules
 
 
 def _per_row(path: str, leaf: Any, rows: int) -> bool:

@@ -13,6 +13,8 @@ from ...recording.data import REPLAY_TOLERANCE, Recording
 def require_replayed(output: Tensor, recorded: Tensor) -> None:
     """Raise ValueError when ``output`` [R, ...] is not what was recorded, beyond rounding."""
     recorded = recorded.to(output.device)
+    if not bool(output.isfinite().all()):
+        raise ValueError("replaying the recording gives outputs that are NaN or infinite, unlike the recorded ones")
     distance = ((output.float() - recorded.float()).norm() / recorded.float().norm().clamp(min=1e-20)).item()
     if not distance <= REPLAY_TOLERANCE[output.dtype]:
         raise ValueError(
