@@ -57,5 +57,9 @@ def _weak(part: Any) -> Any:
 
 
 def _function(forward: Any) -> Any:
-    """The function of a method: a method is another object each time it is looked up."""
+    """The function of a method: a method is another object each time it is looked up.
+
+    What stands in a forward's place for the length of a call is looked through.
+    """
+    forward = getattr(forward, "replaced", forward)
     return getattr(forward, "__func__", forward)

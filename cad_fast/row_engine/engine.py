@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal
 from weakref import WeakSet
@@ -96,7 +97,7 @@ class RowEngine:
         self._modules = space.modules(self.denoiser)
         self._ablations = _checked_ablations(ablations, space)
         self._overrides = {name: _Override(name, module, self.variants) for name, module in self._modules.items()}
-        self._entered = False
+        self._entered = self._idle = False
         self._around: Around | None = None
         self._callers: Callers | None = None
         self.gates: dict[str, Tensor] = {}
@@ -134,6 +135,27 @@ class RowEngine:
             except BaseException:
                 self._ablations = before
                 raise
+
+    @property
+    def acting(self) -> list[str]:
+        """The paths of the layers in which some variant ablates something, as the denoiser names them."""
+        names = {module: name for name, module in self.denoiser.named_modules()}
+        return [names[override.module] for override in self._overrides.values() if override.form is not None]
+
+    @contextlib.contextmanager
+    def idle(self) -> Iterator[None]:
+        """A context in which the denoiser runs as ever, with any number of rows."""
+        before = self._idle
+        self._set_idle(True)
+        try:
+            yield
+        finally:
+            self._set_idle(before)
+
+    def _set_idle(self, idle: bool) -> None:
+        self._idle = idle
+        for override in self._overrides.values():
+            override.idle = idle
 
     def reset_scores(self) -> None:
         """Set the sums of ``kept`` and ``ablated`` to zero."""
@@ -173,6 +195,8 @@ class RowEngine:
         self._leave()
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._idle:
+            return
         if self.variants > 1:
             self._check_rows(args, kwargs)
         for override in self._overrides.values():
@@ -182,7 +206,9 @@ class RowEngine:
 
     def _check(self) -> None:
         """Raise RuntimeError if an ablated module was passed over in the call that has just been made."""
-        if self.gradients is not None:  # then all modules have forms; who asks for gradients sees which have none
+        if (
+            self._idle or self.gradients is not None
+        ):  # then all modules have forms; who asks for gradients sees which have none
             return
         for name, override in self._overrides.items():
             if override.form is None or override.ran or self._callers is None:
@@ -201,13 +227,8 @@ class RowEngine:
         rows = len(next(tensors, ()))
         if not rows or rows % self.variants:
             return  # the modules say what is wrong
-        for override in self._overrides.values():
-            override.idle = True
-        try:
+        with self.idle():
             order = row_order(self.denoiser, args, kwargs, rows, dict(self._modules))
-        finally:
-            for override in self._overrides.values():
-                override.idle = False
         ablated = [name for name, override in self._overrides.items() if override.form is not None]
         order.require(ablated, "an ablation of its own for each variant")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,10 +22,7 @@ from ..diffusion.caches import cache_of
 from ..diffusion.layer_calls import input_of
 from ..diffusion.trees import SHARED_NAMES, leaves, map_leaves
 from .construction import Construction
-
-# How far what has moved may be from what it was, relative to its norm: far above rounding, far below another row.
-_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
+from .digests import alike, digest
 
 FEW_ROWS = 6
 """How many rows are tried of calls with more: processors that take a batch apart do so by halves or thirds."""
@@ -63,6 +61,12 @@ class RowOrder:
 
 
 _known: WeakKeyDictionary[nn.Module, dict[Any, RowOrder]] = WeakKeyDictionary()
+_trying: ContextVar[bool] = ContextVar("trying", default=False)
+
+
+def trying() -> bool:
+    """Whether a denoiser is being tried in this thread: what stands around its modules lets such calls pass."""
+    return _trying.get()
 
 
 def row_order(
@@ -115,7 +119,7 @@ def _tried(denoiser: nn.Module, inputs: dict[str, Any], rows: int, layers: Mappi
         second, seen_second = _run(denoiser, after, layers)
     if bool(first.isfinite().any()):  # else nothing is known, and nothing is there to be mixed up
         order.construction = Construction(denoiser)
-    if len(first) != rows or not _alike(first[1:], second[:-1], first.dtype):
+    if len(first) != rows or not alike(first[1:], second[:-1], first.dtype):
         kind = type(denoiser).__name__
         order.mixed = f"a row of {kind} depends on the others or on its place among them (an attention processor?)"
     for name in layers:
@@ -193,11 +197,13 @@ def _takes_noise(leaf: Any) -> bool:
 @contextlib.contextmanager
 def _undisturbed(inputs: dict[str, Any]) -> Iterator[None]:
     """A context that leaves random numbers as they were, and in which nothing is compiled."""
+    token = _trying.set(True)
     devices = {leaf.device for _, leaf in leaves(inputs) if isinstance(leaf, Tensor) and leaf.device.type == "cuda"}
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=list(devices)))
         if hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(_trying.reset, token)
         yield
 
 
@@ -209,7 +215,7 @@ def _run(
 
     def taking_note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen[name].append(_digest(input_of(args, kwargs)))
+            seen[name].append(digest(input_of(args, kwargs)))
 
         return hook
 
@@ -225,29 +231,12 @@ def _run(
     return next(leaf for _, leaf in leaves({"output": tree}) if isinstance(leaf, Tensor)), seen
 
 
-def _digest(x: Tensor) -> Tensor:
-    """Three numbers [M, 3] that tell rows [M, ...] apart, the last the norm of each, which says what is rounding."""
-    flat = x.reshape(len(x), -1).float() if x.dim() > 1 else x.reshape(1, -1).float()
-    angles = torch.arange(flat.shape[1], device=x.device, dtype=torch.float32)
-    digest = flat @ torch.stack([angles.cos(), (1.7 * angles).sin()], 1)
-    return torch.cat([digest, flat.norm(dim=1, keepdim=True)], 1)
-
-
 def _out_of_order(first: list[Tensor], second: list[Tensor], rows: int, dtype: torch.dtype) -> str | None:
     """Why a layer's inputs are not the rows in order; None if they are."""
     for one, other in zip(first, second, strict=False):
         if not len(one) or len(one) % rows or len(one) != len(other):
             return f"was called with {len(one)} rows, which is no multiple of the denoiser's {rows}"
         each = len(one) // rows
-        if not _alike(one[each:], other[:-each], dtype):
+        if not alike(one[each:], other[:-each], dtype):
             return "was called with the denoiser's rows in another order, such as frame by frame"
     return None if len(first) == len(second) else "was not called as often for some rows as for others"
-
-
-def _alike(first: Tensor, second: Tensor, dtype: torch.dtype) -> bool:
-    if first.shape != second.shape:
-        return False
-    # What is not finite is so in both, or makes the rest differ.
-    first, second = (each.double().nan_to_num(0.0, 0.0, 0.0) for each in (first, second))
-    apart = (first - second).norm()
-    return bool(apart <= _TOLERANCES.get(dtype, 5e-2) * torch.maximum(first.norm(), second.norm()))

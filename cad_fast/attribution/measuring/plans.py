@@ -13,6 +13,8 @@ from ...recording.data import Recording
 
 # How many rows a forward pass takes where no gradient is asked for, unless told otherwise.
 ROWS_PER_PASS = 64
+# How many ablations a pass has at least where they share its beginning, which costs one more.
+SHARING_VARIANTS = 16
 # Per pass: the numbers of calls in the recording, each with the rows taken from it.
 Pass = list[tuple[int, list[int]]]
 
@@ -105,10 +107,15 @@ class MeasuringPlan:
         return sum(len(numbers) for pieces in self.passes for _, _, numbers in pieces)
 
     @classmethod
-    def of(cls, targets: Sequence[Target], rows_per_pass: int) -> MeasuringPlan:
+    def of(cls, targets: Sequence[Target], rows_per_pass: int, *, share: bool = False) -> MeasuringPlan:
         """Take every row that some target's objective looks at, once, however many targets look at it.
 
         Rows share a pass when their calls hold the same outputs for samples of the same shape.
+
+        Args:
+            targets: What is measured.
+            rows_per_pass: How many rows go through the denoiser at once, at most.
+            share: Whether to have ``SHARING_VARIANTS`` ablations in a pass, where so many rows fit.
 
         Raises:
             ValueError: A recording lacks what its objective needs, or none of its timesteps is in the window.
@@ -129,9 +136,10 @@ class MeasuringPlan:
                     kind = (held, call.sample.shape[1:], any(objective.both_branches for objective in active))
                     kinds.setdefault(kind, []).extend((number, place, row) for row in range(call.rows))
         passes = []
+        together = max(1, rows_per_pass // SHARING_VARIANTS) if share else rows_per_pass
         for places in kinds.values():
-            for start in range(0, len(places), rows_per_pass):
-                passes.append(_pieces(places[start : start + rows_per_pass]))
+            for start in range(0, len(places), together):
+                passes.append(_pieces(places[start : start + together]))
         most = max(sum(len(numbers) for _, _, numbers in pieces) for pieces in passes)
         return cls(recordings, passes, max(1, rows_per_pass // most), n_rows)
 

@@ -69,16 +69,23 @@ class Problem:
         """Divide the rows of the first target's recording into passes."""
         return GradientPlan.of(self.recording, self.objective, self.rows_per_pass)
 
-    def measuring_plan(self) -> MeasuringPlan:
+    def measuring_plan(self, *, share: bool = False) -> MeasuringPlan:
         """Divide the rows of all targets into passes."""
-        return MeasuringPlan.of(self.targets, self.rows_per_pass)
+        return MeasuringPlan.of(self.targets, self.rows_per_pass, share=share)
 
-    def objectives_under(self, ablations: Sequence[Ablation], until: Callable[[Tensor], bool] | None = None) -> Tensor:
+    def objectives_under(
+        self,
+        ablations: Sequence[Ablation],
+        until: Callable[[Tensor], bool] | None = None,
+        *,
+        share: bool = False,
+    ) -> Tensor:
         """Measure J under each ablation; float64 [targets, len(ablations)].
 
-        Stops early when ``until(j)`` returns True, for J [targets, k] of the first k ablations.
+        Stops early when ``until(j)`` returns True, for J [targets, k] of the first k ablations. ``share`` as for
+        ``Measurer``.
         """
-        measurer = Measurer(self.denoiser, self.targets, self.space, self.rows_per_pass)
+        measurer = Measurer(self.denoiser, self.targets, self.space, self.rows_per_pass, share=share)
         return measure_all(
             measurer,
             ablations,
