@@ -61,6 +61,41 @@ def remembered(
     return _memory.get(name, tensors, key, make, device)
 
 
+def remembered_output(name: str, tensors: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    """Return the value of ``make()`` as ``remembered``, for a tensor that is handed on to others.
+
+    Weights and prompts are changed in ways that torch does not count: so their bits are added up in every call. To wait
+    for the sum would hold up a GPU, where nothing is kept. Once somebody has written into the value, it is made anew in
+    every call.
+    """
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return make()
+
+    def with_version() -> tuple[Tensor, int]:
+        value = make()
+        return value, _version(value)
+
+    value, version = remembered(name, tensors, (key, *map(_checksum, tensors)), with_version)
+    return value if _version(value) == version else make()
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _checksum(tensor: Tensor) -> int:
+    """The sum of a tensor's bits, taken as integers of its size; exact, whatever the order."""
+    whole = tensor.detach().contiguous()
+    if not whole.numel():
+        return 0
+    if whole.is_complex():
+        whole = torch.view_as_real(whole)
+    return int(whole.view(_INTEGERS[whole.element_size()]).sum(dtype=torch.int64))
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version
+
+
 def report() -> dict[str, Any]:
     """How much is kept, of how much, and how often something was found, made, put out for want of room, or too large.
 

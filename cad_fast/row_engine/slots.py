@@ -7,8 +7,11 @@ plan up when it runs, so that no plan is part of a compiled graph and none makes
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import threading
+import weakref
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +25,7 @@ from ..diffusion.quantised import require_plain
 from ..diffusion.structure import Layer
 from ..ops.edited_conv2d import edited_conv2d
 from ..ops.edited_linear import edited_linear
+from ..remembered import remembered_output
 from .forms import geometry, padded_images
 from .surroundings import PROJECTION, Surroundings, modules_by_path, runs_fused
 
@@ -29,6 +33,8 @@ WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # How many numbers of rows a plan keeps its bounds for.
 _KEPT_SIZES = 64
+# How many inputs a slot looks out for: with guidance in two calls, the conditional text comes every other time.
+_INPUTS = 2
 _numbers = itertools.count()
 _slots: WeakValueDictionary[int, Slot] = WeakValueDictionary()
 _opening = threading.Lock()
@@ -47,6 +53,7 @@ class Plan:
     offsets: Tensor
     indices: Tensor
     factors: Tensor
+    number: int = field(default_factory=itertools.count().__next__, init=False)
     _scaled: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -84,6 +91,7 @@ class Slot:
         self.plan: Plan | None = None
         self._thread: int | None = None
         self._ran = False
+        self._seen: deque[weakref.ref[Tensor]] = deque(maxlen=_INPUTS)
         self._attention, self._surroundings = attention, surroundings
         self._users: WeakSet[Any] = WeakSet()
         self.number = next(_numbers)
@@ -160,8 +168,12 @@ class Slot:
             return torch.ops.cad_fast_rows.slot(input, self.module.weight, self.module.bias, self.number)
         return self.run(input)
 
-    def run(self, x: Tensor) -> Tensor:
-        """The module's output for x [R * m, ...], the denoiser having R rows, each under its edit."""
+    def run(self, x: Tensor, *, fresh: bool = False) -> Tensor:
+        """The module's output for x [R * m, ...], the denoiser having R rows, each under its edit.
+
+        A linear whose input comes again, such as a text's keys and values in every step, gives the output that it gave,
+        unless ``fresh``.
+        """
         plan, module = self.plan, self.module
         if plan is None:
             return type(module).forward(module, x)  # type: ignore[arg-type]  # each type with its own module
@@ -178,17 +190,30 @@ class Slot:
                 f"{self.name} was called with an input of shape {list(x.shape)} while the denoiser has "
                 f"{of_denoiser} rows: expected the rows, or so many times their number, along the first dimension"
             )
-        indices, factors = plan.entries_on(x.device)
         if isinstance(module, nn.Linear):
-            flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
-            rows = plan.rows(flat.shape[0])
-            y = edited_linear(flat, module.weight, rows, plan.offsets, indices, factors, module.bias)
-            return y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1])
+            if not fresh and self._comes_again(x):
+                return self._as_before(x, module, plan)
+            return _edited(x, module, plan)
+        indices, factors = plan.entries_on(x.device)
         images = padded_images(x if len(shape) == 4 else x[None], module)
         rows = plan.rows(len(images))
         edits = (rows, plan.offsets, indices, factors)
         y = edited_conv2d(images, module.weight, *edits, module.bias, *geometry(module))
         return y if len(shape) == 4 else y[0]
+
+    def _comes_again(self, x: Tensor) -> bool:
+        """Whether the input is one of the last ones, and no gradient is asked for."""
+        again = any(reference() is x for reference in self._seen)
+        if not again:
+            self._seen.append(weakref.ref(x))
+        tensors = (x, self.module.weight, self.module.bias)
+        return again and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+
+    def _as_before(self, x: Tensor, module: nn.Linear, plan: Plan) -> Tensor:
+        """The output for an input that comes again, computed if it or the weights have changed since."""
+        parts = [x, module.weight, *([] if module.bias is None else [module.bias])]
+        make = functools.partial(_edited, x, module, plan)
+        return remembered_output("an edited linear", parts, (self.number, plan.number), make)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         # A copied module runs as ever: whoever edits the original does not know of it.
@@ -196,6 +221,14 @@ class Slot:
         memo[id(self)] = copied
         Slot.__init__(copied, self.name, copy.deepcopy(self.module, memo), None, None)
         return copied
+
+
+def _edited(x: Tensor, module: nn.Linear, plan: Plan) -> Tensor:
+    """A linear's output for rows [R * m, ...], each under its edit."""
+    indices, factors = plan.entries_on(x.device)
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    y = edited_linear(flat, module.weight, plan.rows(len(flat)), plan.offsets, indices, factors, module.bias)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 
 def slot_of(module: nn.Module) -> Slot | None:
@@ -248,7 +281,8 @@ _TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") 
 
 @torch.library.custom_op("cad_fast_rows::slot", mutates_args=(), tags=_TAGS)
 def _slot(x: Tensor, weight: Tensor, bias: Tensor | None, number: int) -> Tensor:
-    return _slots[number].run(x).contiguous()
+    # Compiled code takes the output for its own, to be written into.
+    return _slots[number].run(x, fresh=True).contiguous()
 
 
 @_slot.register_fake

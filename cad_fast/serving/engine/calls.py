@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ...diffusion.denoisers import TIMESTEP_NAMES
 from ...diffusion.trees import SHARED_NAMES, leaves, map_arguments, same_leaf
+from ...remembered import remembered_output
 
 
 @dataclass(eq=False)
@@ -107,14 +109,21 @@ def same(first: Any, second: Any) -> bool:
 
 
 def join(calls: Sequence[PartCall]) -> dict[str, Any]:
-    """Join the inputs of ``calls`` that fit each other, row after row in their order, for one pass."""
+    """Join the inputs of ``calls`` that fit each other, row after row in their order, for one pass.
+
+    Inputs that come again, as a text does in every step, are joined to the very tensor of the pass before, so that
+    layers know them again.
+    """
     first = calls[0]
     if len(calls) == 1:
         return first.inputs
     by_path = [dict(leaves(call.inputs)) for call in calls]
 
     def joined(path: str, leaf: Any) -> Any:
-        return leaf if first.is_shared(path) else torch.cat([paths[path] for paths in by_path])
+        if first.is_shared(path):
+            return leaf
+        parts = [paths[path] for paths in by_path]
+        return remembered_output("joined rows", parts, (), functools.partial(torch.cat, parts))
 
     return map_arguments(first.inputs, joined)
 
