@@ -14,7 +14,7 @@ import httpx
 from tests.serving.common import PATH
 
 from .answers import Wrong, require_error
-from .load import Load, _answer, _send
+from .load import Load, read_answer, send_pieces
 from .malformed import BODY, raw
 from .served import LIMITS, ServedProcess
 
@@ -61,7 +61,7 @@ class _Ending:
         while True:
             begun = time.monotonic()
             try:
-                async with self.load._client() as client:
+                async with self.load.new_client() as client:
                     while True:
                         begun = time.monotonic()
                         body = {"prompt": "a cat", "n": draw.choice([1, 2]), "num_inference_steps": draw.choice([1, 4])}
@@ -98,10 +98,10 @@ class _Ending:
         whole = raw(BODY)
         head = whole.index(b"\r\n\r\n") + 4
         part, end = ("head", head // 2) if number % 2 else ("body", head + len(BODY) // 2)
-        async with self.load._connection() as (reader, writer):
-            await _send(writer, whole[:end])
+        async with self.load.connection() as (reader, writer):
+            await send_pieces(writer, whole[:end])
             try:
-                code = require_error(*await _answer(reader), "shutting_down")
+                code = require_error(*await read_answer(reader), "shutting_down")
                 self.outcomes[f"half sent, in the {part}: 503 {code}"] += 1
             except (Wrong, ConnectionError) as error:
                 self.fail(f"half sent, in the {part}", str(error))

@@ -147,13 +147,16 @@ JOBS = (
         "ablated_gradient",
         "--concept cat --kind neuron --fraction 0.25 --partitions 3 --samples 1 --steps 3 --rows-per-pass 4",
     ),
-    _attribute("second_order", f"--concept cat {KV} --fraction 0.1 --samples 1 --steps 1 --rows-per-pass 2"),
+    _attribute(
+        "second_order",
+        "--concept cat --target-modules mid_block.*attn2.to_k --fraction 0.1 --samples 1 --steps 1 --rows-per-pass 2",
+    ),
     _attribute(
         "regression",
-        "--concept cat --kind head --ablations 60 --fraction 0.2 --draw bernoulli --samples 1 --steps 2 "
-        "--rows-per-pass 8 --holdout 8",
+        "--concept cat --kind head --ablations 48 --fraction 0.2 --draw bernoulli --samples 1 --steps 1 "
+        "--rows-per-pass 4 --holdout 8",
     ),
-    _attribute("exact", "--concept cat --kind head --samples 1 --steps 2 --rows-per-pass 4"),
+    _attribute("exact", "--concept cat --kind head --samples 1 --steps 1 --rows-per-pass 2"),
     _attribute("sensitivity", "--concept cat --kind filter --samples 2 --steps 3 --rows-per-pass 1"),
     _attribute(
         "gradient", f"--concept cat car {KV} --samples 2 --steps 2 --rows-per-pass 1", "gradient of two concepts"

@@ -13,6 +13,7 @@ from cad_fast import Edit, zoo
 from tests.serving.common import random_edit
 
 from .ending import end_under_load
+from .kinds import KINDS
 from .load import Load
 from .served import ServedProcess
 from .truth import TOLERANCE, Truth
@@ -41,6 +42,7 @@ def ask_all(total: int, blocks: int, seed: int, folder: Path, say: Callable[[str
             {name: partial(_write, contents[name], server.edits / name) for name in SWAPPED},
             {name: [edit.digest() for edit in contents[name]] for name in SWAPPED},
             server.edits,
+            KINDS,
         )
         held, ending = asyncio.run(_course(server, load, total, blocks, seed, say))
     load.failures += [{"kind": "the server", "error": fault} for fault in server.faults()]
@@ -80,8 +82,8 @@ async def _course(
         await load.block(range(first, last), CLIENTS)
         held.append(await asyncio.to_thread(server.held))
         say(f"{last} requests, {len(load.failures)} wrong, {held[-1]}")
-    async with load._client() as client:
-        counters = load._counted((await client.get("/metrics")).text)
+    async with load.new_client() as client:
+        counters = load.counted((await client.get("/metrics")).text)
     _require_counted(load, counters)
     ending = await end_under_load(server, load, seed)
     return held, {**ending, "counters": counters}

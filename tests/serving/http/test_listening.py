@@ -95,6 +95,48 @@ def test_heads_are_bounded_and_come_in_time() -> None:
             assert answer(kept)[0] == 408
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_large_head_that_comes_at_once_is_refused_as_well(method, caplog) -> None:
+    line = b"x-filler: " + b"y" * 1000 + b"\r\n"
+    head = f"{method} / HTTP/1.1\r\nHost: localhost\r\n".encode()
+    with listening_at(served()) as (port, _):
+        for lines, expected in ((60, 200), (65, 400)):
+            with connected(port) as asking:
+                asking.sendall(head + lines * line + b"\r\n")
+                reply = http.client.HTTPResponse(asking, method=method)
+                reply.begin()
+                assert reply.status == expected
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "status"),
+    [
+        (b"POST " + PATH.encode(), b"", 400),  # nobody has answered yet
+        (b"HEAD " + PATH.encode(), b"", 400),
+        (b"POST /nothing", b"", 400),
+        (b"POST /nothing", b"later", 404),  # what the app answered stays the only answer
+    ],
+)
+def test_a_body_whose_pieces_are_none(first, later, status, caplog) -> None:
+    head = (
+        first + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with caplog.at_level("INFO"), listening_at(served()) as (port, _), connected(port) as asking:
+        if later:
+            asking.sendall(head)
+            reply = answer(asking)
+            asking.sendall(b"zz\r\nno piece")
+        else:
+            asking.sendall(head + b"zz\r\nno piece")
+            told = http.client.HTTPResponse(asking, method=first.split()[0].decode())
+            told.begin()
+            reply = (told.status, json.loads(told.read() or b"null"))
+        assert reply[0] == status
+        assert asking.recv(1000) == b""
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")], caplog.text
+
+
 def test_bodies_come_in_time() -> None:
     with listening_at(served(receive_timeout=0.5)) as (port, _), connected(port) as half:
         half.sendall(HEAD + b"Content-Length: 100\r\n\r\n" + BODY)
@@ -151,6 +193,29 @@ def test_at_the_end_requests_get_503_in_openais_form(caplog) -> None:
             assert told["error"]["type"] == "server_error"
         passes.may_go.set()
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")], caplog.text
+
+
+def test_requests_on_their_way_when_the_end_comes_get_503() -> None:
+    """On connections that are idle when the server is told to end, kept or new; one request stays half sent."""
+    server = served(drain=1.0)
+    whole = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    with listening_at(server) as (port, uvicorn), contextlib.ExitStack() as stack:
+        kept, fresh, late, idle = (stack.enter_context(connected(port)) for _ in range(4))
+        kept.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert answer(kept)[0] == 200
+        while len(uvicorn.server_state.connections) < 4:
+            time.sleep(0.01)
+        uvicorn.should_exit = True
+        while server.batcher.accepting:
+            time.sleep(0.005)
+        kept.sendall(whole)
+        fresh.sendall(whole)
+        late.sendall(HEAD)
+        for connection in (kept, fresh, late):
+            status, told = answer(connection)
+            assert status == 503 and told["error"]["code"] == "shutting_down", told
+            assert connection.recv(100) == b""
+        assert idle.recv(100) == b""
 
 
 def test_a_request_that_the_end_of_the_drain_cancels_gets_503() -> None:
