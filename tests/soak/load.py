@@ -103,6 +103,7 @@ class Load:
         digests: per such edit the digests of the versions.
         folder: of the edits.
         kinds: what is asked.
+        say: is told what was wrong.
     """
 
     def __init__(
@@ -114,8 +115,9 @@ class Load:
         digests: Mapping[str, list[str]],
         folder: Path,
         kinds: Kinds,
+        say: Callable[[str], None],
     ) -> None:
-        self.kinds = kinds
+        self.kinds, self.say = kinds, say
         self.port, self.seed, self.names, self.swaps, self.digests = port, seed, names, swaps, digests
         self.folder = folder
         self.bodies = bodies(seed, names)
@@ -132,11 +134,15 @@ class Load:
         async with self.new_client() as self.client:
             await asyncio.gather(*(self._ask(waiting) for _ in range(clients)))
             await self._quiet()
+            await self.counted()
         await asyncio.sleep(0.3)
 
     def new_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{self.port}", timeout=ANSWER_SECONDS, limits=httpx.Limits(max_connections=None)
+            base_url=f"http://127.0.0.1:{self.port}",
+            timeout=ANSWER_SECONDS,
+            limits=httpx.Limits(max_connections=None),
+            verify=False,  # else each client reads all certificates
         )
 
     async def _ask(self, numbers: Any) -> None:
@@ -148,7 +154,12 @@ class Load:
                 self.outcomes[f"{kind}: {outcome}"] += 1
             except Exception as error:
                 self.outcomes[f"{kind}: wrong"] += 1
-                self.failures.append({"request": number, "seed": self.seed, "kind": kind, "error": repr(error)[:1000]})
+                self.fail(kind, repr(error)[:1000], number)
+
+    def fail(self, kind: str, error: str, request: int | None = None) -> None:
+        """Note what was wrong, and say it at once."""
+        self.failures.append({"request": request, "seed": self.seed, "kind": kind, "error": error})
+        self.say(f"WRONG, {kind}, request {request}: {error}")
 
     async def _quiet(self) -> None:
         """Wait until nothing is drawn any more."""
@@ -224,17 +235,18 @@ class Load:
             return "200"
         return require_error(answer.status_code, answer.headers, answer.content, "queue_full")
 
-    def counted(self, text: str) -> dict[str, float]:
-        """The counters of the metrics, which never go down."""
+    async def counted(self) -> dict[str, float]:
+        """The counters of the metrics. Raises Wrong if one went down since they were last looked at."""
         counters = {}
-        for family in text_string_to_metric_families(text):
+        for family in text_string_to_metric_families((await self.client.get("/metrics")).text):
             for sample in family.samples:
-                if family.type == "counter" and family.name.startswith("cad_fast"):
+                if sample.name.startswith("cad_fast") and sample.name.endswith("_total"):
                     labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
                     counters[f"{sample.name}{{{labels}}}"] = sample.value
-        for name, value in counters.items():
-            if name.endswith("_total") and value < 0:
-                raise Wrong(f"{name} is {value}")
+        lower = [name for name, value in self._counters.items() if counters.get(name, 0) < value]
+        if lower:
+            raise Wrong(f"counters went down: {', '.join(lower)}")
+        self._counters = counters
         return counters
 
     async def raw(self, *pieces: bytes | float) -> tuple[int, Mapping[str, str], bytes]:
@@ -245,7 +257,7 @@ class Load:
 
     @contextlib.asynccontextmanager
     async def connection(self) -> Any:
-        reader, writer = await asyncio.openconnection("127.0.0.1", self.port, limit=2**24)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**24)
         try:
             yield reader, writer
         finally:

@@ -43,10 +43,12 @@ def ask_all(total: int, blocks: int, seed: int, folder: Path, say: Callable[[str
             {name: [edit.digest() for edit in contents[name]] for name in SWAPPED},
             server.edits,
             KINDS,
+            say,
         )
         held, ending = asyncio.run(_course(server, load, total, blocks, seed, say))
-    load.failures += [{"kind": "the server", "error": fault} for fault in server.faults()]
-    load.failures += [{"kind": "what it holds", "error": fault} for fault in growth(held, len(contents))]
+    for kind, faults in (("the server", server.faults()), ("what it holds", growth(held, len(contents)))):
+        for fault in faults:
+            load.fail(kind, fault)
     say(f"comparing {len(load.drawn)} pictures")
     return {
         "requests": total,
@@ -82,8 +84,8 @@ async def _course(
         await load.block(range(first, last), CLIENTS)
         held.append(await asyncio.to_thread(server.held))
         say(f"{last} requests, {len(load.failures)} wrong, {held[-1]}")
-    async with load.new_client() as client:
-        counters = load.counted((await client.get("/metrics")).text)
+    async with load.new_client() as load.client:
+        counters = await load.counted()
     _require_counted(load, counters)
     ending = await end_under_load(server, load, seed)
     return held, {**ending, "counters": counters}
@@ -94,7 +96,7 @@ def _require_counted(load: Load, counters: dict[str, float]) -> None:
     ok, failed = (counters.get(f"cad_fast_requests_total{{outcome={outcome}}}", 0) for outcome in ("ok", "failed"))
     if failed or ok < load.served:
         error = f"the metrics count {ok:g} requests with pictures and {failed:g} that failed; clients got {load.served}"
-        load.failures.append({"kind": "metrics", "error": error})
+        load.fail("metrics", error)
 
 
 def growth(held: list[dict[str, int]], edits: int) -> list[str]:
@@ -128,13 +130,13 @@ def _compared(load: Load, truth: Truth, say: Callable[[str], None]) -> dict[str,
             error = (
                 f"picture {drawn.number} is {distance} of 255 from what it is alone, versions {drawn.allowed}: {body}"
             )
-            load.failures.append({"request": drawn.request, "seed": load.seed, "kind": "picture", "error": error})
+            load.fail("picture", error, drawn.request)
         if place % 500 == 499:
             say(f"{place + 1} compared")
     apart, pairs = truth.told_apart()
     if apart < 0.5 * pairs:
         error = f"only {apart} of {pairs} pictures differ between two versions of their edits: a mistake would not show"
-        load.failures.append({"kind": "picture", "error": error})
+        load.fail("picture", error)
     return {
         "compared": len(load.drawn),
         "distances": {str(key): far[key] for key in sorted(far)},

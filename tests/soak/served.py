@@ -21,8 +21,8 @@ TOKEN = "a-token-of-some-length"
 LIMITS = {"max_n": 8, "max_queue": 24, "deadline": 60, "receive_timeout": 3, "drain": 30}
 START_SECONDS = 300
 _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING) [\w.]+: |  \| ")
-# Before it serves: libraries on what is not installed, and where it serves.
-_PREAMBLE = ("[transformers]", "serving zoo:emoji at ")
+# Before it serves libraries say what is not installed, and how far loading is. Then it says where it serves.
+_SERVING = re.compile(r"serving zoo:emoji at http://127\.0\.0\.1:(\d+)")
 
 
 class ServedProcess:
@@ -46,7 +46,7 @@ class ServedProcess:
     def start(self) -> None:
         """Start it, and wait until it takes requests."""
         options = [f"--{name.replace('_', '-')}={value}" for name, value in LIMITS.items()]
-        command = [sys.executable, "-m", "tests.soak.counted_server", "serve", "zoo:emoji", "--json", "--quiet"]
+        command = [sys.executable, "-m", "tests.soak.counted_server", "serve", "zoo:emoji", "--json"]
         command += ["--edit-dir", str(self.edits), "--steps=1", "--max-batch-size=8", "--port=0", *options]
         environment = {
             **os.environ,
@@ -59,7 +59,7 @@ class ServedProcess:
         with self.log.open("wb") as log, self.out.open("wb") as out:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=log)
         until = time.monotonic() + START_SECONDS
-        while not (match := re.search(r"serving zoo:emoji at http://127\.0\.0\.1:(\d+)", self.log.read_text())):
+        while not (match := _SERVING.search(self.log.read_text())):
             self._require_running(until)
         self.port = int(match[1])
         while "Application startup complete" not in self.log.read_text():
@@ -101,9 +101,10 @@ class ServedProcess:
     def faults(self) -> list[str]:
         """What is wrong with what it said and left: tracebacks, errors, lines of no record, files."""
         faults = []
-        for number, line in enumerate(self.log.read_text(errors="replace").splitlines(), 1):
-            if "Traceback" in line or not (_LINE.match(line) or line.startswith(_PREAMBLE)):
-                faults.append(f"line {number} of its log: {line[:300]}")
+        text = self.log.read_text(errors="replace")
+        for line in text[_SERVING.search(text).start() :].splitlines()[1:]:  # type: ignore[union-attr]  # it started
+            if "Traceback" in line or not _LINE.match(line):
+                faults.append(f"in its log: {line[:300]}")
         left = [path for path in self.temporary.rglob("*")] + list(self.edits.rglob("*.part"))
         faults += [f"it left {path}" for path in left]
         try:

@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import threading
-from asyncio import TimerHandle, create_task, to_thread
+from asyncio import TimerHandle, create_task, sleep, to_thread
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -158,6 +158,8 @@ class DrainingServer(uvicorn.Server):
         state = self.config.app.state  # type: ignore[union-attr]  # the app that `serve` made
         state.closing.set()
         stopped = create_task(to_thread(state.server.stop))
+        for _ in range(3):  # turns of the event loop, in which connections that wait are accepted and begun
+            await sleep(0)
         await super().shutdown(sockets)
         await stopped
 
