@@ -52,7 +52,7 @@ class Kills:
 
 
 def kill_jobs(total: int, seed: int, folder: Path, say: Callable[[str], None], jobs: Sequence[Job] = JOBS) -> Kills:
-    """Kill the jobs ``total`` times in all, in turns."""
+    """Kill the jobs ``total`` times in all, each as often, one job after the other."""
     outcome = Kills()
     for place, job in enumerate(jobs):
         kills = total // len(jobs) + (place < total % len(jobs))
