@@ -201,14 +201,19 @@ def contents(folder: Path) -> dict[str, Any]:
     held = {}
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
         if path.name == STATE_NAME:
-            _require_sound(path)
+            _sound(path)
         elif path.suffix != ".part" and not path.name.startswith(f"{STATE_NAME}-"):
             held[str(path.relative_to(folder))] = content(path)
     return held
 
 
-def _require_sound(state: Path) -> None:
-    """Raise unless a copy of the state of a run, with its journals, is a sound database whose ablations are whole."""
+def progress(folder: Path) -> dict[str, int]:
+    """How far each unfinished run below ``folder`` has come: its ablations, or the passes in its sums."""
+    return {str(path.relative_to(folder)): _sound(path) for path in folder.rglob(STATE_NAME)}
+
+
+def _sound(state: Path) -> int:
+    """How far a run has come by a copy of its state with the journals. Raises if that is no sound database."""
     with tempfile.TemporaryDirectory() as name:
         for path in state.parent.glob(f"{STATE_NAME}*"):
             (Path(name) / path.name).write_bytes(path.read_bytes())
@@ -216,8 +221,12 @@ def _require_sound(state: Path) -> None:
         try:
             (verdict,) = database.execute("PRAGMA integrity_check").fetchone()
             tables = {table for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            counts = database.execute("SELECT count(*) FROM ablations GROUP BY number").fetchall() if tables else []
+            counts, done = [], None
+            if tables:
+                counts = database.execute("SELECT count(*) FROM ablations GROUP BY number").fetchall()
+                done = database.execute("SELECT value FROM run WHERE key = 'done'").fetchone()
         finally:
             database.close()
     if verdict != "ok" or len(set(counts)) > 1 or tables not in (set(), {"run", "ablations", "sums"}):
         raise ValueError(f"{state} is not sound: {verdict}, tables {sorted(tables)}, J per ablation {set(counts)}")
+    return len(counts) or int(done[0] if done else 0)

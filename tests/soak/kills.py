@@ -13,7 +13,7 @@ from typing import Any
 
 from cad_fast.attribution.store import STATE_NAME
 
-from .jobs import JOBS, Job, content, contents
+from .jobs import JOBS, Job, content, contents, progress
 from .watched import Kill, Run, run
 
 # A folder whose job was killed so many times is let be until it ends.
@@ -72,6 +72,7 @@ class _Killed:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.history: list[dict[str, Any]] = []
+        self.reached: dict[str, int] = {}
 
     def go(self, kills: int) -> None:
         """Run it once undisturbed, then kill it so many times and compare each folder that was brought to its end."""
@@ -88,7 +89,7 @@ class _Killed:
             if number > MOST_FOLDERS * kills:
                 return self._fail(f"it ended {number} times before its moment came: it cannot be killed so often")
             folder = self.folder / f"killed-{number}"
-            self.history = []
+            self.history, self.reached = [], {}
             self._until_it_ends(folder, min(left, MOST_KILLS), whole, held)
             self._compare(folder, alone)
             if self.outcome.failures and self.outcome.failures[-1]["job"] == self.job.name:
@@ -150,11 +151,16 @@ class _Killed:
         self.history.append({**asdict(kill), "last_change": ended.last, "left": sorted(names)})
 
     def _look(self, folder: Path, held: set[str]) -> None:
-        """Every file with a final name is whole, and files that belong together are, or are refused."""
+        """Every file with a final name is whole, nothing done is lost, and files of two saves are refused together."""
         try:
             contents(folder)
+            before, self.reached = self.reached, progress(folder)
         except Exception as error:
             self._fail(f"a file was visible that was not whole: {error!r}")
+            return
+        # A state that is gone is of a run whose scores were saved: were they not, the comparison would tell.
+        if lost := [name for name, count in self.reached.items() if count < before.get(name, 0)]:
+            self._fail(f"{lost[0]} went back from {before[lost[0]]} to {self.reached[lost[0]]} by going on")
         if self.job.together is None:
             return
         try:

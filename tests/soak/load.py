@@ -195,7 +195,7 @@ class Load:
                 return answer
             require_error(429, answer.headers, answer.content, "queue_full")
             self.outcomes["queue full, asked again"] += 1
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(int(answer.headers["retry-after"]))
 
     async def _keep(self, number: int, which: int, allowed: list[tuple[int, ...]], answer: Any) -> None:
         self.served += 1

@@ -20,7 +20,7 @@ from .truth import TOLERANCE, Truth
 
 # Edits whose files change while they are in use have two versions each, the others one.
 FIXED, SWAPPED = ("first", "second", "third"), ("swapped-1", "swapped-2")
-SHARE = 0.05
+SHARE = 0.02
 CLIENTS = 32
 # From so many blocks on, what the process holds is compared: the first ones fill caches and the allocator's pools.
 FEWEST_BLOCKS = 8

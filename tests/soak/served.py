@@ -18,7 +18,7 @@ from cad_fast.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-some-length"
-LIMITS = {"max_n": 8, "max_queue": 24, "deadline": 60, "receive_timeout": 3, "drain": 30, "keep_bytes": 2**20}
+LIMITS = {"max_n": 8, "max_queue": 40, "deadline": 60, "receive_timeout": 3, "drain": 30, "keep_bytes": 2**20}
 START_SECONDS = 300
 _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING) [\w.]+: |  \| ")
 # Before it serves libraries say what is not installed, and how far loading is. Then it says where it serves.

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cad_fast.attribution.store import STATE_NAME, RunState
 from tests.soak.answers import Wrong, error_of, require_error
 from tests.soak.jobs import Job
 from tests.soak.kills import Kills, kill_jobs
@@ -87,6 +89,17 @@ def left_behind(folder: Path, runs: int) -> None:
     write(folder / "a.json", "{}")
 
 
+def starts_anew(folder: Path, runs: int) -> None:
+    for path in folder.glob(f"{STATE_NAME}*"):
+        path.unlink()
+    state = RunState(folder, {}, resume=False)
+    for number in range(20):
+        state.add(number, torch.zeros(1, 1, dtype=torch.float64))
+        time.sleep(0.01)
+    state.finish()
+    write(folder / "a.json", "{}")
+
+
 def refused(folder: Path, runs: int) -> None:
     if runs > 1:
         raise RuntimeError("this cannot be resumed")
@@ -98,7 +111,7 @@ def faultless(folder: Path, runs: int) -> None:
 
 
 WORKS: dict[str, Callable[[Path, int], None]] = {
-    work.__name__: work for work in (in_place, another_result, left_behind, refused, faultless)
+    work.__name__: work for work in (in_place, another_result, left_behind, starts_anew, refused, faultless)
 }
 
 
@@ -121,6 +134,7 @@ def outcomes(tmp_path_factory) -> dict[str, dict[str, Any]]:
         ("in_place", "a file was visible that was not whole"),
         ("another_result", "not equal to a run that was never killed: a.json"),
         ("left_behind", "the folder holds ['a.json', 'b.json'], without kills ['a.json']"),
+        ("starts_anew", f"{STATE_NAME} went back from "),
         ("refused", "it ended with 70 when it was run again"),
     ],
 )
