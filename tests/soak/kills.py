@@ -57,7 +57,7 @@ def kill_jobs(total: int, seed: int, folder: Path, say: Callable[[str], None], j
     for place, job in enumerate(jobs):
         kills = total // len(jobs) + (place < total % len(jobs))
         if kills:
-            _Killed(job, folder / job.name.replace(" ", "-"), seed, outcome).go(kills)
+            _Killed(job, folder / job.name.replace(" ", "-"), seed, outcome, say).go(kills)
             say(f"{job.name}: {outcome.of_job[job.name]} kills, {outcome.ended[job.name]} ended")
     return outcome
 
@@ -65,8 +65,8 @@ def kill_jobs(total: int, seed: int, folder: Path, say: Callable[[str], None], j
 class _Killed:
     """One job, killed time and again."""
 
-    def __init__(self, job: Job, folder: Path, seed: int, outcome: Kills) -> None:
-        self.job, self.folder, self.seed, self.outcome = job, folder, seed, outcome
+    def __init__(self, job: Job, folder: Path, seed: int, outcome: Kills, say: Callable[[str], None]) -> None:
+        self.job, self.folder, self.seed, self.outcome, self.say = job, folder, seed, outcome, say
         self.draw = random.Random(f"{seed} {job.name}")
         self.material, self.log = folder / "material", folder / "log"
         shutil.rmtree(folder, ignore_errors=True)
@@ -190,6 +190,7 @@ class _Killed:
         return None
 
     def _fail(self, reason: str) -> None:
+        self.say(f"WRONG, {self.job.name}: {reason}")
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         self.outcome.failures.append(
             {

@@ -24,6 +24,9 @@ from .middleware import SHUTTING_DOWN
 MAX_HEAD = 64 * 1024
 # Most connections at once. More are answered with 503.
 CONNECTIONS = 1000
+# How long an idle connection is kept for the next request, in seconds: longer than clients (httpx: 5) and proxies (60)
+# usually do. Whoever keeps it less long ends it, and no request of theirs meets a connection that is being closed.
+KEEP_SECONDS = 65
 # How long an idle connection is still listened to when the server ends: a request may be on its way. In seconds.
 LAST_SECONDS = 0.5
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
@@ -48,7 +51,10 @@ class BoundedProtocol(H11Protocol):
         self._heard = self._ending = False
         if len(self.connections) > CONNECTIONS:
             self.app = _overloaded
-        self._watch()
+        if self.config.app.state.closing.is_set():  # type: ignore[union-attr]  # the app that `serve` made
+            self.shutdown()  # it was accepted as the server began to end, which has ended the others
+        else:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
@@ -240,6 +246,7 @@ def make_uvicorn(
         proxy_headers=bool(proxies),
         forwarded_allow_ips=list(proxies),
         server_header=False,
+        timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=int(drain) + 5,
         log_config=None,
         access_log=access_log,

@@ -8,12 +8,13 @@ import socket
 import threading
 import time
 
+import httpx
 import pytest
 
 from cad_fast.serving.engine.edited_passes import RowWise
 from cad_fast.serving.http import listening
 from cad_fast.serving.http.app import make_app
-from cad_fast.serving.http.listening import MAX_HEAD, address, bind, make_uvicorn
+from cad_fast.serving.http.listening import KEEP_SECONDS, LAST_SECONDS, MAX_HEAD, address, bind, make_uvicorn
 from tests.pipelines import stable_diffusion
 from tests.serving.common import PATH, client_of, make_server, run
 
@@ -147,6 +148,14 @@ def test_bodies_come_in_time() -> None:
         }  # fmt: skip
 
 
+def test_idle_connections_are_kept_longer_than_clients_do() -> None:
+    """Else the server closes one just when a client sends on it."""
+    for client, seconds in (("httpx", httpx.Limits().keepalive_expiry), ("nginx and AWS' balancers", 60)):
+        assert seconds < KEEP_SECONDS, client
+    with listening_at(served()) as (_, uvicorn):
+        assert uvicorn.config.timeout_keep_alive == KEEP_SECONDS
+
+
 def test_a_body_that_nobody_reads_comes_in_time_too() -> None:
     with listening_at(served(), receive_seconds=0.5) as (port, _), connected(port) as dripping:
         dripping.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n")
@@ -216,6 +225,15 @@ def test_requests_on_their_way_when_the_end_comes_get_503() -> None:
             assert status == 503 and told["error"]["code"] == "shutting_down", told
             assert connection.recv(100) == b""
         assert idle.recv(100) == b""
+
+
+def test_a_connection_that_is_accepted_as_the_end_begins_does_not_hold_it_up() -> None:
+    with listening_at(served()) as (port, uvicorn):
+        uvicorn.config.app.state.closing.set()
+        begun = time.monotonic()
+        with connected(port) as late:
+            assert late.recv(100) == b""
+        assert LAST_SECONDS <= time.monotonic() - begun < 20.0  # of 30 to send a head
 
 
 def test_a_request_that_the_end_of_the_drain_cancels_gets_503() -> None:
