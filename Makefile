@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMPS := .venv/.stamps
 NATIVE := setup.py pyproject.toml CMakeLists.txt cad_fast/version.py $(shell find csrc -type f)
 
-.PHONY: help venv demo test test-orders bench gpu-check sanitize lint types wheel-check docs notebooks clean
+.PHONY: help venv demo test test-orders bench gpu-check sanitize soak lint types wheel-check docs notebooks clean
 
 help:
 	@echo "make venv         pinned dependencies and the package, editable, in .venv"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench        throughput against peers, on an otherwise idle machine; results in bench-output/"
 	@echo "make gpu-check    on a GPU: are the operators right there, and how fast; results in gpu-output/gpu.md"
 	@echo "make sanitize     the tests of the kernels with address and undefined-behaviour sanitizers"
+	@echo "make soak         jobs killed 100 times, and 5,000 requests to a server; results in soak-output/soak.json"
 	@echo "make lint         ruff check and ruff format --check"
 	@echo "make types        mypy on the package"
 	@echo "make wheel-check  build sdist and wheel, install the wheel elsewhere and use it"
@@ -55,6 +56,11 @@ gpu-check:
 sanitize: venv
 	$(BIN)/python tests/sanitize.py
 
+# SOAK: arguments, such as --kills 10 --requests 200 --seed 3.
+SOAK ?=
+soak: venv
+	$(BIN)/python -m tests.soak --output soak-output $(SOAK)
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,5 +83,5 @@ docs: notebooks
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 clean:
-	rm -rf .venv build dist demo-output bench-output *.egg-info .pytest_cache .ruff_cache .mypy_cache cad_fast/_C.* cad_fast/libcad_fast_cuda.so
+	rm -rf .venv build dist demo-output bench-output soak-output *.egg-info .pytest_cache .ruff_cache .mypy_cache cad_fast/_C.* cad_fast/libcad_fast_cuda.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

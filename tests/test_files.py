@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cad_fast import ComponentSpace, Edit, Scores, files
-from cad_fast.attribution.scores import save_many
+from cad_fast.attribution.scores import load_many, save_many
 from cad_fast.components.fingerprint import Fingerprint
 from cad_fast.diffusion.generation import Generation
 from cad_fast.recording.call import DenoiserCall
@@ -155,6 +155,24 @@ def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path, save) -> None:
     assert state_of(tmp_path) == before
     save(tmp_path, 1)
     assert state_of(tmp_path) != before
+
+
+def test_scores_of_two_saves_are_told_apart(tmp_path) -> None:
+    """A process that is killed as it renames leaves some files of each."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    save_many({"cat": small_scores(0), "dog": small_scores(1), "car": small_scores(2)}, first)
+    save_many({"dog": small_scores(1), "cat": small_scores(0)}, second)
+    assert torch.equal(Scores.load(first / "dog").values, Scores.load(second / "dog").values)
+    (second / "00000.safetensors").rename(first / "00000.safetensors")
+    with pytest.raises(ValueError, match=r"00000\.safetensors belongs to another save than concepts\.json"):
+        Scores.load(first / "cat")
+    with pytest.raises(ValueError, match=r"00000\.safetensors belongs to another save"):
+        load_many(first)
+    assert torch.equal(Scores.load(first / "car").values, small_scores(2).values)
+    save_many({"cat": small_scores(3)}, second)
+    (second / "00000.safetensors").rename(first / "00000.safetensors")  # the right concept, of another save
+    with pytest.raises(ValueError, match="are of different saves: save them again"):
+        load_many(first)
 
 
 def test_permissions_are_those_of_the_umask(tmp_path) -> None:

@@ -25,7 +25,7 @@ from .methods.base import Estimate, Estimator, Problem, SharingEstimator
 from .scores import SCORES_NAME, Scores, save_many
 from .settings import RunOptions
 from .stop import Watch
-from .store import recording_settings, resumable
+from .store import recording_settings, remove_state, resumable
 
 # Writes scores into a folder.
 Save = Callable[[Mapping[str, Scores], Path], Path]
@@ -263,6 +263,7 @@ def _one_after_another(run: _Run) -> dict[str, Scores]:
     if folder is not None:
         save_many(scores, folder, **run.options.saving)
         for part in parts:
+            remove_state(part)  # left by a run that ended between saving its scores and this
             (part / SCORES_NAME).unlink()
             part.rmdir()
     return scores

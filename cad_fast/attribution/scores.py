@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -150,11 +151,12 @@ class Scores:
         if path.suffix != ".safetensors":
             path = path / SCORES_NAME
         check_options(dtype, top)
-        return write_whole(path, partial(self._write, dtype, top))
+        return write_whole(path, partial(self._write, dtype, top, {}))
 
-    def _write(self, dtype: str, top: int | None, path: Path) -> None:
+    def _write(self, dtype: str, top: int | None, more: dict[str, Any], path: Path) -> None:
         self.require_finite()
         metadata = {
+            **more,
             "format": "scores",
             "version": FORMAT_VERSION,
             "space": self.space.to_dict(),
@@ -173,20 +175,28 @@ class Scores:
             FileNotFoundError: There is no such file.
             ValueError: The file is damaged. The message names it.
         """
-        path = Path(path)
+        path, concept = Path(path), None
         if not path.exists() and (path.parent / CONCEPTS_NAME).is_file():
-            path = path.parent / numbered_files(path.parent).get(path.name, path.name)
+            concept, path = path.name, path.parent / numbered_files(path.parent).get(path.name, path.name)
         if path.is_dir():
             path = path / SCORES_NAME
+        return cls._read(path, concept)[0]
+
+    @classmethod
+    def _read(cls, path: Path, concept: str | None = None) -> tuple[Scores, str | None]:
+        """Read a file, which ``concepts.json`` calls ``concept`` if it is given; and which save of many it is of."""
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != "scores" or metadata.get("version") != FORMAT_VERSION or "values" not in tensors:
             raise ValueError(f"{path} does not hold scores of format version {FORMAT_VERSION}")
+        if concept is not None and metadata.get("saved_as", concept) != concept:
+            raise ValueError(f"{path} belongs to another save than {CONCEPTS_NAME} beside it: save the scores again")
         try:
             require_printable(metadata["space"], "its space")
             space = ComponentSpace.from_dict(metadata["space"])
             arguments = unpacked(tensors, space)
             kind = TopScores if "indices" in arguments else cls
-            return kind(space=space, provenance=checked_provenance(metadata["provenance"]), **arguments)
+            scores = kind(space=space, provenance=checked_provenance(metadata["provenance"]), **arguments)
+            return scores, metadata.get("save_id")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, IndexError) as error:
             raise ValueError(f"{path} is damaged: {str(error)[:500]}") from error
 
@@ -281,10 +291,12 @@ def save_many(
     scores: Mapping[str, Scores], folder: str | Path, *, dtype: str = "float32", top: int | None = None
 ) -> Path:
     """Write ``00000.safetensors`` and on, then ``concepts.json``, which names them. Returns the folder."""
-    folder = Path(folder)
+    folder, save_id = Path(folder), secrets.token_hex(8)
     names = {concept: f"{number:05d}.safetensors" for number, concept in enumerate(scores)}
     writes: dict[Path, Write] = {
-        folder / name: partial(scores[concept]._write, dtype, top) for concept, name in names.items()
+        # The name and the id tell a mixture of two saves.
+        folder / name: partial(scores[concept]._write, dtype, top, {"saved_as": concept, "save_id": save_id})
+        for concept, name in names.items()
     }
     writes[folder / CONCEPTS_NAME] = text_writer(json_text(names))
     write_together(writes)
@@ -296,7 +308,10 @@ def load_many(folder: str | Path) -> dict[str, Scores]:
 
     Raises:
         FileNotFoundError: The folder or one of its files is not there.
-        ValueError: A file is damaged. The message names it.
+        ValueError: A file is damaged, or of another save than the others. The message names it.
     """
     folder = Path(folder)
-    return {concept: Scores.load(folder / name) for concept, name in numbered_files(folder).items()}
+    read = {concept: Scores._read(folder / name, concept) for concept, name in numbered_files(folder).items()}
+    if len({save_id for _, save_id in read.values()}) > 1:
+        raise ValueError(f"the scores in {folder} are of different saves: save them again")
+    return {concept: scores for concept, (scores, _) in read.items()}

@@ -236,8 +236,13 @@ class RunState:
         """Remove the state, when the run's result has been saved."""
         self.close()
         if self.path is not None:
-            for ending in ("", "-wal", "-shm"):
-                self.path.with_name(STATE_NAME + ending).unlink(missing_ok=True)
+            remove_state(self.path.parent)
+
+
+def remove_state(folder: Path) -> None:
+    """Remove the state of a run whose result has been saved."""
+    for ending in ("", "-journal", "-wal", "-shm"):
+        (folder / f"{STATE_NAME}{ending}").unlink(missing_ok=True)
 
 
 @contextmanager

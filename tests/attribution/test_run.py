@@ -10,6 +10,7 @@ from cad_fast.attribution import Attributor, Scores, StopWhen, load_many
 from cad_fast.attribution import run as run_module
 from cad_fast.attribution.measuring.measurer import Measurer
 from cad_fast.attribution.measuring.plans import MeasuringPlan, Target
+from cad_fast.attribution.store import STATE_NAME, RunState
 from cad_fast.objectives import CallableObjective
 from tests.attribution.common import interrupt
 
@@ -118,6 +119,23 @@ def test_methods_of_gradients_take_many_one_after_another(pipeline, concepts, tm
     (tmp_path / "concepts.json").write_text('{"dog": "../other.safetensors"}')
     with pytest.raises(ValueError, match="not numbered from 00000"):
         Scores.load(tmp_path / "dog")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_that_ends_with_its_scores_saved_and_its_state_there_goes_on(
+    pipeline, concepts, tmp_path, monkeypatch, number
+) -> None:
+    attributor = Attributor(pipeline, kind="head", method="gradient")
+    two = {name: concepts[name] for name in ("late animal", "car/red")}
+    expected = attributor.run_many(two, progress=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, RunState, "finish", number)
+        attributor.run_many(two, output_dir=tmp_path, progress=False)
+    part = tmp_path / f"{number - 1:05d}"
+    assert {path.name for path in part.iterdir()} >= {"scores.safetensors", STATE_NAME}
+    found = attributor.run_many(two, output_dir=tmp_path, resume=True, progress=False)
+    assert all(torch.equal(found[name].values, expected[name].values) for name in two)
+    assert {path.name for path in tmp_path.iterdir()} == {"00000.safetensors", "00001.safetensors", "concepts.json"}
 
 
 def test_a_stopped_run_of_many_goes_on(pipeline, concepts, tmp_path, monkeypatch) -> None:

@@ -40,12 +40,14 @@ def test_edits_and_admin(tmp_path) -> None:
             for headers in ({}, {"authorization": f"Bearer {TOKEN}x"}, {"authorization": TOKEN}):
                 assert (await client.post("/v1/edits/no-cat/unload", headers=headers)).status_code == 403
             assert (await client.post(PATH, json=body)).status_code == 200
-            assert (await client.post("/v1/edits/no-cat/unload", headers=good)).json()["loaded"] is False
+            unloaded = await client.post("/v1/edits/no-cat/unload", headers=good)
+            assert unloaded.json() == {"id": "no-cat", "object": "edit", "loaded": False}
+            assert (await client.get("/v1/edits/no-cat")).json() == unloaded.json()
             gone = await client.post(PATH, json=body)
             assert gone.status_code == 404 and gone.json()["error"]["code"] == "edit_not_loaded"
             for path in ("/v1/edits/none/load", "/v1/edits/..%2Fother/load"):
                 assert (await client.post(path, headers=good)).status_code in (404, 405)
-            assert (await client.post("/v1/edits/no-cat/load", headers=good)).json()["loaded"] is True
+            assert (await client.post("/v1/edits/no-cat/load", headers=good)).json() == one
             assert (await client.post(PATH, json=body)).status_code == 200
             (tmp_path / "anything" / "edit_config.json").write_text("{}")
             damaged = await client.post("/v1/edits/no-cat/load", headers=good)

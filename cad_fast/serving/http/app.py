@@ -138,7 +138,9 @@ def _add_admin(app: FastAPI, server: Server, token: str) -> None:
         if not hmac.compare_digest(given.strip().encode(), expected) or scheme.lower() != "bearer":
             raise RequestError("forbidden", "this needs the admin token: Authorization: Bearer TOKEN")
 
-    @app.post("/v1/edits/{name}/load", dependencies=[Depends(admin)], responses=ERRORS, tags=["admin"])
+    protected: dict[str, Any] = {"dependencies": [Depends(admin)], "responses": ERRORS, "tags": ["admin"]}
+
+    @app.post("/v1/edits/{name}/load", response_model_exclude_none=True, **protected)
     async def load(name: str) -> EditEntry:
         """Read an edit again from the folder where it was at the start."""
         _described(server, name)
@@ -151,7 +153,7 @@ def _add_admin(app: FastAPI, server: Server, token: str) -> None:
             raise RequestError("failed", f"the edit {name!r} cannot be read; the log tells why") from error
         return _described(server, name)
 
-    @app.post("/v1/edits/{name}/unload", dependencies=[Depends(admin)], responses=ERRORS, tags=["admin"])
+    @app.post("/v1/edits/{name}/unload", response_model_exclude_none=True, **protected)
     async def unload(name: str) -> EditEntry:
         """Take an edit out of use. Requests that have begun keep it."""
         _described(server, name)

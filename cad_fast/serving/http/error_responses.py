@@ -36,7 +36,7 @@ STATUS: dict[ErrorCode, int] = {
 }
 
 # The codes of what is wrong with a body, by the status with which reading it ends.
-BODY_CODES: dict[int, ErrorCode] = {408: "too_slow", 413: "body_too_large", 503: "shutting_down"}
+BODY_CODES: dict[int, ErrorCode] = {400: "invalid", 408: "too_slow", 413: "body_too_large", 503: "shutting_down"}
 
 
 def error_body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
@@ -66,6 +66,8 @@ def install(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:
+            metrics.rejections.labels("invalid").inc()
         body = error_body(error.status_code, *_words(request, error))
         return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
@@ -90,4 +92,6 @@ def _words(request: Request, error: HTTPException) -> tuple[str, str | None]:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         return f"{request.url.path} does not take {request.method}: use {allowed}", "method_not_allowed"
+    if error.status_code == 400:  # it could not be read at all: no UTF-8, or nested too deeply
+        return "the body is not valid JSON", BODY_CODES[400]
     return str(error.detail), BODY_CODES.get(error.status_code)

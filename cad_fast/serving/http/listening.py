@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import threading
-from asyncio import TimerHandle, create_task, to_thread
+from asyncio import TimerHandle, create_task, sleep, to_thread
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,11 +18,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import RequestError
 from .error_responses import error_body, error_response
+from .middleware import SHUTTING_DOWN
 
 # Most bytes of a request's line and headers. It is h11's limit: other parsers that uvicorn knows have none.
 MAX_HEAD = 64 * 1024
 # Most connections at once. More are answered with 503.
 CONNECTIONS = 1000
+# How long an idle connection is kept for the next request, in seconds: longer than clients (httpx: 5) and proxies (60)
+# usually do. Whoever keeps it less long ends it, and no request of theirs meets a connection that is being closed.
+KEEP_SECONDS = 65
+# How long an idle connection is still listened to when the server ends: a request may be on its way. In seconds.
+LAST_SECONDS = 0.5
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 
 class BoundedProtocol(H11Protocol):
@@ -30,6 +38,8 @@ class BoundedProtocol(H11Protocol):
     ``seconds`` count from the connection, or from a later request's first byte, to the end of the head. What then is
     not whole gets 408, and the connection ends. (``BoundedBodies`` does the same for bodies.) As much time is left to a
     body whose request was answered before it was whole.
+
+    When the server ends, a head that is half sent gets 503, as does a request that was on its way just then.
     """
 
     seconds: float
@@ -38,16 +48,52 @@ class BoundedProtocol(H11Protocol):
         """Start the time for the first request."""
         super().connection_made(transport)
         self._timer: TimerHandle | None = None
-        self._heard = False
+        self._heard = self._ending = False
         if len(self.connections) > CONNECTIONS:
             self.app = _overloaded
-        self._watch()
+        if self.config.app.state.closing.is_set():  # type: ignore[union-attr]  # the app that `serve` made
+            self.shutdown()  # it was accepted as the server began to end, which has ended the others
+        else:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
         self._heard = True
         super().data_received(data)
         self._watch()
+
+    def handle_events(self) -> None:
+        """Answer what has come, unless its head is too large: h11 lets one pass that is whole when it looks."""
+        if self.conn.their_state is h11.IDLE and len(data := self.conn.trailing_data[0]) > MAX_HEAD:
+            if not _END_OF_HEAD.search(data, 0, MAX_HEAD):
+                self.send_400_response("")
+                return
+        super().handle_events()
+        if self._ending and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """End the connection: after the answer to its request, or when no request comes any more."""
+        self._ending = True
+        if self.conn.our_state is not h11.IDLE or self.transport.is_closing():
+            super().shutdown()
+            return
+        self._unwatch()
+        self._timer = self.loop.call_later(0.0 if self._half_sent else LAST_SECONDS, self._close_in_order)
+
+    def _close_in_order(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        if self._half_sent:
+            self._answer(503, "shutting_down", SHUTTING_DOWN, [("retry-after", "10")])
+        else:
+            super().shutdown()
+
+    @property
+    def _half_sent(self) -> bool:
+        """Whether a part of a request's head has come."""
+        return self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let the time go."""
@@ -79,11 +125,24 @@ class BoundedProtocol(H11Protocol):
             self._answer(408, "too_slow", f"the request did not come within {self.seconds:g} seconds")
         self.transport.close()
 
-    def _answer(self, status: int, code: str, message: str) -> None:
-        body = json.dumps(error_body(status, message, code)).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+    def _answer(self, status: int, code: str, message: str, more: Sequence[tuple[str, str]] = ()) -> None:
+        """Answer what the app does not, as far as no answer has begun, and end the connection."""
+        state = self.conn.our_state
+        if state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(error_body(status, message, code)).encode()
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            headers += more
+            bodiless = state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
+            response = h11.Response(status_code=status, headers=headers)
+            for event in (response, h11.Data(data=b"" if bodiless else body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None and not self.cycle.response_complete:  # the app has nobody to answer any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
 
@@ -105,6 +164,8 @@ class DrainingServer(uvicorn.Server):
         state = self.config.app.state  # type: ignore[union-attr]  # the app that `serve` made
         state.closing.set()
         stopped = create_task(to_thread(state.server.stop))
+        for _ in range(3):  # turns of the event loop, in which connections that wait are accepted and begun
+            await sleep(0)
         await super().shutdown(sockets)
         await stopped
 
@@ -185,6 +246,7 @@ def make_uvicorn(
         proxy_headers=bool(proxies),
         forwarded_allow_ips=list(proxies),
         server_header=False,
+        timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=int(drain) + 5,
         log_config=None,
         access_log=access_log,

@@ -8,12 +8,13 @@ import socket
 import threading
 import time
 
+import httpx
 import pytest
 
 from cad_fast.serving.engine.edited_passes import RowWise
 from cad_fast.serving.http import listening
 from cad_fast.serving.http.app import make_app
-from cad_fast.serving.http.listening import MAX_HEAD, address, bind, make_uvicorn
+from cad_fast.serving.http.listening import KEEP_SECONDS, LAST_SECONDS, MAX_HEAD, address, bind, make_uvicorn
 from tests.pipelines import stable_diffusion
 from tests.serving.common import PATH, client_of, make_server, run
 
@@ -95,6 +96,48 @@ def test_heads_are_bounded_and_come_in_time() -> None:
             assert answer(kept)[0] == 408
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_large_head_that_comes_at_once_is_refused_as_well(method, caplog) -> None:
+    line = b"x-filler: " + b"y" * 1000 + b"\r\n"
+    head = f"{method} / HTTP/1.1\r\nHost: localhost\r\n".encode()
+    with listening_at(served()) as (port, _):
+        for lines, expected in ((60, 200), (65, 400)):
+            with connected(port) as asking:
+                asking.sendall(head + lines * line + b"\r\n")
+                reply = http.client.HTTPResponse(asking, method=method)
+                reply.begin()
+                assert reply.status == expected
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "status"),
+    [
+        (b"POST " + PATH.encode(), b"", 400),  # nobody has answered yet
+        (b"HEAD " + PATH.encode(), b"", 400),
+        (b"POST /nothing", b"", 400),
+        (b"POST /nothing", b"later", 404),  # what the app answered stays the only answer
+    ],
+)
+def test_a_body_whose_pieces_are_none(first, later, status, caplog) -> None:
+    head = (
+        first + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with caplog.at_level("INFO"), listening_at(served()) as (port, _), connected(port) as asking:
+        if later:
+            asking.sendall(head)
+            reply = answer(asking)
+            asking.sendall(b"zz\r\nno piece")
+        else:
+            asking.sendall(head + b"zz\r\nno piece")
+            told = http.client.HTTPResponse(asking, method=first.split()[0].decode())
+            told.begin()
+            reply = (told.status, json.loads(told.read() or b"null"))
+        assert reply[0] == status
+        assert asking.recv(1000) == b""
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")], caplog.text
+
+
 def test_bodies_come_in_time() -> None:
     with listening_at(served(receive_timeout=0.5)) as (port, _), connected(port) as half:
         half.sendall(HEAD + b"Content-Length: 100\r\n\r\n" + BODY)
@@ -103,6 +146,14 @@ def test_bodies_come_in_time() -> None:
             "message": "the body did not come within 0.5 seconds", "type": "invalid_request_error", "param": None,
             "code": "too_slow",
         }  # fmt: skip
+
+
+def test_idle_connections_are_kept_longer_than_clients_do() -> None:
+    """Else the server closes one just when a client sends on it."""
+    for client, seconds in (("httpx", httpx.Limits().keepalive_expiry), ("nginx and AWS' balancers", 60)):
+        assert seconds < KEEP_SECONDS, client
+    with listening_at(served()) as (_, uvicorn):
+        assert uvicorn.config.timeout_keep_alive == KEEP_SECONDS
 
 
 def test_a_body_that_nobody_reads_comes_in_time_too() -> None:
@@ -145,13 +196,44 @@ def test_at_the_end_requests_get_503_in_openais_form(caplog) -> None:
         while server.batcher.load != (1, 1) or len(uvicorn.server_state.tasks) < 3:
             time.sleep(0.01)
         uvicorn.should_exit = True
-        for connection in (body, running, waiting):
+        for connection in (head, body, running, waiting):
             status, told = answer(connection)
             assert status == 503 and told["error"]["code"] == "shutting_down", told
             assert told["error"]["type"] == "server_error"
-        assert head.recv(100) == b""
         passes.may_go.set()
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")], caplog.text
+
+
+def test_requests_on_their_way_when_the_end_comes_get_503() -> None:
+    """On connections that are idle when the server is told to end, kept or new; one request stays half sent."""
+    server = served(drain=1.0)
+    whole = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    with listening_at(server) as (port, uvicorn), contextlib.ExitStack() as stack:
+        kept, fresh, late, idle = (stack.enter_context(connected(port)) for _ in range(4))
+        kept.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert answer(kept)[0] == 200
+        while len(uvicorn.server_state.connections) < 4:
+            time.sleep(0.01)
+        uvicorn.should_exit = True
+        while server.batcher.accepting:
+            time.sleep(0.005)
+        kept.sendall(whole)
+        fresh.sendall(whole)
+        late.sendall(HEAD)
+        for connection in (kept, fresh, late):
+            status, told = answer(connection)
+            assert status == 503 and told["error"]["code"] == "shutting_down", told
+            assert connection.recv(100) == b""
+        assert idle.recv(100) == b""
+
+
+def test_a_connection_that_is_accepted_as_the_end_begins_does_not_hold_it_up() -> None:
+    with listening_at(served()) as (port, uvicorn):
+        uvicorn.config.app.state.closing.set()
+        begun = time.monotonic()
+        with connected(port) as late:
+            assert late.recv(100) == b""
+        assert LAST_SECONDS <= time.monotonic() - begun < 20.0  # of 30 to send a head
 
 
 def test_a_request_that_the_end_of_the_drain_cancels_gets_503() -> None:

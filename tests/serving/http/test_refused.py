@@ -81,6 +81,15 @@ def test_requests_that_are_refused() -> None:
     run(go())
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"prompt": "\xff\xfe"}', b"[" * 20_000, b"\xef\xbb\xbf\x00", b'{"seed": ' + b"9" * 5000 + b"}"]
+)
+def test_bodies_that_cannot_be_read_as_json(body) -> None:
+    status, answer, _ = ask(None, content=body, headers={"content-type": "application/json"})
+    assert status == 400 and answer["error"]["code"] == "invalid" and answer["error"]["param"] is None
+    assert answer["error"]["message"].startswith("the body is not valid JSON")
+
+
 def test_fields_of_openai_that_leave_nothing_to_choose() -> None:
     fields = {
         "output_format": "png", "output_compression": 100, "quality": "standard", "style": None, "background": "auto",
