@@ -97,8 +97,9 @@ def test_factor_one_changes_nothing(place: Place, rows: int) -> None:
 @transposing
 def test_whole_numbers_are_exact(place: Place, dtype: torch.dtype, transposed: bool) -> None:
     """Whatever the order of a sum: it is the same everywhere to the last bit."""
-    for rows in (1, 33) if place.kind == "interpreted" else (1, 7, 16, 33, 80):
-        x, weight, words, _ = random_case(3, rows, 70, 150, dtype, transposed)
+    all_rows, size = ((33,), (40, 70)) if place.kind == "interpreted" else ((1, 7, 16, 33, 80), (70, 150))
+    for rows in all_rows:
+        x, weight, words, _ = random_case(3, rows, *size, dtype, transposed)
         x, weight = (t.round().clamp(-1, 1) for t in (x, weight))
         case = x, weight, words, None, torch.tensor([0.0, 0.5, -2.0]), transposed
         assert torch.equal(place(masked_linear, *case), exact.masked_linear(*case).value.to(dtype))
@@ -161,12 +162,12 @@ def test_empty(place: Place, shape: tuple[int, ...], dtype: torch.dtype, transpo
     assert torch.equal(y, torch.zeros(variants, rows, k if transposed else n, dtype=dtype))
 
 
-@over(rows=sizes([20], [1, 5, 90], shim=[1, 5, 12, 90]), size=sizes([(130, 90)], [(300, 450)], shim=[(100, 150)]))
+@over(rows=sizes([20], [1, 5, 90], shim=[1, 5, 12, 90]), size=sizes([(70, 45)], [(300, 450)], shim=[(100, 150)]))
 @transposing
 def test_rows_do_not_depend_on_their_company(
     place: Place, rows: int, size: tuple[int, int], dtype: torch.dtype, transposed: bool
 ) -> None:
-    x, weight, words, _ = random_case(9, rows, *size, dtype, transposed)
+    x, weight, words, _ = random_case(7, rows, *size, dtype, transposed)
     whole = place(masked_linear, x, weight, words, transposed=transposed)
     some = place(masked_linear, x[4:7], weight, words[4:7], transposed=transposed)
     assert torch.equal(some, whole[4:7])
