@@ -93,7 +93,6 @@ def test_factor_one_changes_nothing(place: Place, rows: int) -> None:
     place.assert_right(place(masked_linear, x, weight, words, bias, torch.ones(2)), whole)
 
 
-@over(also=("vendor",))
 @transposing
 def test_whole_numbers_are_exact(place: Place, dtype: torch.dtype, transposed: bool) -> None:
     """Whatever the order of a sum: it is the same everywhere to the last bit."""
@@ -121,7 +120,7 @@ def test_what_is_removed_does_not_leak(
     place.check(masked_linear, x, weight, pack_bits(mask), None, factors, transposed)
 
 
-@over(also=("vendor",), rows=sizes([2], [1, 5, 70], shim=[1, 8, 16, 40, 70]))
+@over(rows=sizes([2], [1, 5, 70], shim=[1, 8, 16, 40, 70]))
 @transposing
 def test_infinite_factors_reach_ablated_weights_alone(
     place: Place, rows: int, dtype: torch.dtype, transposed: bool
