@@ -170,7 +170,10 @@ Values = Callable[[Place, torch.dtype], list]
 
 
 def sizes(small: list, large: list, halves: list | None = None, **of_kind: list) -> Values:
-    """Small ones in the interpreter (`halves` of dtypes of 16 bits), large ones elsewhere, others by kind of place."""
+    """Small ones in the interpreter (`halves` of dtypes of 16 bits), large ones elsewhere, others by kind of place.
+
+    Where there are none the test does not run.
+    """
 
     def values(place: Place, dtype: torch.dtype) -> list:
         if place.kind != "interpreted":

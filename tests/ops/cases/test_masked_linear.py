@@ -161,7 +161,10 @@ def test_empty(place: Place, shape: tuple[int, ...], dtype: torch.dtype, transpo
     assert torch.equal(y, torch.zeros(variants, rows, k if transposed else n, dtype=dtype))
 
 
-@over(rows=sizes([20], [1, 5, 90], shim=[1, 5, 12, 90]), size=sizes([(70, 45)], [(300, 450)], shim=[(100, 150)]))
+@over(
+    rows=sizes([20], [1, 5, 90], shim=[1, 5, 12, 90]),
+    size=sizes([(70, 45)], [(300, 450)], halves=[], shim=[(100, 150)]),
+)
 @transposing
 def test_rows_do_not_depend_on_their_company(
     place: Place, rows: int, size: tuple[int, int], dtype: torch.dtype, transposed: bool
