@@ -20,7 +20,13 @@ from . import BEGIN, findings, report
 from .processes import Process, Watched, module
 
 SECTIONS = ("env", "correct", "tests", "linear", "conv", "model", "attribution", "compile")
-TESTS = ("tests/kernels/cases", "tests/cuda/test_gpu.py", "tests/ops/test_bits.py", "tests/ops/test_seeded_mask.py")
+TESTS = (
+    "tests/ops/cases",
+    "tests/kernels/cases",
+    "tests/cuda/test_gpu.py",
+    "tests/ops/test_bits.py",
+    "tests/ops/test_seeded_mask.py",
+)
 TEST_LOG = "tests.jsonl"
 # Of the time that is left when a section begins, by how much it weighs against those that are still to come; and the
 # most seconds that it takes.

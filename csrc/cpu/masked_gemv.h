@@ -72,8 +72,8 @@ void dot_products(const Gemv<Input>& task, float* result) {
 #pragma GCC unroll 8
     for (int v = 0; v < variants; ++v) sum[o][v] = zero();
   }
-  const auto add_chunk = [&](std::int64_t j, const Input* x, std::int64_t x_stride, const Input* weight,
-                             std::int64_t weight_stride) __attribute__((always_inline)) {
+  const auto add_chunk = [&](std::int64_t j, std::uint32_t there, const Input* x, std::int64_t x_stride,
+                             const Input* weight, std::int64_t weight_stride) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int i = 0; i < Part::vectors; ++i) {
       Vec w[outputs];
@@ -84,7 +84,7 @@ void dot_products(const Gemv<Input>& task, float* result) {
         const Vec own = Part::load_at(x + v * x_stride, i);
 #pragma GCC unroll 4
         for (int o = 0; o < outputs; ++o) {
-          const std::uint32_t word = task.words[v * task.variant_words + o * row_words + j];
+          const std::uint32_t word = task.words[v * task.variant_words + o * row_words + j] & there;
           sum[o][v] = Part::multiply_add_at(own, Part::edited(word, i, w[o], scale ? factors[v] : 0), sum[o][v]);
         }
       }
@@ -92,14 +92,15 @@ void dot_products(const Gemv<Input>& task, float* result) {
   };
   const std::int64_t whole = task.inner / 32;
   for (std::int64_t j = 0; j < whole; ++j) {
-    add_chunk(j, task.x + 32 * j, task.inner, task.weight + 32 * j, task.inner);
+    add_chunk(j, ~0u, task.x + 32 * j, task.inner, task.weight + 32 * j, task.inner);
   }
   if (const std::int64_t left = task.inner % 32; left > 0) {
     Input x[variants][32] = {}, weight[outputs][32] = {};
     const std::size_t size = static_cast<std::size_t>(left) * sizeof(Input);
     for (int v = 0; v < variants; ++v) std::memcpy(x[v], task.x + v * task.inner + 32 * whole, size);
     for (int o = 0; o < outputs; ++o) std::memcpy(weight[o], task.weight + o * task.inner + 32 * whole, size);
-    add_chunk(whole, x[0], 32, weight[0], 32);
+    // Behind the last element zeros stand for weights, which an infinite factor must not reach.
+    add_chunk(whole, (1u << left) - 1, x[0], 32, weight[0], 32);
   }
 #pragma GCC unroll 4
   for (int o = 0; o < outputs; ++o) {

@@ -65,6 +65,11 @@ class MaskedWeights {
     const std::int64_t count = ceil_div(part.elements, 32);
     constexpr std::int64_t steps = 32 / Steps::step_size;
     transpose_words(reinterpret_cast<const std::uint8_t*>(words), 4 * row_words, part.outputs, 4 * count, words_);
+    if (part.elements % Steps::step_size != 0) {
+      // A zero stands for a weight behind the last element, which an infinite factor must not reach.
+      const std::uint32_t there = (1u << part.elements % 32) - 1;
+      for (int i = 0; i < 32; ++i) words_[32 * (count - 1) + i] &= there;
+    }
     for (std::int64_t j = 0; j < count; ++j) {
       Bits turned[steps];
       Steps::turn(words_ + 32 * j, turned);

@@ -8,19 +8,25 @@ from torch import Tensor
 
 from cad_fast import remembered
 from cad_fast.ops import can_run, edited_conv2d, edited_linear
-from tests.kernels.cases.test_edited_linear import case
+from tests.ops.cases.test_edited_linear import random_case
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 
 
+def edited_case(sizes: list[int], n: int, k: int) -> list[Tensor]:
+    """Rows and offsets stay on the CPU."""
+    x, weight, rows, offsets, indices, factors = random_case(sizes, n, k, torch.bfloat16, False)
+    return [x.to(CUDA), weight.to(CUDA), rows, offsets, indices.to(CUDA), factors.to(CUDA)]
+
+
 def of_linear(backend: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    args = case(CUDA, [1, 20, 0, 7], 100, 200, torch.bfloat16, False)
+    args = edited_case([1, 20, 0, 7], 100, 200)
     return args, lambda *args: edited_linear(*args, backend=backend)
 
 
 def of_convolution(backend: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    _, _, *edit = case(CUDA, [1, 2, 0, 3], 32, 16 * 9, torch.bfloat16, False)
+    _, _, *edit = edited_case([1, 2, 0, 3], 32, 16 * 9)
     x, weight = torch.randn(6, 16, 9, 9, device=CUDA).bfloat16(), torch.randn(32, 16, 3, 3, device=CUDA).bfloat16()
     return [x, weight, *edit], lambda *args: edited_conv2d(*args, padding=1, backend=backend)
 

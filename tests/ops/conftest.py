@@ -1,10 +1,12 @@
 """Fixtures for the operators: every instruction set that is built in and runs here."""
 
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 
 from cad_fast.ops import backends
+from tests.ops import places
 
 
 @pytest.fixture
@@ -18,11 +20,8 @@ def native() -> ModuleType:
     module.set_capability(before)
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512", "avx512bf16"])
-def capability(request: pytest.FixtureRequest, native: ModuleType) -> str:
+@pytest.fixture(params=places.CAPABILITIES)
+def capability(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set in turn, in use."""
-    reason = native.capabilities().get(request.param, "not built for this architecture")
-    if reason is not None:
-        pytest.skip(f"{request.param}: {reason}")
-    native.set_capability(request.param)
-    return request.param
+    with places.using(request.param):
+        yield request.param

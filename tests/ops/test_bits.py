@@ -1,24 +1,11 @@
-"""pack_bits, unpack_bits and count_bits: every instruction set against the reference."""
+"""pack_bits, unpack_bits and count_bits on the CPU: the definition, addresses, threads, and errors."""
 
 import pytest
 import torch
 
 from cad_fast.ops import count_bits, pack_bits, reference, unpack_bits
-
-SIZES = [0, 1, 7, 31, 32, 33, 63, 64, 65, 95, 96, 97, 512, 545, 1000, 4097]
-LEADING = [(), (1,), (3,), (2, 5), (0,), (2, 0, 3)]
-
-
-def random_mask(*shape: int) -> torch.Tensor:
-    return torch.rand(shape) < torch.rand(())
-
-
-def random_words(*shape: int) -> torch.Tensor:
-    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)
-
-
-def same(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    return actual.dtype == expected.dtype and actual.shape == expected.shape and torch.equal(actual, expected)
+from tests.ops.bits import random_mask, random_words, same
+from tests.ops.calls import with_threads
 
 
 def test_reference_is_the_definition() -> None:
@@ -31,42 +18,6 @@ def test_reference_is_the_definition() -> None:
             assert bit == (bool(mask[row, i]) if i < 75 else 0)
     assert same(reference.unpack_bits(words, 75), mask)
     assert same(reference.count_bits(words), mask.sum(-1))
-
-
-@pytest.mark.parametrize("leading", LEADING, ids=str)
-@pytest.mark.parametrize("n", SIZES)
-def test_against_reference(capability: str, n: int, leading: tuple[int, ...]) -> None:
-    mask = random_mask(*leading, n)
-    words = pack_bits(mask, backend="native")
-    assert same(words, reference.pack_bits(mask))
-    assert same(unpack_bits(words, n, backend="native"), mask)
-    assert same(count_bits(words, backend="native"), reference.count_bits(words))
-
-
-@pytest.mark.parametrize("n", [1, 31, 32, 50, 64, 100, 4097])
-def test_arbitrary_words(capability: str, n: int) -> None:
-    words = random_words(3, (n + 31) // 32)  # bits behind the last element are ignored by unpack_bits only
-    assert same(unpack_bits(words, n, backend="native"), reference.unpack_bits(words, n))
-    assert same(count_bits(words, backend="native"), reference.count_bits(words))
-
-
-def test_any_nonzero_byte_counts_as_set(capability: str) -> None:
-    mask = torch.arange(256, dtype=torch.uint8).repeat(3)[5:-3]
-    assert same(pack_bits(mask, backend="native"), reference.pack_bits(mask != 0))
-
-
-@pytest.mark.parametrize(
-    "view",
-    [lambda x: x.t(), lambda x: x[:, ::2], lambda x: x[1:, 3:], lambda x: x[:1].expand(4, -1), lambda x: x.flip(1)],
-    ids=["transposed", "every-second", "offset", "expanded", "flipped"],
-)
-def test_strides(capability: str, view) -> None:
-    mask = view(random_mask(67, 131))
-    assert same(pack_bits(mask, backend="native"), reference.pack_bits(mask))
-    words = view(random_words(67, 131))
-    n = 32 * words.shape[-1] - 5
-    assert same(unpack_bits(words, n, backend="native"), reference.unpack_bits(words, n))
-    assert same(count_bits(words, backend="native"), reference.count_bits(words))
 
 
 @pytest.mark.parametrize("shift", [0, 1, 3, 17])
@@ -102,17 +53,14 @@ def test_unaligned_addresses_and_nothing_written_outside(native, capability: str
 @pytest.mark.parametrize("shape", [(1, 3_000_001), (70_001, 45), (3, 2_500_000)], ids=str)
 def test_thread_settings_give_equal_results(capability: str, shape: tuple[int, int]) -> None:
     mask = random_mask(*shape)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            words = pack_bits(mask, backend="native")
-            results.append((words, unpack_bits(words, shape[1], backend="native"), count_bits(words, backend="native")))
-    finally:
-        torch.set_num_threads(threads)
-    for words, unpacked, counts in results:
-        assert same(words, results[0][0])
+
+    def results() -> tuple[torch.Tensor, ...]:
+        words = pack_bits(mask, backend="native")
+        return words, unpack_bits(words, shape[1], backend="native"), count_bits(words, backend="native")
+
+    all_results = with_threads((1, 2, 3), results)
+    for words, unpacked, counts in all_results:
+        assert same(words, all_results[0][0])
         assert same(unpacked, mask)
         assert same(counts, mask.sum(-1))
 
@@ -123,15 +71,6 @@ def test_hundred_million(capability: str) -> None:
     words = pack_bits(mask, backend="native")
     assert int(count_bits(words, backend="native")) == int(mask.sum())
     assert same(unpack_bits(words, mask.numel(), backend="native"), mask)
-
-
-@pytest.mark.parametrize("backend", ["native", "reference"])
-def test_vmap(native, backend: str) -> None:
-    mask = random_mask(4, 70, 5)
-    words = torch.vmap(lambda m: pack_bits(m, backend=backend), in_dims=2)(mask)
-    assert same(words, pack_bits(mask.permute(2, 0, 1)))
-    assert same(torch.vmap(lambda w: unpack_bits(w, 70, backend=backend))(words), mask.permute(2, 0, 1))
-    assert same(torch.vmap(lambda w: count_bits(w, backend=backend), in_dims=1)(words), count_bits(words).t())
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,11 @@
-"""seeded_mask: Philox's published numbers, every instruction set against the reference, and statistics."""
+"""seeded_mask on the CPU: Philox's published numbers, statistics, threads, and errors."""
 
 import pytest
 import torch
 
 from cad_fast.ops import count_bits, reference, seeded_mask, unpack_bits
-
-SIZES = [0, 1, 3, 31, 32, 33, 63, 64, 65, 97, 1000, 4097]
-
-# Counter, key and draws of the test of Philox4x32-10 that comes with the authors' library Random123.
-PUBLISHED = [
-    ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-    (
-        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
-        [0xA4093822, 0x299F31D0],
-        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
-    ),
-]
+from tests.ops.calls import with_threads
+from tests.ops.cases.test_seeded_mask import PUBLISHED
 
 
 def native_words(native, seed: int, row: int, begin: int, end: int, threshold: int, rows: int = 1) -> torch.Tensor:
@@ -43,16 +32,6 @@ def test_kernel_gives_the_published_draws(
                 assert int(words[0, -1]) >> (4 * (block % 8) + number) & 1 == expected
 
 
-@pytest.mark.parametrize("n", SIZES)
-def test_against_reference(capability: str, n: int) -> None:
-    for seed, first, fraction in ((0, 0, 0.5), (2**64 - 1, 2**32 - 3, 0.03), (0x0123456789ABCDEF, 77, 0.97)):
-        words = seeded_mask(seed, first, 3, n, fraction, backend="native")
-        expected = reference.seeded_mask(seed, first, 3, n, round(fraction * 2**32), torch.device("cpu"))
-        assert words.dtype == torch.int32 and words.shape == (3, (n + 31) // 32)
-        assert torch.equal(words, expected)
-        assert torch.equal(words, seeded_mask(seed, first, 3, n, fraction, backend="reference"))
-
-
 @pytest.mark.parametrize("begin", [2**29 - 5, 2**29 - 1, 2**29, 2**40 + 7])
 def test_positions_behind_the_first_half_of_the_counter(native, capability: str, begin: int) -> None:
     """A mask that long does not fit into memory, but its words can be drawn from any one on."""
@@ -62,29 +41,6 @@ def test_positions_behind_the_first_half_of_the_counter(native, capability: str,
     counter = [blocks & 0xFFFFFFFF, blocks >> 32, torch.full_like(blocks, row), torch.zeros_like(blocks)]
     draws = torch.stack(reference.philox(counter, seed, 0), -1).flatten()
     assert torch.equal(words[0], reference.pack_bits(draws < threshold))
-
-
-@pytest.mark.parametrize("backend", ["native", "reference"])
-def test_a_bit_depends_on_seed_variant_and_position_alone(native, backend: str) -> None:
-    def draw(first: int, variants: int, n: int) -> torch.Tensor:
-        return unpack_bits(seeded_mask(3, first, variants, n, 0.4, backend=backend), n)
-
-    everything = draw(0, 9, 1000)
-    assert torch.equal(draw(4, 3, 1000), everything[4:7])
-    assert torch.equal(draw(8, 1, 333), everything[8:, :333])
-
-
-@pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.parametrize("n", [0, 1, 32, 45, 64, 1001])
-def test_no_bit_and_all_bits(native, backend: str, n: int) -> None:
-    assert not seeded_mask(5, 0, 3, n, 0, backend=backend).any()
-    full = seeded_mask(5, 0, 3, n, 1, backend=backend)
-    assert torch.equal(full, reference.pack_bits(torch.ones(3, n, dtype=torch.bool)))
-
-
-def test_no_variants(native) -> None:
-    for backend in ("native", "reference"):
-        assert seeded_mask(5, 0, 0, 70, 0.5, backend=backend).shape == (0, 3)
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.8])
@@ -109,15 +65,8 @@ def test_bits_are_as_frequent_as_asked_and_independent(native, fraction: float) 
 
 @pytest.mark.parametrize("shape", [(1, 200_001), (701, 45), (3, 70_000)], ids=str)
 def test_thread_settings_give_equal_results(capability: str, shape: tuple[int, int]) -> None:
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(seeded_mask(1, 2, *shape, 0.3, backend="native"))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(results[1], results[0]) and torch.equal(results[2], results[0])
+    first, *others = with_threads((1, 2, 3), lambda: seeded_mask(1, 2, *shape, 0.3, backend="native"))
+    assert all(torch.equal(other, first) for other in others)
 
 
 @pytest.mark.parametrize("shift", [1, 2, 17])

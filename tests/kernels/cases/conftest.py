@@ -1,21 +1,17 @@
-"""Cases for the Triton kernels: interpreted on the CPU where TRITON_INTERPRET=1 (test_interpreted.py), else on a GPU.
+"""What is about the Triton kernels alone: interpreted where TRITON_INTERPRET=1 (test_interpreted.py), else on a GPU.
 
-Without a GPU and without the interpreter they are skipped like any test marked gpu.
+Without a GPU and without the interpreter they are skipped like any test marked gpu. The cases of the operators, which
+the Triton kernels share with all backends, are in tests/ops/cases.
 """
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from tests.ops.places import INTERPRETED  # which mends the interpreter
+
 HERE = Path(__file__).parent
-
-if INTERPRETED:
-    from tests.kernels import interpreter
-
-    interpreter.mend()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,15 +1,15 @@
-"""What the tests of the linear operators share: thread counts, and backends."""
+"""Ways to call an operator on the CPU: with several settings of threads, and on the backends that there are."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from cad_fast.ops import backends
 
 
-def with_threads(counts: tuple[int, ...], call: Callable[[], Tensor]) -> list[Tensor]:
+def with_threads(counts: tuple[int, ...], call: Callable[[], Any]) -> list[Any]:
     """The results of a call under several settings of torch's threads."""
     before = torch.get_num_threads()
     try:
