@@ -1,7 +1,8 @@
 """Does an edit remove its concept, and what does it leave of the others: prompts, scorers, evaluation, comparison."""
 
 from .comparison import Change, Comparison, compare, require_comparable
-from .evaluate import AppliesToPipeline, evaluate, image_seed
+from .drawing import image_seed
+from .evaluate import AppliesToPipeline, evaluate
 from .intervals import Interval, PairedCounts, paired_difference, paired_ratio, wilson
 from .outcomes import Evaluation, Outcome, Settings, Tally
 from .prompts import LabelledPrompt, PromptSet

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,12 +12,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..diffusion.arguments import scheduler_config_of
-from ..diffusion.context import generators, plain_tensors, silent
+from ..diffusion.context import plain_tensors, silent
 from ..diffusion.denoisers import denoiser_of
-from ..diffusion.dtypes import one_dtype
 from ..diffusion.generation import Generation
 from ..diffusion.loaded import model_facts
 from ..edits.weights import intact_fingerprint
+from .drawing import draw, image_seed
 from .outcomes import Evaluation, Outcome, Settings
 from .prompts import LabelledPrompt, PromptSet, unknown
 from .scorers import Scorer, checked_probabilities
@@ -43,12 +41,6 @@ class _Job:
     seed: int
 
 
-def image_seed(seed: int, concept: str, index: int) -> int:
-    """Seed of picture ``index`` of ``concept``, in 0..2^63-1: it depends on nothing else, so runs can be paired."""
-    digest = hashlib.sha256(json.dumps([seed, concept, index]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def _jobs(prompts: PromptSet, axis: str, concepts: Sequence[str], per_concept: int, seed: int) -> list[_Job]:
     """``per_concept`` pictures of each concept; its prompts take turns."""
     jobs = []
@@ -65,20 +57,6 @@ def _require_known_labels(scorer: Scorer, jobs: Sequence[_Job], axes: Sequence[s
         for label in dict.fromkeys(job.prompt.labels[axis] for job in jobs):
             if label not in scorer.axes[axis]:
                 raise ValueError(f"the scorer cannot judge this: {unknown(axis, label, scorer.axes[axis])}")
-
-
-def _generate(pipeline: Any, jobs: Sequence[_Job], generation: Generation) -> list[Image.Image]:
-    with one_dtype(pipeline):
-        result = pipeline(
-            prompt=[job.prompt.prompt for job in jobs],
-            generator=generators([job.seed for job in jobs]),
-            output_type="pil",
-            **generation.to_kwargs(len(jobs)),
-        )
-    images = list(result.images)
-    if len(images) != len(jobs) or not all(isinstance(image, Image.Image) for image in images):
-        raise ValueError(f"{type(pipeline).__name__} did not return one PIL image per prompt")
-    return images
 
 
 def _judge(scorer: Scorer, jobs: Sequence[_Job], images: Sequence[Image.Image], axes: Sequence[str]) -> list[Outcome]:
@@ -111,7 +89,8 @@ def _batches(
 ) -> Iterator[tuple[Sequence[_Job], list[Image.Image]]]:
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
-        yield batch, _generate(pipeline, batch, generation)
+        texts, seeds = [job.prompt.prompt for job in batch], [job.seed for job in batch]
+        yield batch, draw(pipeline, texts, seeds, generation)
         bar.update(len(batch))
 
 
