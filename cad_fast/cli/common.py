@@ -203,7 +203,7 @@ def evaluation_prompts(arguments: argparse.Namespace) -> PromptSet:
 def scorer_of(arguments: argparse.Namespace, prompts: PromptSet) -> Scorer:
     """That of ``--scorer``, or the zoo's."""
     from .. import zoo
-    from ..evaluation.scorers import ClipScorer
+    from ..evaluation import ClipScorer
 
     if arguments.scorer is None:
         if is_zoo(arguments):
