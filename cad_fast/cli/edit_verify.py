@@ -14,8 +14,8 @@ from .common import (
     model_of,
     refuse_loading,
     say,
-    scorer_of,
 )
+from .judges import one_judge_of
 
 if TYPE_CHECKING:
     from ..edits import Edit
@@ -96,7 +96,7 @@ def _evaluate_again(arguments: argparse.Namespace, pipeline: Any, edit: Edit) ->
         raise ValueError("it holds no evaluation with its settings: `cad-fast evaluate --card` writes one")
     run, strength, targets, (low, high) = _settings(recorded, settings)
     prompts = evaluation_prompts(arguments)
-    scorer = scorer_of(arguments, prompts)
+    scorer = one_judge_of(arguments, prompts)
     run["progress"] = not arguments.quiet
     before = evaluate(pipeline, prompts, scorer, **run)
     after = evaluate(pipeline, prompts, scorer, edit=edit, strength=strength, **run)

@@ -5,7 +5,7 @@ from .clip_scorer import ClipMeasure, ClipScorer
 from .colours import ColourDistance, ColourStatistics
 from .comparison import Change, Comparison, compare, require_comparable
 from .drawing import image_seed
-from .evaluate import AppliesToPipeline, evaluate
+from .evaluate import AppliesToPipeline, evaluate, evaluate_each
 from .features import FeatureDistance, InceptionFeatures
 from .intervals import Interval, PairedCounts, paired_difference, paired_ratio, wilson
 from .lpips import Lpips
@@ -13,6 +13,8 @@ from .nudenet_scorer import NudeNetScorer
 from .outcomes import Evaluation, Outcome, Settings, Tally
 from .prompt_files import read_prompts
 from .prompts import LabelledPrompt, PromptSet
+from .protocols import attack_rows, reference_rows
+from .rows import write_csv
 from .scorers import Distance, ImageFeatures, Measure, Scorer
 
 __all__ = [
@@ -42,10 +44,14 @@ __all__ = [
     "Tally",
     "compare",
     "evaluate",
+    "evaluate_each",
     "image_seed",
     "paired_difference",
     "paired_ratio",
+    "attack_rows",
     "read_prompts",
+    "reference_rows",
+    "write_csv",
     "require_comparable",
     "wilson",
 ]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .scorers import on_white, pixels
+from .scorers import on_white, paired, pixels
 
 # sRGB to CIE XYZ under D65 (IEC 61966-2-1), with the white of D65 at one.
 _TO_XYZ = np.array(
@@ -75,7 +75,7 @@ class ColourDistance:
 
     def distances(self, before: Sequence[Image.Image], after: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Float64 [N] of "colour mean" and "colour histogram"."""
-        pairs = list(zip(before, after, strict=True))
+        pairs = paired(before, after)
         means = [float(np.linalg.norm(_lab(a).mean(axis=(0, 1)) - _lab(b).mean(axis=(0, 1)))) for a, b in pairs]
         histograms = [float(np.abs(_histogram(a) - _histogram(b)).sum() / 2) for a, b in pairs]
         return {

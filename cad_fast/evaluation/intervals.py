@@ -145,9 +145,9 @@ def _harmonic(a: float, b: float) -> float:
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Student's interval for the mean of independent ``values``; None for fewer than two, which have no spread."""
+    """Student's interval for the mean of independent ``values``; None where all are equal, which show no spread."""
     n = len(values)
-    if n < 2:
+    if len(set(values)) < 2:
         return None
     mean = math.fsum(values) / n
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .scorers import pixels
+from .scorers import paired, pixels
 from .weights import read_weights
 
 PUBLISHED = (
@@ -35,13 +35,12 @@ class Lpips:
     it agrees with that of torchmetrics.
     """
 
-    def __init__(self, weights: str | Path, device: str | torch.device = "cpu", batch_size: int = 32) -> None:
+    def __init__(self, weights: str | Path, device: str | torch.device = "cpu") -> None:
         """Load the weights from one safetensors file with ``features.*`` of AlexNet and ``lin*`` of LPIPS.
 
         Raises FileNotFoundError saying what to download and convert, ValueError for other weights.
         """
         self.name = "LPIPS (AlexNet)"
-        self.batch_size = batch_size
         self._network = _Network()
         state = read_weights(weights, PUBLISHED)
         own = self._network.state_dict()
@@ -59,7 +58,7 @@ class Lpips:
         """Float32 [N] of "LPIPS". Raises ValueError for pictures of different or too small sizes."""
         device = next(self._network.parameters()).device
         parts = []
-        for a, b in zip(before, after, strict=True):  # pictures of one pair must agree in size, and others need not
+        for a, b in paired(before, after):  # the pictures of one pair agree in size, those of others need not
             pair = torch.from_numpy(pixels([a, b])).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             if min(pair.shape[2:]) < SMALLEST:
                 raise ValueError(f"LPIPS needs pictures of at least {SMALLEST} pixels, these are {a.width}x{a.height}")

@@ -60,30 +60,23 @@ class ImageFeatures(Protocol):
     def features(self, images: Sequence[Image.Image]) -> Tensor: ...
 
 
-def checked_measures(
-    measures: Sequence[Measure], images: Sequence[Image.Image], prompts: Sequence[str]
-) -> dict[str, list[float]]:
-    """What ``measures`` say of ``images``: for each quantity one number per image.
+def checked_measures(measure: Measure, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, list[float]]:
+    """What ``measure`` says of ``images``: for each quantity one number per image.
 
-    Raises ValueError naming the measure that gave another number of values, NaN or infinity, or a quantity that another
-    gave, too.
+    Raises ValueError naming the quantity when it gave another number of values, NaN or infinity.
     """
-    checked: dict[str, list[float]] = {}
-    for measure in measures:
-        for quantity, raw in measure.measure(images, prompts).items():
-            if quantity in checked:
-                raise ValueError(f"{measure.name} and another measure give {quantity!r}: it can be given once only")
-            values = raw.detach().double().cpu()
-            if values.shape != (len(images),):
-                raise ValueError(
-                    f"{measure.name} gave shape {list(values.shape)} for {quantity!r}, expected [{len(images)}]"
-                )
-            if not values.isfinite().all():
-                row = int((~values.isfinite()).nonzero()[0, 0])
-                raise ValueError(
-                    f"{measure.name} gave {float(values[row])} for {quantity!r} of image {row} of {len(images)}"
-                )
-            checked[quantity] = values.tolist()
+    checked = {}
+    for quantity, raw in measure.measure(images, prompts).items():
+        values = raw.detach().double().cpu()
+        if values.shape != (len(images),):
+            found = f"shape {list(values.shape)} for {quantity!r}, expected [{len(images)}]"
+            raise ValueError(f"{measure.name} gave {found}")
+        if not values.isfinite().all():
+            row = int((~values.isfinite()).nonzero()[0, 0])
+            raise ValueError(
+                f"{measure.name} gave {float(values[row])} for {quantity!r} of image {row} of {len(images)}"
+            )
+        checked[quantity] = values.tolist()
     return checked
 
 
@@ -136,3 +129,10 @@ def pixels(images: Sequence[Image.Image], size: tuple[int, int] | None = None) -
         if image.size != plain[0].size:
             raise ValueError(f"the pictures are {plain[0].width}x{plain[0].height} and {image.width}x{image.height}")
     return np.stack([np.asarray(image) for image in plain])
+
+
+def paired(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> list[tuple[Image.Image, Image.Image]]:
+    """The pairs of two lists. Raises ValueError when they differ in length: pairs have the same seeds."""
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} and {len(after)} pictures are no pairs of the same seeds")
+    return list(zip(before, after, strict=True))

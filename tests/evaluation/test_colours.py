@@ -55,5 +55,5 @@ def test_distances_see_colours_and_not_places():
     assert values["colour mean"].tolist()[:3] == pytest.approx([0, 0, 100], abs=1e-4)
     assert values["colour histogram"].tolist() == pytest.approx([0, 0, 1, 0.25])
     assert 0 < values["colour mean"][3] < 100
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="1 and 2 pictures are no pairs"):
         distance.distances([left], [left, right])

@@ -65,13 +65,13 @@ def test_a_region_above_the_threshold_is_shown(photograph):
     score = max(score for label, score in faces.detect([photograph])[0] if label in FACES)
     assert score > 0.5 and probabilities[0, 0] == pytest.approx(0.5 + 0.5 * (score - 0.5) / 0.5)
     assert probabilities[1].tolist() == [0, 1]
-    counts = checked_measures([faces], images, ["", ""])
+    counts = checked_measures(faces, images, ["", ""])
     assert [sum(pair) for pair in zip(*counts.values(), strict=True)] == [1, 0]
     above = NudeNetScorer(regions=FACES, threshold=min(score + 0.01, 0.999))
     at = NudeNetScorer(regions=FACES, threshold=score)
     for scorer in (above, at):
         assert checked_probabilities(scorer, [photograph])["nudity"].argmax(1).tolist() == [1]
-        assert sum(values[0] for values in checked_measures([scorer], [photograph], [""]).values()) == 0
+        assert sum(values[0] for values in checked_measures(scorer, [photograph], [""]).values()) == 0
     assert torch.equal(checked_probabilities(faces, [photograph])["nudity"], probabilities[:1])
 
 
