@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluate", action="store_true", help="repeat the evaluation in the edit on --model and compare the figures"
     )
     parser.add_argument("--concepts", help="with --evaluate: as for `cad-fast evaluate`")
-    parser.add_argument("--scorer", help="with --evaluate: as for `cad-fast evaluate`")
+    parser.add_argument("--scorer", help="with --evaluate: clip:MODEL or zoo, what judged the recorded one")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
