@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..files import MAX_JSON, read_json
 from .prompts import LARGEST_SEED, LabelledPrompt, PromptSet, unknown
 
 PROMPT, SEED = "prompt", "seed"
+MOST_SHOWN = 20  # of a column's values, in an error
 CANVAS_TEMPLATE = "A {object} image in {style} style."
 
 
@@ -136,7 +138,8 @@ class PublishedColumns:
                 raise ValueError(f"{path}, line 1: {unknown('column', column, columns)}")
             known = sorted({each for row in rows for each in _listed(row.cells[column])})
             if value not in known:
-                raise ValueError(f"{path}, column {column!r}: {unknown('value', value, known)}")
+                shown = known if len(known) <= MOST_SHOWN else difflib.get_close_matches(value, known, MOST_SHOWN)
+                raise ValueError(f"{path}, column {column!r}: {unknown('value', value, shown)}")
             rows = [row for row in rows if value in _listed(row.cells[column])]
         return [(row.text(prompt), None if seed is None else row.seed(seed)) for row in rows]
 

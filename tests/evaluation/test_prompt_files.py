@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
@@ -135,3 +136,19 @@ def test_wrong_calls_are_refused(tmp_path):
         read_prompts(tmp_path / "none.csv")
     with pytest.raises(ValueError, match="is a folder"):
         read_prompts(tmp_path)
+
+
+def test_damaged_files_are_prompts_or_an_error_that_names_them(tmp_path):
+    generator = random.Random(0)
+    outcomes = set()
+    for i in range(300):
+        data = bytearray(OWN.encode())
+        for _ in range(generator.randint(1, 4)):
+            data[generator.randrange(len(data))] = generator.choice(b'",\n\r\x00\xff7a ')
+        path = write(tmp_path / f"{i}.csv", bytes(data))
+        try:
+            outcomes.add(len(read_prompts(path)))
+        except ValueError as error:
+            assert str(path) in str(error)
+            outcomes.add("refused")
+    assert {"refused", 2} <= outcomes
