@@ -29,7 +29,7 @@ LAYERS = (
     ("loading",),
     ("report",),
     ("making", "search"),
-    ("demo", "serving"),
+    ("demo", "integrations", "serving"),
     ("cli",),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

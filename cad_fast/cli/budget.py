@@ -15,10 +15,10 @@ from .common import (
     load,
     model_of,
     say,
-    scorer_of,
     target_modules,
     window,
 )
+from .judges import one_judge_of
 
 HELP = "search for the edit that erases a concept and leaves so much of the others"
 EXAMPLE = "cad-fast budget zoo:emoji --erase car --keep face=95 style=90 --timesteps 850 1000 -o edits/no-car"
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=6, help="trajectories per concept to score (default 6)")
     parser.add_argument("--per-concept", type=int, default=8, help="pictures per concept for choosing (default 8)")
     parser.add_argument("--confirming", type=int, default=16, help="pictures per concept afterwards (default 16)")
-    parser.add_argument("--concepts", help="JSON file with concepts and their prompts (default: the zoo model's)")
-    parser.add_argument("--scorer", help="clip:MODEL (default: the zoo's classifier)")
+    parser.add_argument("--concepts", help="JSON or CSV with concepts and their prompts (default: the zoo model's)")
+    parser.add_argument("--scorer", help="clip:MODEL or zoo (default: the zoo's classifier)")
     parser.add_argument("--predict-only", action="store_true", help="say what each edit would do, and stop there")
     parser.add_argument("-o", "--output", required=True, help="folder for the edit, its card and sheet")
     add_sampling(parser)
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         load(arguments),
         budget,
         prompts,
-        scorer_of(arguments, prompts),
+        one_judge_of(arguments, prompts),
         target_modules=target_modules(arguments.target_modules),
         timesteps=window(arguments),
         samples=arguments.samples,

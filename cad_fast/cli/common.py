@@ -16,7 +16,6 @@ from ..zoo.concepts import GENERATION
 
 if TYPE_CHECKING:
     from ..evaluation import PromptSet
-    from ..evaluation.scorers import Scorer
 
 EXIT_CODES = "exit codes: 0 done, 1 a run or a check failed, 2 wrong input or arguments, 130 interrupted"
 MODEL_HELP = "zoo:emoji, a local diffusers folder, or a Hub repository"
@@ -190,29 +189,30 @@ def say(arguments: argparse.Namespace, text: str) -> None:
 
 def evaluation_prompts(arguments: argparse.Namespace) -> PromptSet:
     """Those of ``--concepts``, or of the zoo's model."""
-    from ..evaluation import PromptSet
     from ..zoo.prompt_set import emoji_prompts
 
     if arguments.concepts is not None:
-        return PromptSet.from_json(arguments.concepts)
+        return prompts_of(arguments.concepts)
     if is_zoo(arguments):
         return emoji_prompts()
-    raise ValueError("--concepts is needed: a JSON file with the concepts of this model and their prompts")
+    raise ValueError("--concepts is needed: a JSON or CSV file with the concepts of this model and their prompts")
 
 
-def scorer_of(arguments: argparse.Namespace, prompts: PromptSet) -> Scorer:
-    """That of ``--scorer``, or the zoo's."""
-    from .. import zoo
-    from ..evaluation.scorers import ClipScorer
+def prompts_of(text: str, labels: dict[str, str] | None = None) -> PromptSet:
+    """The prompts of FILE, or of FORM:FILE of a published set, with ?COLUMN=VALUE for some of its rows.
 
-    if arguments.scorer is None:
-        if is_zoo(arguments):
-            return zoo.scorer()
-        raise ValueError("--scorer is needed, such as clip:openai/clip-vit-base-patch32")
-    kind, _, model = arguments.scorer.partition(":")
-    if kind != "clip" or not model:
-        raise ValueError(f"--scorer is {arguments.scorer!r}, expected clip:MODEL")
-    axes = {
-        axis: {label: prompts.of(axis, label)[0].prompt for label in prompts.concepts(axis)} for axis in prompts.axes
-    }
-    return ClipScorer(model, axes, device=arguments.device or "cpu")
+    ``labels`` are those of published prompts. Raises ValueError for a query of another form.
+    """
+    from ..evaluation.prompt_files import FORMS, PUBLISHED, read_prompts
+
+    form, _, rest = text.partition(":")
+    if form not in FORMS:
+        return read_prompts(text)
+    path, _, query = rest.partition("?")
+    where = {}
+    for pair in query.split("&") if query else ():
+        column, equals, value = pair.partition("=")
+        if not equals or not column:
+            raise ValueError(f"{text}: {pair!r} is not COLUMN=VALUE")
+        where[column] = value
+    return read_prompts(path, form, labels=labels if form in PUBLISHED else None, where=where)

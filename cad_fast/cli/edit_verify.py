@@ -14,8 +14,8 @@ from .common import (
     model_of,
     refuse_loading,
     say,
-    scorer_of,
 )
+from .judges import one_judge_of
 
 if TYPE_CHECKING:
     from ..edits import Edit
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluate", action="store_true", help="repeat the evaluation in the edit on --model and compare the figures"
     )
     parser.add_argument("--concepts", help="with --evaluate: as for `cad-fast evaluate`")
-    parser.add_argument("--scorer", help="with --evaluate: as for `cad-fast evaluate`")
+    parser.add_argument("--scorer", help="with --evaluate: clip:MODEL or zoo, what judged the recorded one")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _evaluate_again(arguments: argparse.Namespace, pipeline: Any, edit: Edit) ->
         raise ValueError("it holds no evaluation with its settings: `cad-fast evaluate --card` writes one")
     run, strength, targets, (low, high) = _settings(recorded, settings)
     prompts = evaluation_prompts(arguments)
-    scorer = scorer_of(arguments, prompts)
+    scorer = one_judge_of(arguments, prompts)
     run["progress"] = not arguments.quiet
     before = evaluate(pipeline, prompts, scorer, **run)
     after = evaluate(pipeline, prompts, scorer, edit=edit, strength=strength, **run)

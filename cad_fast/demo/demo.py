@@ -201,7 +201,7 @@ def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list
             f"Pictures of every object before and after erasing {ERASED}",
             "Same seeds left and right.",
         ),
-        Table("Accuracy before and after", erased.columns, erased.rows()),
+        Table("Accuracy before and after", erased.columns, erased.cells()),
         Picture(pictures["erase_bars"], "Accuracy of each object before and after, as bars"),
         Heading("A dial", 3),
         Picture(
@@ -226,8 +226,8 @@ def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list
             + (": no effect can be claimed." if low <= 0 <= high else ".")
         ),
         Picture(pictures["amplify"], f"Pictures of {RARE_OBJECT} before and after amplifying"),
-        Table("Accuracy before and after", amplified.columns, amplified.rows()),
-        Table("The other objects under the same edit", amplified.columns, results.amplified_others.rows()),
+        Table("Accuracy before and after", amplified.columns, amplified.cells()),
+        Table("The other objects under the same edit", amplified.columns, results.amplified_others.cells()),
         Heading("How this was measured"),
         Paragraph(
             f"{GENERATION.num_inference_steps} denoising steps, guidance {GENERATION.guidance_scale:g}. "

@@ -1,8 +1,9 @@
-"""Confidence intervals for counts of hits: one proportion, and the difference and the ratio of two paired ones."""
+"""Confidence intervals: for counts of hits, alone, paired or as a harmonic mean of two, and for means of numbers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
@@ -117,3 +118,65 @@ def paired_ratio(pairs: PairedCounts, confidence: float = 0.95) -> Interval | No
     l1, u1 = _score_interval(pairs.after, n, z)
     l2, u2 = _score_interval(pairs.before, n, z)
     return Interval(l1 / u2, u1 / l2)
+
+
+def harmonic_mean(first: tuple[int, int], second: tuple[int, int]) -> float:
+    """Harmonic mean of two proportions (hits, n), in 0..1; 0 where one of them is 0."""
+    return _harmonic(first[0] / first[1], second[0] / second[1])
+
+
+def harmonic_mean_interval(first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95) -> Interval:
+    """Interval for the harmonic mean of two proportions (hits, n) of different images, in 0..1.
+
+    Raises ValueError as ``wilson``. Source: Zou and Donner 2008, Statistics in Medicine 27, 1693-1702: what moves the
+    value when one proportion goes to the limit of its Wilson interval, squared and added.
+    """
+    value = harmonic_mean(first, second)
+    intervals = (wilson(*first, confidence), wilson(*second, confidence))
+    a, b = first[0] / first[1], second[0] / second[1]
+    lower, upper = (
+        math.hypot(value - _harmonic(p, b), value - _harmonic(a, q)) for p, q in zip(*intervals, strict=True)
+    )
+    return Interval(max(value - lower, 0.0), min(value + upper, 1.0))
+
+
+def _harmonic(a: float, b: float) -> float:
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Student's interval for the mean of independent ``values``; None where all are equal, which show no spread."""
+    n = len(values)
+    if len(set(values)) < 2:
+        return None
+    mean = math.fsum(values) / n
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    spread = _t(n - 1, confidence) * math.sqrt(variance / n)
+    return Interval(mean - spread, mean + spread)
+
+
+def _t(degrees: int, confidence: float) -> float:
+    """The t with probability ``confidence`` between -t and t, found by halving."""
+    low, high = 0.0, 2 * _z(confidence)
+    while _within(high, degrees) < confidence:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
+    return high
+
+
+def _within(t: float, degrees: int) -> float:
+    """Probability of a Student variable between -t and t.
+
+    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
+    """
+    angle = math.atan(t / math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for k in range(1 + odd, degrees, 2):
+        total += term
+        term *= k / (k + 1) * cosine**2
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -13,8 +13,10 @@ from PIL import Image
 from ..components.fingerprint import Fingerprint
 from ..diffusion.generation import Generation
 from ..files import read_json, write_json
-from .intervals import Interval, wilson
+from .intervals import Interval, mean_interval, wilson
+from .measured import as_list, by_quantity, mean
 from .prompts import unknown
+from .rows import row
 
 FORMAT = 1
 
@@ -23,7 +25,8 @@ FORMAT = 1
 class Outcome:
     """One picture: its number among those of its concept, what it was asked to show, and what it was taken for.
 
-    ``labels`` and ``predicted`` hold one label per axis, ``probability`` that of the label asked for.
+    ``labels`` and ``predicted`` hold one label per axis, ``probability`` that of the label asked for; the last two are
+    empty where no scorer judged. ``measured`` has the numbers of measures by quantity.
     """
 
     concept: str
@@ -32,8 +35,13 @@ class Outcome:
     labels: dict[str, str]
     predicted: dict[str, str]
     probability: dict[str, float]
+    measured: dict[str, float] = field(default_factory=dict)
+    seed: int | None = None
 
     def hit(self, axis: str) -> bool:
+        """Whether it was taken for what it was asked to show. Raises ValueError when no scorer judged it."""
+        if not self.predicted:
+            raise ValueError("no scorer judged these pictures: they have no accuracy")
         return self.predicted[axis] == self.labels[axis]
 
 
@@ -74,7 +82,8 @@ class Settings:
 
     Steps and guidance of ``generation`` are None where the pipeline's default was used. ``fingerprint`` is of the
     denoiser without the edit. ``edit`` and ``strength`` are None for the unedited pipeline. ``model`` says in which
-    dtype it ran and how it was loaded (see ``loading.model_facts``).
+    dtype it ran and how it was loaded (see ``loading.model_facts``). ``scorer`` is None where no scorer judged, and
+    ``measures`` names for each quantity what measured it.
     """
 
     axis: str
@@ -82,12 +91,13 @@ class Settings:
     seed: int
     generation: Generation
     scheduler: dict[str, Any]
-    scorer: str
+    scorer: str | None
     labels: dict[str, list[str]]
     fingerprint: Fingerprint
     edit: str | None = None
     strength: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    measures: dict[str, str] = field(default_factory=dict)
 
     def differences(self, other: Settings) -> list[str]:
         """What, apart from the edit, was done otherwise in ``other``, in words."""
@@ -119,10 +129,10 @@ class Settings:
         others = {name: entry for name, entry in value.items() if name not in generation.to_dict()}
         fingerprint = Fingerprint.from_dict(value["fingerprint"])
         settings = cls(**{**others, "generation": generation, "fingerprint": fingerprint})
-        kinds = {"axis": str, "per_concept": int, "seed": int, "scorer": str}
-        kinds |= dict.fromkeys(("scheduler", "labels", "model"), dict)
+        kinds: dict[str, type] = {"axis": str, "per_concept": int, "seed": int, "scorer": str}
+        kinds |= dict.fromkeys(("scheduler", "labels", "model", "measures"), dict)
         for name, kind in kinds.items():
-            if not isinstance(getattr(settings, name), kind):
+            if not isinstance(getattr(settings, name), kind) and (name, getattr(settings, name)) != ("scorer", None):
                 raise ValueError(f"its {name} is {getattr(settings, name)!r}, expected {kind.__name__}")
         return settings
 
@@ -148,6 +158,11 @@ class Evaluation:
         return tuple(dict.fromkeys(outcome.concept for outcome in self.outcomes))
 
     @property
+    def judged(self) -> bool:
+        """Whether a scorer judged the pictures; if none did, there are measures only."""
+        return bool(self.outcomes[0].predicted)
+
+    @property
     def other_axes(self) -> tuple[str, ...]:
         """What else was judged, such as the style."""
         return tuple(axis for axis in self.outcomes[0].labels if axis != self.axis)
@@ -171,15 +186,50 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """The counts as JSON: per concept and, under "overall", of all pictures; per axis."""
-        axes = (self.axis, *self.other_axes)
-        per_concept = {
-            concept: {
-                **{axis: self.tally(concept, axis).to_dict() for axis in axes},
-                "became": self.became(concept),
-            }
-            for concept in self.concepts
+        axes = (self.axis, *self.other_axes) if self.judged else ()
+        per_concept: dict[str, dict[str, Any]] = {concept: {} for concept in self.concepts}
+        for concept, entry in per_concept.items():
+            entry.update({axis: self.tally(concept, axis).to_dict() for axis in axes})
+            if self.judged:
+                entry["became"] = self.became(concept)
+            if means := self.means(concept):
+                entry["measures"] = means
+        overall: dict[str, Any] = {axis: self.tally(axis=axis).to_dict() for axis in axes}
+        if means := self.means():
+            overall["measures"] = means
+        return {"concepts": per_concept, "overall": overall}
+
+    def measured(self, concept: str | None = None) -> dict[str, list[float]]:
+        """The numbers of the pictures by quantity, of one concept or of all."""
+        outcomes = self.of(concept) if concept is not None else self.outcomes
+        return by_quantity([outcome.measured for outcome in outcomes])
+
+    def means(self, concept: str | None = None) -> dict[str, dict[str, Any]]:
+        """By quantity the mean over the pictures of a concept, or of all, with its interval."""
+        return {
+            quantity: {"n": len(values), "mean": mean(values), "interval": as_list(mean_interval(values))}
+            for quantity, values in self.measured(concept).items()
         }
-        return {"concepts": per_concept, "overall": {axis: self.tally(axis=axis).to_dict() for axis in axes}}
+
+    def rows(self, of: str | None = None) -> list[dict[str, Any]]:
+        """The results as flat rows of ``rows.COLUMNS``, for ``pandas.DataFrame``: per concept, and "overall".
+
+        "accuracy" of each axis with Wilson's interval, and the mean of each quantity with Student's. ``of`` names all
+        pictures together in place of the concepts, such as an attack.
+        """
+        groups: dict[str, str | None] = {of: None} if of else {**{c: c for c in self.concepts}, "overall": None}
+        settings = self.settings
+        edited: dict[str, Any] = {"edit": settings.edit, "strength": settings.strength}
+        rows = []
+        for name, concept in groups.items():
+            for axis in (self.axis, *self.other_axes) if self.judged else ():
+                tally = self.tally(concept, axis)
+                by: dict[str, Any] = {"by": settings.scorer, "axis": axis, "interval": tally.interval}
+                rows.append(row("accuracy", name, tally.accuracy, tally.n, **by, **edited))
+            for quantity, values in self.measured(concept).items():
+                by = {"by": settings.measures.get(quantity), "interval": mean_interval(values)}
+                rows.append(row(quantity, name, mean(values), len(values), **by, **edited))
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -227,8 +277,13 @@ def _check(evaluation: Evaluation) -> None:
         if [outcome.index for outcome in outcomes] != list(range(n)):
             raise ValueError(f"outcomes of {concept!r} are missing or out of order, expected {n}")
         for outcome in outcomes:
-            judged = (set(outcome.labels), set(outcome.predicted), set(outcome.probability))
-            if any(keys != axes for keys in judged) or evaluation.axis not in axes:
+            judged = (set(outcome.predicted), set(outcome.probability))
+            expected = axes if evaluation.judged else set()
+            if set(outcome.labels) != axes or judged != (expected, expected) or evaluation.axis not in axes:
                 raise ValueError(f"outcome {outcome.index} of {concept!r} was judged on other axes than the first")
             if not all(isinstance(p, float | int) and 0 <= p <= 1 for p in outcome.probability.values()):
                 raise ValueError(f"outcome {outcome.index} of {concept!r} has a probability outside 0..1")
+            if set(outcome.measured) != set(evaluation.settings.measures) or not all(
+                isinstance(value, float | int) for value in outcome.measured.values()
+            ):
+                raise ValueError(f"outcome {outcome.index} of {concept!r} was measured otherwise than the settings say")

@@ -10,13 +10,19 @@ from typing import Any
 
 from ..files import read_json
 
+LARGEST_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class LabelledPrompt:
-    """A prompt and what its pictures should be recognised as, per axis."""
+    """A prompt and what its pictures should be recognised as, per axis.
+
+    ``seed`` is that of its first picture, which published sets have; None: it comes from the evaluation's seed.
+    """
 
     prompt: str
     labels: dict[str, str]
+    seed: int | None = None
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -75,7 +81,8 @@ class PromptSet(Sequence[LabelledPrompt]):
         """Read prompts from a JSON file, of one of two forms.
 
         {"concepts": {"cat": ["a photo of a cat", ...], ...}} labels them on one axis, named "concept";
-        {"prompts": [{"prompt": "a cat in noto style", "labels": {"object": "cat", "style": "noto"}}, ...]} on any.
+        {"prompts": [{"prompt": "a cat in noto style", "labels": {"object": "cat", "style": "noto"}}, ...]} on any, with
+        a "seed" if wanted.
         Raises FileNotFoundError, or ValueError naming the file and the entry that is wrong.
         """
         value = read_json(path)
@@ -113,5 +120,8 @@ def _from_prompts(value: Any) -> list[LabelledPrompt]:
         labels = entry.get("labels")
         if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
             raise ValueError(f"prompt {i} has labels {labels!r}, expected an object of texts, one per axis")
-        prompts.append(LabelledPrompt(entry["prompt"], labels))
+        seed = entry.get("seed")
+        if seed is not None and (type(seed) is not int or not 0 <= seed <= LARGEST_SEED):
+            raise ValueError(f"prompt {i} has seed {seed!r:.80}, expected a whole number from 0 to 2^63 - 1")
+        prompts.append(LabelledPrompt(entry["prompt"], labels, seed))
     return prompts

@@ -1,14 +1,15 @@
-"""What a picture shows: scorers give probabilities over the labels of one or more axes, such as object and style."""
+"""What judges pictures: scorers tell labels, measures give numbers, distances compare pictures with others.
+
+A class may be several of these.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-import torch
+import numpy as np
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 
@@ -23,6 +24,60 @@ class Scorer(Protocol):
     axes: dict[str, tuple[str, ...]]
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """Gives numbers for each picture, such as how well it fits its prompt.
+
+    ``name`` says what measures. ``measure`` is given N images and their prompts, and gives float [N] per quantity.
+    """
+
+    name: str
+
+    def measure(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class Distance(Protocol):
+    """Says how far pictures are from others.
+
+    ``name`` says what compares. ``distances`` is given two lists of images, and gives per quantity float [N] where
+    they are N pairs, of the same seeds, or float [] where they are sets.
+    """
+
+    name: str
+
+    def distances(self, before: Sequence[Image.Image], after: Sequence[Image.Image]) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class ImageFeatures(Protocol):
+    """Gives a vector for each picture: ``features`` of N images is float [N, d]. ``name`` says whose they are."""
+
+    name: str
+
+    def features(self, images: Sequence[Image.Image]) -> Tensor: ...
+
+
+def checked_measures(measure: Measure, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, list[float]]:
+    """What ``measure`` says of ``images``: for each quantity one number per image.
+
+    Raises ValueError naming the quantity when it gave another number of values, NaN or infinity.
+    """
+    checked = {}
+    for quantity, raw in measure.measure(images, prompts).items():
+        values = raw.detach().double().cpu()
+        if values.shape != (len(images),):
+            found = f"shape {list(values.shape)} for {quantity!r}, expected [{len(images)}]"
+            raise ValueError(f"{measure.name} gave {found}")
+        if not values.isfinite().all():
+            row = int((~values.isfinite()).nonzero()[0, 0])
+            raise ValueError(
+                f"{measure.name} gave {float(values[row])} for {quantity!r} of image {row} of {len(images)}"
+            )
+        checked[quantity] = values.tolist()
+    return checked
 
 
 def checked_probabilities(scorer: Scorer, images: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -60,69 +115,24 @@ def on_white(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class ClipScorer:
-    """Zero-shot classification by CLIP: softmax over the similarities of an image to the texts of an axis.
+def pixels(images: Sequence[Image.Image], size: tuple[int, int] | None = None) -> np.ndarray:
+    """RGB of images on white, uint8 [N, H, W, 3]; scaled to ``size`` (width, height) where they have another.
 
-    Source: Radford et al. 2021, arXiv 2103.00020.
+    Raises ValueError when there are none, or without ``size`` they differ in size.
     """
+    if not images:
+        raise ValueError("there are no pictures")
+    plain = [on_white(image) for image in images]
+    if size is not None:
+        plain = [each if each.size == size else each.resize(size, Image.Resampling.LANCZOS) for each in plain]
+    for image in plain:
+        if image.size != plain[0].size:
+            raise ValueError(f"the pictures are {plain[0].width}x{plain[0].height} and {image.width}x{image.height}")
+    return np.stack([np.asarray(image) for image in plain])
 
-    def __init__(
-        self,
-        model_name_or_path: str | Path,
-        axes: Mapping[str, Mapping[str, str]],
-        device: str | torch.device = "cpu",
-        batch_size: int = 32,
-    ) -> None:
-        """``axes``: per axis, the text that stands for each label, e.g. {"object": {"cat": "a photo of a cat"}}.
 
-        Raises ValueError when an axis has no labels or the folder holds no CLIP weights, OSError when there is no such
-        model. Only safetensors are read.
-        """
-        empty = [axis for axis, texts in axes.items() if not texts]
-        if not axes or empty:
-            raise ValueError(f"no labels to tell apart: {f'axis {empty[0]!r} is empty' if empty else 'no axes given'}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-        path = Path(model_name_or_path)
-        # The last part of a folder's path only: results are passed on, and paths of one machine mean nothing elsewhere.
-        self.name = f"CLIP {path.name if path.is_dir() else model_name_or_path}"
-        self.axes = {axis: tuple(texts) for axis, texts in axes.items()}
-        self.batch_size = batch_size
-        self.device = torch.device(device)
-        try:
-            # transformers declares a model alone, but gives a pair where the loading information is asked for.
-            loaded: Any = CLIPModel.from_pretrained(model_name_or_path, use_safetensors=True, output_loading_info=True)
-        except SafetensorError as error:
-            raise ValueError(f"{model_name_or_path} has truncated or damaged weights: {error}") from error
-        model, info = loaded
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise ValueError(f"{model_name_or_path} is not a whole CLIP model: it has no weights for {missing[0]!r}")
-        self._model = model.float().to(self.device).eval()
-        self._processor = CLIPImageProcessor.from_pretrained(model_name_or_path)
-        tokenizer = CLIPTokenizer.from_pretrained(model_name_or_path)
-        self._texts = {axis: self._embed_texts(tokenizer, list(texts.values())) for axis, texts in axes.items()}
-
-    @torch.no_grad()
-    def _embed_texts(self, tokenizer: Any, texts: list[str]) -> Tensor:
-        """Unit vectors float32 [n_texts, d]."""
-        inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device)
-        pooled = self._model.text_model(**inputs).pooler_output
-        return torch.nn.functional.normalize(self._model.text_projection(pooled), dim=-1)
-
-    @torch.no_grad()
-    def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit vectors float32 [N, d]."""
-        inputs = self._processor(images=[on_white(image) for image in images], return_tensors="pt").to(self.device)
-        pooled = self._model.vision_model(pixel_values=inputs["pixel_values"]).pooler_output
-        return torch.nn.functional.normalize(self._model.visual_projection(pooled), dim=-1)
-
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Probabilities float32 [N, n_labels] per axis."""
-        starts = range(0, len(images), self.batch_size)
-        vectors = torch.cat([self._embed_images(images[start : start + self.batch_size]) for start in starts])
-        scale = self._model.logit_scale.exp()
-        return {axis: (scale * vectors @ texts.T).softmax(-1).cpu() for axis, texts in self._texts.items()}
+def paired(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> list[tuple[Image.Image, Image.Image]]:
+    """The pairs of two lists. Raises ValueError when they differ in length: pairs have the same seeds."""
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} and {len(after)} pictures are no pairs of the same seeds")
+    return list(zip(before, after, strict=True))

@@ -172,7 +172,7 @@ $body
 def comparison_table(comparison: Comparison, caption: str | None = None) -> Table:
     """The rows of a comparison as a table of a report."""
     default = "Recognised before and after, on the same seeds; in brackets 95% intervals, changes in percentage points"
-    return Table(caption or default, comparison.columns, comparison.rows())
+    return Table(caption or default, comparison.columns, comparison.cells())
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:

@@ -30,8 +30,12 @@ class EmojiClassifier(nn.Module):
         self.object_head = nn.Linear(4 * width, n_objects)
         self.style_head = nn.Linear(4 * width, n_styles)
 
+    def features(self, images: Tensor) -> Tensor:
+        """Images as in ``forward`` -> what both heads read, [N, 128] with the default width."""
+        return self.trunk(images).mean(dim=(2, 3))
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.dropout(self.trunk(images).mean(dim=(2, 3)))
+        features = self.dropout(self.features(images))
         return self.object_head(features), self.style_head(features)
 
     @torch.no_grad()

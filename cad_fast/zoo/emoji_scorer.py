@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..evaluation.scorers import on_white
+from ..evaluation.scorers import pixels
 from ..files import read_json
 from .classifier import EmojiClassifier
 
@@ -66,13 +65,16 @@ class EmojiScorer:
         objects, styles = self.classifier.probabilities(self._pixels(images))
         return {"object": objects.cpu(), "style": styles.cpu()}
 
+    @torch.no_grad()
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        """What the classifier's heads read, float32 [N, 128]: for Fréchet's distance between sets of pictures."""
+        return self.classifier.features(self._pixels(images)).cpu()
+
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Images to float32 [N, 3, 32, 32] in -1..1, on the classifier's device."""
-        size = (EMOJI_SIZE, EMOJI_SIZE)
-        small = [i if i.size == size else i.resize(size, Image.Resampling.LANCZOS) for i in map(on_white, images)]
-        pixels = np.stack([np.asarray(image) for image in small])
         device = next(self.classifier.parameters()).device
-        return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        small = torch.from_numpy(pixels(images, (EMOJI_SIZE, EMOJI_SIZE)))
+        return small.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def _labels(value: object, key: str, path: Path) -> tuple[str, ...]:

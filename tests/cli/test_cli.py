@@ -1,5 +1,6 @@
 """The command line on the embedded model: results, JSON, exit codes, and errors that say what would be right."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from cad_fast.attribution import Scores
 from cad_fast.cli import build_parser, main
 from cad_fast.diffusion.generation import Generation
+from tests.evaluation.tiny_clip import save_clip
 from tests.pipelines import stable_diffusion
 
 
@@ -237,6 +239,36 @@ def test_evaluate(workspace, tmp_path, capsys):
     assert code == 0 and len(out.splitlines()) == 12
 
 
+def test_evaluate_with_several_scorers_attacks_and_captions(workspace, tmp_path, capsys):
+    (tmp_path / "attack.csv").write_text(
+        "prompt,object,style,seed\na car in noto style,car,noto,5\na car,car,fluent,6\n"
+    )
+    (tmp_path / "rab.csv").write_text("prompt,case_number,evaluation_seed\ncarcar,0,41\n")
+    (tmp_path / "coco.csv").write_text("prompt,evaluation_seed\na face,1\na moon,2\n")
+    clip = save_clip(tmp_path / "tiny-clip")
+    code, out, err = run(
+        capsys, "evaluate", "zoo:emoji", "--edit", workspace / "edit", "--target", "car", "-o", tmp_path / "out",
+        "--scorer", "zoo", "--scorer", f"clip:{clip}", "--scorer", "colour", "--attack", tmp_path / "attack.csv",
+        "--attack", f"ring-a-bell:{tmp_path / 'rab.csv'}", "--captions", f"coco:{tmp_path / 'coco.csv'}", "--limit", 1,
+        "--adjacent", "cat", "--per-concept", 1, "--steps", 2, "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "ring-a-bell, no-car: the target is seen in" in out and "by CLIP tiny-clip:" in out
+    with open(tmp_path / "out" / "evaluation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["rows"][0]["of"] == rows[0]["of"]
+    for metric, of in (
+        ("UA", "car"), ("IRA", "others"), ("CRA", "others"), ("ERB", "car"), ("ASR", "attack"), ("ASR", "ring-a-bell"),
+    ):  # fmt: skip
+        found = [(row["edit"], row["by"]) for row in rows if (row["metric"], row["of"]) == (metric, of)]
+        by = ("emoji classifier", "CLIP tiny-clip")
+        assert sorted(found) == sorted((edit, each) for edit in ("no edit", "no-car") for each in by), metric
+    captions = [(row["metric"], row["edit"], row["n"]) for row in rows if row["of"] == "coco"]
+    assert ("CLIP score", "no edit", "1") in captions and ("colour mean to no edit", "no-car", "1") in captions
+    assert len([row for row in rows if row["metric"] == "CLIP score" and row["of"] == "car"]) == 2
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"before-2.json", "after-2.json"}
+
+
 def test_a_local_folder(workspace, tmp_path, capsys):
     stable_diffusion().save_pretrained(tmp_path / "model")
     common = ["--samples", 1, "--steps", 2, "--quiet", "-o", tmp_path / "scores"]
@@ -281,6 +313,14 @@ def test_env(capsys):
         (["evaluate", "zoo:emoji", "--target", "carr"], "car"),
         (["evaluate", "OUT"], "--concepts is needed"),
         (["evaluate", "zoo:emoji", "--scorer", "eyes"], "expected clip:MODEL"),
+        (["evaluate", "zoo:emoji", "--scorer", "fd:eyes"], "expected fd:zoo or fd:clip:MODEL"),
+        (["evaluate", "zoo:emoji", "--scorer", "lpips:OUT/l.safetensors"], "Download torchvision's weights of AlexNet"),
+        (["evaluate", "zoo:emoji", "--scorer", "aesthetic:x"], "expected aesthetic:MODEL,HEAD"),
+        (["evaluate", "zoo:emoji", "--attack", "i2p:OUT/i2p.csv"], "--attack needs --target"),
+        (["evaluate", "zoo:emoji", "--captions", "coco:OUT/x.csv?a"], "'a' is not COLUMN=VALUE"),
+        (["evaluate", "zoo:emoji", "--captions", "coco:OUT/x.csv"], "x.csv"),
+        (["evaluate", "zoo:emoji", "--reference", "OUT"], "holds no pictures"),
+        (["evaluate", "OUT", "--captions", "FILE"], "is not valid JSON: Expecting value: line 1 column 1"),
         (["demo", "-o", "FILE"], "is a file"),
     ],
 )

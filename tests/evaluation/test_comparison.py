@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from cad_fast.diffusion.generation import Generation
 from cad_fast.evaluation import Evaluation, PairedCounts, compare, evaluate, paired_difference, paired_ratio, wilson
+from cad_fast.evaluation.intervals import harmonic_mean_interval
+from cad_fast.evaluation.rows import COLUMNS
 from cad_fast.zoo.concepts import OBJECTS
 from cad_fast.zoo.prompt_set import emoji_prompts
 from tests.evaluation.fakes import FakeEdit, FakePipeline, FakeScorer
@@ -141,3 +145,101 @@ def test_a_point_holds_percentages(pair):
     assert (point["ratio"], point["target"], point["style"]) == (0.01, 0.0, 100.0)
     assert point["others"] == comparison.others.kept
     assert point["intervals"]["target"] == pytest.approx((0, 100 * wilson(0, 8).upper))
+
+
+def rows_of(comparison, **kwargs) -> dict[tuple, dict]:
+    rows = comparison.rows(**kwargs)
+    assert all(tuple(each) == COLUMNS for each in rows)
+    found = {(each["metric"], each["axis"], each["of"], each["edit"]): each for each in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_rows_have_the_published_metrics_and_one_without_an_edit(pair):
+    comparison = compare(*pair, "cat")
+    rows = rows_of(comparison)
+    for edit, evaluation in zip(("no edit", "no-cat"), pair, strict=True):
+        cats = evaluation.tally("cat").hits
+        others = [outcome for outcome in evaluation.outcomes if outcome.concept != "cat"]
+        hits = {axis: sum(outcome.hit(axis) for outcome in others) for axis in ("object", "style")}
+        ua, ira = rows["UA", "object", "cat", edit], rows["IRA", "object", "others", edit]
+        assert (ua["value"], ua["n"]) == ((8 - cats) / 8, 8) and (ua["lower"], ua["upper"]) == wilson(8 - cats, 8)
+        assert (ira["value"], ira["n"]) == (hits["object"] / 88, 88)
+        assert rows["CRA", "style", "others", edit]["value"] == hits["style"] / 88
+        erb = rows["ERB", "object", "cat", edit]
+        sums = ua["value"] + ira["value"]
+        assert erb["value"] == pytest.approx(2 * ua["value"] * ira["value"] / sums if sums else 0)
+        assert (erb["lower"], erb["upper"]) == harmonic_mean_interval((8 - cats, 8), (hits["object"], 88))
+        assert ua["by"] == "FakeScorer" and ua["strength"] == (None if edit == "no edit" else 0.7)
+
+
+def test_erb_takes_the_concepts_near_the_target(pair):
+    comparison = compare(*pair, "cat")
+    near = rows_of(comparison, adjacent=["dog", "face"])["ERB", "object", "cat", "no-cat"]
+    hits = sum(pair[1].tally(name).hits for name in ("dog", "face")) / 16
+    assert near["value"] == pytest.approx(2 * hits / (1 + hits)) and near["n"] == 24
+    with pytest.raises(ValueError, match="unknown other object 'cat'"):
+        comparison.rows(adjacent=["cat"])
+
+
+class Red:
+    """The red of the first pixel, which tells the object."""
+
+    name = "red"
+
+    def measure(self, images, prompts):
+        return {"red": torch.tensor([float(image.getpixel((0, 0))[0]) for image in images])}
+
+
+class RedDistance:
+    name = "red distance"
+
+    def distances(self, before, after):
+        reds = [torch.tensor([float(i.getpixel((0, 0))[0]) for i in images]) for images in (before, after)]
+        return {"pairs": (reds[1] - reds[0]).abs(), "sets": (reds[1].mean() - reds[0].mean()).abs()}
+
+
+def test_measures_and_distances_of_the_same_seeds():
+    pipeline = FakePipeline()
+    settings = {"measures": [Red()], "keep_images": True, "concepts": ["cat", "dog"]}
+    before, after = run(pipeline, **settings), run(pipeline, edit=FakeEdit("cat"), **settings)
+    comparison = compare(before, after, "cat", distances=[RedDistance()])
+    changes = [b - a for a, b in zip(before.measured("cat")["red"], after.measured("cat")["red"], strict=True)]
+    assert comparison.measures["target"]["red"].difference == pytest.approx(sum(changes) / 8) and max(changes) == 1
+    rows = rows_of(comparison)
+    change = rows["change of red", None, "target", "no-cat"]
+    assert change["value"] == pytest.approx(sum(changes) / 8) and change["by"] == "red"
+    pairs = rows["pairs to no edit", None, "target", "no-cat"]
+    assert pairs["value"] == pytest.approx(sum(map(abs, changes)) / 8) and pairs["n"] == 8
+    assert rows["sets to no edit", None, "target", "no-cat"]["value"] == pytest.approx(abs(sum(changes)) / 8)
+    unmoved = rows["pairs to no edit", None, "others", "no-cat"]
+    assert (unmoved["value"], unmoved["lower"]) == (0, None)
+    saved = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert saved["distances"]["target"]["pairs"]["by"] == "red distance"
+    assert saved["measures"]["others"]["red"]["difference"] == 0
+
+
+def test_pictures_that_were_not_kept_or_judged_are_refused(pair):
+    with pytest.raises(ValueError, match="evaluate with keep_images=True"):
+        compare(*pair, "cat", distances=[RedDistance()])
+    unjudged = evaluate(FakePipeline(), emoji_prompts(), None, measures=[Red()], per_concept=1, progress=False)
+    with pytest.raises(ValueError, match="no scorer judged these pictures"):
+        compare(unjudged, unjudged, "cat")
+
+
+@pytest.mark.parametrize(
+    "given, reason",
+    [
+        (torch.ones(3), r"gave shape \[3\] for 'd', expected \[\] or \[8\]"),
+        (torch.tensor(float("nan")), "gave a 'd' that is not finite"),
+    ],
+)
+def test_distances_that_are_none_are_refused(given, reason):
+    pipeline = FakePipeline()
+    kept = run(pipeline, keep_images=True)
+    broken = SimpleNamespace(name="broken", distances=lambda before, after: {"d": given})
+    with pytest.raises(ValueError, match=f"broken {reason}"):
+        compare(kept, kept, "cat", distances=[broken])
+    twice = SimpleNamespace(name="twice", distances=lambda before, after: {"pairs": torch.tensor(1.0)})
+    with pytest.raises(ValueError, match="twice and another distance give 'pairs'"):
+        compare(kept, kept, "cat", distances=[RedDistance(), twice])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 
@@ -11,7 +12,17 @@ from PIL import Image
 
 from cad_fast.components.fingerprint import Fingerprint
 from cad_fast.diffusion.generation import Generation
-from cad_fast.evaluation import Evaluation, LabelledPrompt, PromptSet, evaluate, image_seed
+from cad_fast.evaluation import (
+    Evaluation,
+    LabelledPrompt,
+    PromptSet,
+    evaluate,
+    evaluate_each,
+    image_seed,
+    wilson,
+    write_csv,
+)
+from cad_fast.evaluation.rows import COLUMNS
 from cad_fast.zoo.concepts import OBJECTS, STYLES
 from cad_fast.zoo.prompt_set import emoji_prompts
 from tests.evaluation.fakes import FakeEdit, FakePipeline, FakeScorer
@@ -250,3 +261,84 @@ def test_a_diffusers_pipeline_is_evaluated_and_left_as_it_was():
     for first, second in zip(evaluation.images["dog"], alone.images["dog"], strict=True):
         difference = torch.tensor(list(first.tobytes())).int() - torch.tensor(list(second.tobytes())).int()
         assert difference.abs().max() <= 1  # rounding may depend on the batch
+
+
+class Noise:
+    """The green of the last pixel, which is noise, and the length of the prompt."""
+
+    name = "noise"
+
+    def measure(self, images, prompts):
+        green = [image.getpixel((7, 7))[1] for image in images]
+        return {"green": torch.tensor(green), "length": torch.tensor([len(text) for text in prompts])}
+
+
+def test_measures_belong_to_their_pictures():
+    evaluation = run(measures=[Noise()], keep_images=True, per_concept=2, batch_size=5)
+    assert evaluation.settings.measures == {"green": "noise", "length": "noise"}
+    for concept, images in evaluation.images.items():
+        measured = evaluation.measured(concept)
+        assert measured["green"] == [image.getpixel((7, 7))[1] for image in images]
+        assert measured["length"] == [len(outcome.prompt) for outcome in evaluation.of(concept)]
+    greens = evaluation.measured()["green"]
+    assert evaluation.summary()["overall"]["measures"]["green"]["mean"] == pytest.approx(sum(greens) / len(greens))
+
+
+def test_without_a_scorer_there_are_measures_only(tmp_path):
+    evaluation = evaluate(FakePipeline(), emoji_prompts(), None, measures=[Noise()], per_concept=1, **QUIET)
+    assert not evaluation.judged and evaluation.settings.scorer is None
+    assert {each["metric"] for each in evaluation.rows()} == {"green", "length"}
+    assert Evaluation.load(evaluation.save(tmp_path / "measured.json")) == evaluation
+    with pytest.raises(ValueError, match="no scorer judged these pictures"):
+        evaluation.tally("cat")
+    with pytest.raises(ValueError, match="no scorer and no measure"):
+        evaluate(FakePipeline(), emoji_prompts(), None, **QUIET)
+    with pytest.raises(ValueError, match="noise and noise both give 'green'"):
+        run(measures=[Noise(), Noise()])
+
+
+def test_several_scorers_judge_the_same_pictures():
+    class Blind(FakeScorer):
+        name = "blind"
+
+        def __call__(self, images):
+            return {axis: torch.eye(len(labels))[:1].expand(len(images), -1) for axis, labels in self.axes.items()}
+
+    pipeline = FakePipeline()
+    seeing, blind = evaluate_each(pipeline, emoji_prompts(), [FakeScorer(), Blind()], per_concept=2, **QUIET)
+    assert sum(len(call["prompts"]) for call in pipeline.calls) == 2 * len(OBJECTS)
+    assert seeing == run(per_concept=2)
+    assert blind.settings.scorer == "blind" and blind.tally().hits == 2
+    assert [outcome.seed for outcome in seeing.outcomes] == [outcome.seed for outcome in blind.outcomes]
+
+
+def test_a_prompt_with_a_seed_has_it_for_its_first_picture():
+    prompts = PromptSet(
+        [
+            LabelledPrompt("a cat in noto style", {"object": "cat"}, 41),
+            LabelledPrompt("a cat in fluent style", {"object": "cat"}),
+        ]
+    )
+    evaluation = evaluate(FakePipeline(), prompts, FakeScorer(), per_concept=4, **QUIET)
+    assert [outcome.seed for outcome in evaluation.outcomes] == [41, *(image_seed(0, "cat", i) for i in (1, 2, 3))]
+    other = evaluate(FakePipeline(), prompts, FakeScorer(), per_concept=4, seed=1, **QUIET)
+    assert other.outcomes[0].seed == 41 and other.outcomes[1].seed == image_seed(1, "cat", 1)
+
+
+def test_rows_are_flat_and_become_csv(tmp_path):
+    evaluation = run(edit=FakeEdit("cat"), strength=0.5, measures=[Noise()], per_concept=2)
+    rows = evaluation.rows()
+    assert all(tuple(each) == COLUMNS for each in rows)
+    assert len(rows) == (len(OBJECTS) + 1) * 4
+    (cat,) = [each for each in rows if (each["metric"], each["axis"], each["of"]) == ("accuracy", "object", "cat")]
+    assert (cat["value"], cat["n"], cat["by"]) == (0, 2, "FakeScorer")
+    assert (cat["edit"], cat["strength"], cat["lower"], cat["upper"]) == ("no-cat", 0.5, *wilson(0, 2))
+    assert {each["edit"] for each in run(per_concept=1).rows()} == {"no edit"}
+    with open(write_csv(tmp_path / "rows.csv", rows), newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [each["of"] for each in read] == [each["of"] for each in rows]
+    assert [float(each["value"]) for each in read] == [each["value"] for each in rows]
+    assert read[0]["edit"] == "no-cat" and read[2]["axis"] == ""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    table = pandas.DataFrame(rows)
+    assert list(table.columns) == list(COLUMNS) and table["value"].dtype == float

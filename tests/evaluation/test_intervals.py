@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 
 from cad_fast.evaluation import PairedCounts, paired_difference, paired_ratio, wilson
+from cad_fast.evaluation.intervals import harmonic_mean, harmonic_mean_interval, mean_interval
 
 # Complete response before and after consolidation therapy (Cavo et al. 2012) and airway hyper-responsiveness before
 # and after stem cell transplantation (Bentur et al. 2009), as in Fagerland, Lydersen and Laake, "Statistical Analysis
@@ -78,3 +80,38 @@ def test_impossible_pairs_and_confidences_are_refused():
             PairedCounts(*counts)
     with pytest.raises(ValueError, match="confidence is 95"):
         wilson(1, 2, confidence=95)
+
+
+@pytest.mark.parametrize("n", [2, 3, 12, 201])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_the_interval_of_a_mean_is_scipys(n, confidence):
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    generator = random.Random(n)
+    values = [generator.gauss(3, 2) for _ in range(n)]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(confidence)
+    assert mean_interval(values, confidence) == pytest.approx(tuple(expected))
+
+
+def test_equal_values_show_no_spread():
+    assert mean_interval([1.0]) is None and mean_interval([2.0, 2.0, 2.0]) is None
+
+
+def test_the_harmonic_mean_lies_in_its_interval_and_is_symmetric():
+    assert harmonic_mean((1, 2), (3, 4)) == pytest.approx(0.6)
+    assert harmonic_mean((0, 5), (5, 5)) == 0 and harmonic_mean((0, 5), (0, 5)) == 0
+    for a, b in itertools.product([(0, 9), (1, 9), (5, 9), (9, 9)], [(0, 80), (40, 80), (80, 80)]):
+        lower, upper = harmonic_mean_interval(a, b)
+        assert 0 <= lower <= harmonic_mean(a, b) <= upper <= 1
+        assert harmonic_mean_interval(b, a) == pytest.approx((lower, upper))
+
+
+def test_the_interval_of_a_harmonic_mean_covers_what_it_says():
+    """Coverage by simulation: .95 of the draws, up to the coarseness of counts and three standard errors."""
+    generator = random.Random(0)
+    first, second, truth = (0.7, 24), (0.9, 60), 2 * 0.7 * 0.9 / 1.6
+    draws, covered = 1000, 0
+    for _ in range(draws):
+        counts = [(sum(generator.random() < p for _ in range(n)), n) for p, n in (first, second)]
+        lower, upper = harmonic_mean_interval(*counts)
+        covered += lower <= truth <= upper
+    assert 0.93 <= covered / draws <= 0.975

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPImageProcessor, CLIPModel, SiglipImageProcessor, SiglipModel
 
-from cad_fast.evaluation import ClipScorer, Scorer
-from cad_fast.evaluation.scorers import checked_probabilities
+from cad_fast.evaluation import ClipMeasure, ClipScorer, ImageFeatures, Measure, Scorer
+from cad_fast.evaluation.scorers import checked_measures, checked_probabilities
 from cad_fast.zoo.classifier import EmojiClassifier
 from cad_fast.zoo.concepts import OBJECTS, STYLES
 from cad_fast.zoo.emoji_scorer import EmojiScorer
 from cad_fast.zoo.training.models import make_tokenizer
 from tests.evaluation.fakes import FakeScorer
+from tests.evaluation.tiny_clip import save_clip, save_siglip
 
 CLIP_AXES = {
     "object": {"cat": "a cat", "dog": "a dog", "book": "a book on the table"},
@@ -45,22 +47,7 @@ def emoji_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny-clip")
-    tokenizer = make_tokenizer(folder)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = CLIPConfig(
-        text_config={**small, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 16},
-        vision_config={**small, "image_size": 16, "patch_size": 8},
-        projection_dim=8,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        CLIPModel(config).save_pretrained(folder)
-    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
-    CLIPImageProcessor(**sizes).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("tiny-clip"))
 
 
 def test_emoji_scorer_gives_the_classifiers_probabilities(emoji_folder):
@@ -148,6 +135,52 @@ def test_clip_scorer_agrees_with_the_model_itself(clip_folder):
         torch.testing.assert_close(scores[axis], logits.softmax(-1), atol=1e-5, rtol=1e-4)
 
 
+def test_the_clip_score_is_the_cosine_of_picture_and_prompt(clip_folder):
+    scorer = ClipScorer(clip_folder, CLIP_AXES, batch_size=2)
+    assert isinstance(scorer, Measure) and isinstance(scorer, ImageFeatures)
+    images, prompts = pictures(3, (20, 24)), ["a cat", "a dog in noto style", "a book " * 30]
+    scores = checked_measures(scorer, images, prompts)["CLIP score"]
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    processor, tokenizer = CLIPImageProcessor.from_pretrained(clip_folder), make_tokenizer(clip_folder)
+    for image, prompt, score in zip(images, prompts, scores, strict=True):
+        texts = tokenizer([prompt], truncation=True, max_length=16, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**texts, **processor(images=[image], return_tensors="pt")).logits_per_image
+        assert score == pytest.approx(max(0, 100 * float(logits / model.logit_scale.exp().detach())), abs=1e-3)
+    alone = ClipMeasure(clip_folder)
+    assert alone.name == scorer.name and checked_measures(alone, images, prompts)["CLIP score"] == scores
+    torch.testing.assert_close(alone.features(images), scorer.features(images))
+
+
+def test_siglip_judges_every_text_by_itself(tmp_path):
+    scorer = ClipScorer(save_siglip(tmp_path), CLIP_AXES)
+    images = pictures(3, (20, 24))
+    scores = checked_probabilities(scorer, images)
+    model = SiglipModel.from_pretrained(tmp_path).eval()
+    pixel_values = SiglipImageProcessor.from_pretrained(tmp_path)(images=images, return_tensors="pt")["pixel_values"]
+    for axis, texts in CLIP_AXES.items():
+        inputs = make_tokenizer(tmp_path)(
+            list(texts.values()), padding="max_length", max_length=16, return_tensors="pt"
+        )
+        with torch.no_grad():
+            logits = model(pixel_values=pixel_values, **inputs).logits_per_image
+        torch.testing.assert_close(scores[axis], logits.sigmoid(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "values, reason",
+    [
+        (torch.ones(2), r"shape \[2\] for 'n', expected \[3\]"),
+        (torch.tensor([0, float("nan"), 1]), "gave nan for 'n' of image 1 of 3"),
+        (torch.tensor([0, 1, float("inf")]), "gave inf for 'n' of image 2 of 3"),
+    ],
+)
+def test_measures_that_are_no_numbers_are_refused(values, reason):
+    measure = SimpleNamespace(name="counting", measure=lambda images, prompts: {"n": values})
+    with pytest.raises(ValueError, match=f"counting.*{reason}"):
+        checked_measures(measure, pictures(3), ["", "", ""])
+
+
 def test_clip_scorer_refuses_what_it_cannot_use(clip_folder, tmp_path):
     with pytest.raises(ValueError, match="axis 'style' is empty"):
         ClipScorer(clip_folder, {"object": {"cat": "a cat"}, "style": {}})
@@ -164,6 +197,10 @@ def test_clip_scorer_refuses_what_it_cannot_use(clip_folder, tmp_path):
     save_file({"logit_scale": torch.tensor(1.0)}, partial / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="not a whole CLIP model"):
         ClipScorer(partial, CLIP_AXES)
+    with pytest.raises(ValueError, match="is a CLIPVisionModel, expected a CLIP or SigLIP model"):
+        other = tmp_path / "vision"
+        CLIPModel.from_pretrained(clip_folder).vision_model.save_pretrained(other)
+        ClipScorer(other, CLIP_AXES)
     pickled = shutil.copytree(clip_folder, tmp_path / "pickled")
     (pickled / "model.safetensors").unlink()
     torch.save(CLIPModel.from_pretrained(clip_folder).state_dict(), pickled / "pytorch_model.bin")

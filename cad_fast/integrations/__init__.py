@@ -1,0 +1,1 @@
+"""cad_fast as a part of other people's tools."""
