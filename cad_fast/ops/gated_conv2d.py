@@ -160,7 +160,7 @@ def _vendor_gate(images: Tensor, each: int, gates: Tensor, bias: Tensor | None, 
     last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
     if not last:
         images = images.contiguous()
-    seen = (images.permute(0, 2, 3, 1) if last else images).unflatten(0, (-1, each))
+    seen = (images.permute(0, 2, 3, 1) if last else images).unflatten(0, (len(gates), each))
     gated = backends.vendor.gate_channels(seen, gates, bias, channels, 1 if last else area, in_place).flatten(0, 1)
     return gated.permute(0, 3, 1, 2) if last else gated
 
