@@ -48,12 +48,12 @@ def text_states(pipeline: Any, prompt: str, word: str | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Uce:
-    """UCE with the settings of its published script.
+    """UCE with the settings of the script that was first published with it.
 
-    The paper's own: keys and values of the cross-attention, the empty prompt as the guide, all scales 1 and lambda
-    0.5, the other concepts preserved. As in the paper's first script, every token from the concept's last one on is
-    edited, since the text encoder carries the concept on to those behind it, and a guide's tokens are paired with them
-    in order.
+    The paper's own: keys and values of the cross-attention, the empty prompt as the guide, the concept's weight 1 and
+    that of the others, which are preserved, 0.1, lambda 0.1. Every token from the concept's last one on is edited,
+    since the text encoder carries the concept on to those behind it, and a guide's tokens are paired with them in
+    order.
     Scaled: the prompts are the embedded model's captions (without a style and with each) in place of "image of ...",
     "photo of ..." and the like, which its tokenizer does not know.
 
@@ -64,8 +64,8 @@ class Uce:
 
     name: ClassVar[str] = "uce"
     erase_scale: float = 1.0
-    keep_scale: float = 1.0
-    lamb: float = 0.5
+    keep_scale: float = 0.1
+    lamb: float = 0.1
 
     def weights(self, pipeline: Any, concept: str) -> dict[str, Tensor]:
         """See ``Baseline.weights``."""
