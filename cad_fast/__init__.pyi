@@ -3,6 +3,8 @@ from .attribution import Attributor as Attributor
 from .attribution import RunOptions as RunOptions
 from .attribution import Scores as Scores
 from .attribution import attribute as attribute
+from .auditing import AuditResult as AuditResult
+from .auditing import audit as audit
 from .components.ablation import Ablation as Ablation
 from .components.inspection import inspect_layers as inspect_layers
 from .components.space import ComponentSpace as ComponentSpace
@@ -26,6 +28,7 @@ from .objectives import ConceptErasure as ConceptErasure
 from .objectives import DenoisingLoss as DenoisingLoss
 from .ops import backend_report as backend_report
 from .recording.data import Recording as Recording
+from .recording.original import record_original as record_original
 from .recording.record import record as record
 from .recording.record import with_base as with_base
 from .recording.renoise import record_images as record_images

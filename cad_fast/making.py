@@ -29,6 +29,7 @@ from .edits.selection import Selection, Sign
 from .edits.weights import active_edits
 from .objectives import ConceptErasure, DenoisingLoss, Objective
 from .recording.data import Recording
+from .recording.original import record_original
 from .recording.record import record, with_base
 from .recording.renoise import record_images, renoise
 
@@ -99,12 +100,14 @@ def erase(
     """
     generation = Generation.of(**pipeline_kwargs)
     making = _Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, generation)
-    concepts = {concept: _prompts_of(pipeline, concept, prompts), **_kept(pipeline, concept, keep)}
+    concepts = {concept: prompts_of(pipeline, concept, prompts), **_kept(pipeline, concept, keep)}
     ratios = RATIOS if ratio is None else (ratio,)
     with making.bar(2 * len(concepts) + (len(concepts) - 1) + len(ratios) * (REFINED_ROUNDS + 1)):
         recordings = {each: making.record(texts, of=each) for each, texts in concepts.items()}
         objective = making.erasure(recordings[concept])
-        return making.edit(recordings, objective, "positive", ratios, name)
+        candidates = making.candidates(recordings, objective, "positive", ratios)
+    chosen, reason = _choose(candidates, "positive")
+    return making.finished(chosen, candidates, reason, "positive", name)
 
 
 def amplify(
@@ -112,6 +115,7 @@ def amplify(
     concept: str,
     *,
     images: str | Path | Sequence[Image.Image] | None = None,
+    original: Any = None,
     prompts: str | Sequence[str] | None = None,
     keep: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     ratio: float | None = None,
@@ -125,14 +129,17 @@ def amplify(
 ) -> Edit:
     """Make an edit that removes what suppresses a concept (CAD-Amplify, arXiv 2412.02542), and spares others.
 
-    J is minus the denoising loss on pictures of the concept, at all timesteps. It works where there is something to
-    bring back, such as a concept that fine-tuning has hidden; it does not teach a model what it never learned.
+    J is minus the denoising loss on pictures of the concept, at all timesteps; with ``original`` minus the distance
+    from its outputs. It works where there is something to bring back, such as a concept that fine-tuning has hidden;
+    it does not teach a model what it never learned.
 
     Args:
         pipeline: any diffusers pipeline with one denoiser.
         concept: its name.
         images: a folder of pictures of the concept, or PIL images. None: for the embedded models their own pictures,
             else the pipeline's own samples.
+        original: the model before the concept was taken out of it, as another pipeline, in place of images. It samples
+            the concept, and the edit brings the outputs back towards its own (see ``record_original``).
         prompts: captions of the pictures, one for all or one each; without pictures the prompts to sample. None: as
             for ``erase``.
         keep: as for ``erase``.
@@ -151,16 +158,68 @@ def amplify(
         The edit, as ``erase`` does.
 
     Raises:
-        ValueError, TypeError: as ``erase``. FileNotFoundError: the folder of images does not exist.
+        ValueError, TypeError: as ``erase``. ValueError also for both images and an original, or one of another
+            architecture. FileNotFoundError: the folder of images does not exist.
     """
+    ratios = RATIOS if ratio is None else (ratio,)
+    arguments = {"images": images, "original": original, "prompts": prompts, "keep": keep, "timesteps": timesteps}
+    arguments |= {"target_modules": target_modules, "samples": samples, "seed": seed, "progress": progress}
+    making, candidates = _amplifying(pipeline, concept, ratios, **arguments, **pipeline_kwargs)
+    chosen, reason = _choose(candidates, "negative")
+    return making.finished(chosen, candidates, reason, "negative", name)
+
+
+def amplify_each(pipeline: Any, concept: str, ratios: Sequence[float], **arguments: Any) -> dict[float, Edit]:
+    """Make the edits of several sizes that ``amplify`` chooses from, for the price of one attribution.
+
+    Args:
+        pipeline: as for ``amplify``.
+        concept: as for ``amplify``.
+        ratios: shares of the components to remove.
+        **arguments: as for ``amplify``, without ``ratio`` and ``name``.
+
+    Returns:
+        One edit per ratio.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: as ``amplify``. ValueError also without ratios.
+    """
+    if not ratios:
+        raise ValueError("there are no ratios: give at least one share of the components")
+    making, candidates = _amplifying(pipeline, concept, ratios, **arguments)
+    reason = "every ratio was asked for"
+    return {each.ratio: making.finished(each, candidates, reason, "negative", None) for each in candidates}
+
+
+def _amplifying(
+    pipeline: Any,
+    concept: str,
+    ratios: Sequence[float],
+    *,
+    images: str | Path | Sequence[Image.Image] | None = None,
+    original: Any = None,
+    prompts: str | Sequence[str] | None = None,
+    keep: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    target_modules: str | Sequence[str] = PRESET,
+    timesteps: Window | None = None,
+    samples: int = 12,
+    seed: int = 0,
+    progress: bool = True,
+    **pipeline_kwargs: Any,
+) -> tuple[_Making, list[_Candidate]]:
+    """Candidates of several sizes that amplify, and what they were made with."""
+    if images is not None and original is not None:
+        raise ValueError("images and original both say what to bring back: give one")
     generation = Generation.of(**pipeline_kwargs)
     making = _Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, generation)
     kept = _kept(pipeline, concept, keep)
-    ratios = RATIOS if ratio is None else (ratio,)
     with making.bar(3 * len(kept) + 2 + len(ratios) * (REFINED_ROUNDS + 1)):
-        recordings = {concept: making.pictures(images, prompts)}
+        if original is not None:
+            recordings = {concept: making.originals(original, prompts_of(pipeline, concept, prompts))}
+        else:
+            recordings = {concept: making.pictures(images, prompts)}
         recordings |= {each: making.record(texts, of=each) for each, texts in kept.items()}
-        return making.edit(recordings, DenoisingLoss(timesteps=timesteps), "negative", ratios, name)
+        return making, making.candidates(recordings, DenoisingLoss(timesteps=timesteps), "negative", ratios)
 
 
 @dataclass(frozen=True)
@@ -197,6 +256,10 @@ class _Making:
     seed: int
     progress: bool
     generation: Generation
+    shown_by: str | None = None
+    """What shows the concept to amplify: "images", "samples" or "original"."""
+    kept: dict[str, list[str]] = field(default_factory=dict)
+    pipeline_kwargs: dict[str, Any] = field(default_factory=dict)
     _bar: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -215,11 +278,20 @@ class _Making:
     def record(self, texts: Sequence[str], *, of: str) -> Recording:
         """Samples of a concept; of a distilled model with the outputs for an empty prompt as the base."""
         self._bar.set_description(f"recording {of}")
-        count = self.samples if of == self.concept else KEPT_SAMPLES
-        drawn = list(itertools.islice(itertools.cycle(texts), count))
+        drawn = _taking_turns(texts, self.samples if of == self.concept else KEPT_SAMPLES)
         recording = record(self.pipeline, drawn, seeds=self.seed, progress=False, **self.generation.to_kwargs())
         if recording.calls[0].unconditional_output is None:
             recording = with_base(recording, self.pipeline, "", progress=False)
+        self._bar.update()
+        return recording
+
+    def originals(self, original: Any, texts: Sequence[str]) -> Recording:
+        """Samples of the concept by the model as it was, whose outputs are the targets."""
+        self._bar.set_description(f"recording {self.concept}")
+        self.shown_by = "original"
+        drawn = _taking_turns(texts, self.samples)
+        settings = self.generation.to_kwargs()
+        recording = record_original(self.pipeline, original, drawn, seeds=self.seed, progress=False, **settings)
         self._bar.update()
         return recording
 
@@ -230,11 +302,12 @@ class _Making:
         if images is None and zoo.name_of(self.pipeline) is not None and self.concept in zoo.OBJECTS:
             files, objects = zip(*zoo.pictures(self.concept), strict=True)
             images, prompts = zoo.opened(files), list(objects)
+        self.shown_by = "samples" if images is None else "images"
         if images is None:
-            texts = _prompts_of(self.pipeline, self.concept, prompts)
+            texts = prompts_of(self.pipeline, self.concept, prompts)
             recording = self.record(texts, of=self.concept)
             return renoise(recording, self.pipeline, timesteps=recording.num_inference_steps, seed=self.seed)
-        captions = prompts or _prompts_of(self.pipeline, self.concept, None)[0]
+        captions = prompts or prompts_of(self.pipeline, self.concept, None)[0]
         timesteps = self.generation.num_inference_steps
         self._bar.set_description(f"encoding {self.concept}")
         recording = record_images(self.pipeline, images, captions, seed=self.seed, timesteps=timesteps)
@@ -247,15 +320,10 @@ class _Making:
         base = "unconditional" if recording.calls[0].unconditional_output is not None else "base"
         return ConceptErasure(base=base, timesteps=window)
 
-    def edit(
-        self,
-        recordings: Mapping[str, Recording],
-        objective: Objective,
-        sign: Sign,
-        ratios: Sequence[float],
-        name: str | None,
-    ) -> Edit:
-        """Score, spare and refine; then choose among edits of several sizes."""
+    def candidates(
+        self, recordings: Mapping[str, Recording], objective: Objective, sign: Sign, ratios: Sequence[float]
+    ) -> list[_Candidate]:
+        """Score, spare and refine: an edit of each size."""
         kept = [each for each in recordings if each != self.concept]
         # Of the kept ones there are outputs and no targets: what they need is measured on those.
         base = self.erasure(recordings[kept[0]]).base
@@ -273,23 +341,27 @@ class _Making:
         aim = objective
         if isinstance(objective, ConceptErasure):
             aim = ConceptErasure(objective.base, objective.timesteps, negative_guidance=NEGATIVE_GUIDANCE)
-        candidates = [
-            self._candidate(ratio, spared, scores, recordings, objective, aim, sparing, sign) for ratio in ratios
-        ]
-        chosen, reason = _choose(candidates, sign)
+        self.kept = {each: recordings[each].prompts for each in kept}
+        self.pipeline_kwargs = dict(recordings[kept[0]].generation.arguments)
+        return [self._candidate(ratio, spared, scores, recordings, objective, aim, sparing, sign) for ratio in ratios]
+
+    def finished(
+        self, chosen: _Candidate, candidates: Sequence[_Candidate], reason: str, sign: Sign, name: str | None
+    ) -> Edit:
+        """The chosen edit with how it was made and what it is predicted to do in its provenance."""
         verb = "erase" if sign == "positive" else "amplify"
         making = {
             "by": f"cad_fast.{verb}",
-            "keep": {each: recordings[each].prompts for each in kept},
+            "shown_by": self.shown_by,
+            "keep": self.kept,
             "target_modules": self.target_modules
             if isinstance(self.target_modules, str)
             else list(self.target_modules),
-            "pipeline_kwargs": dict(recordings[kept[0]].generation.arguments),
+            "pipeline_kwargs": self.pipeline_kwargs,
             "candidates": [candidate.to_dict() for candidate in candidates],
             "chosen_because": reason,
         }
         provenance = {**chosen.edit.provenance, "making": making, "predicted": chosen.to_dict()}
-        self._bar.set_description(chosen.edit.name)
         return replace(chosen.edit, name=name or chosen.edit.name, provenance=provenance)
 
     def _scores(self, attributor: Attributor, recording: Recording, of: str) -> Scores:
@@ -363,6 +435,10 @@ def _choose(candidates: Sequence[_Candidate], sign: Sign) -> tuple[_Candidate, s
     return min(gentle, key=lambda each: each.left), "it lowers the loss most among those that spare what is kept"
 
 
+def _taking_turns(texts: Sequence[str], count: int) -> list[str]:
+    return list(itertools.islice(itertools.cycle(texts), count))
+
+
 def _checked(target_modules: str | Sequence[str]) -> str | Sequence[str]:
     if not isinstance(target_modules, str) and not target_modules:
         raise ValueError(f"target_modules is empty, expected a preset ({', '.join(PRESETS)}), a pattern or names")
@@ -375,7 +451,7 @@ def _early(recording: Recording) -> TimestepWindow:
     return TimestepWindow(highest, min(highest * (1 - EARLY), highest))
 
 
-def _prompts_of(pipeline: Any, concept: str, prompts: str | Sequence[str] | None) -> list[str]:
+def prompts_of(pipeline: Any, concept: str, prompts: str | Sequence[str] | None) -> list[str]:
     """The prompts given for a concept; else those that an embedded model knows; else sentences around the name."""
     if isinstance(prompts, str):
         return [prompts]
@@ -407,4 +483,4 @@ def _kept(
     given: Mapping[str, str | Sequence[str] | None] = keep if isinstance(keep, Mapping) else dict.fromkeys(keep)
     if concept in given:
         raise ValueError(f"{concept!r} is to be changed and to be kept")
-    return {each: _prompts_of(pipeline, each, texts) for each, texts in given.items()}
+    return {each: prompts_of(pipeline, each, texts) for each, texts in given.items()}

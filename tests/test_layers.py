@@ -29,6 +29,7 @@ LAYERS = (
     ("loading",),
     ("report",),
     ("making", "search"),
+    ("auditing",),
     ("demo", "integrations", "serving"),
     ("cli",),
 )

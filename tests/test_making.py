@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -97,6 +98,28 @@ def test_amplify(pipeline, images) -> None:
     assert edit.name == "a-cat-amplify" and edit.provenance["objective"]["name"] == "denoising_loss"
     assert edit.provenance["selection"]["sign"] == "negative"
     assert edit.provenance["making"]["by"] == "cad_fast.amplify"
+    assert edit.provenance["making"]["shown_by"] == ("images" if images else "samples")
+
+
+def test_amplify_towards_the_original(pipeline) -> None:
+    """The prediction is the share that is left of the distance from the original's outputs."""
+    erased = copy.deepcopy(pipeline)
+    with torch.no_grad():
+        for name, parameter in denoiser_of(erased).named_parameters():
+            if name.endswith("attn2.to_v.weight"):
+                parameter[::8] *= 20
+    before = state(pipeline) + state(erased)
+    settings = {"keep": ["a dog"], "ratio": 0.05, "guidance_scale": 3.0, **QUICK}
+    edit = cad_fast.amplify(erased, "a cat", original=pipeline, **settings)
+    assert all(map(torch.equal, before, state(pipeline) + state(erased)))
+    assert edit.provenance["making"]["shown_by"] == "original"
+    recorded = {"seeds": 0, "num_inference_steps": 3, "guidance_scale": 3.0, "progress": False}
+    towards = cad_fast.record_original(erased, pipeline, edit.provenance["prompts"], **recorded)
+    target = {"cat": Target(cad_fast.DenoisingLoss(), towards)}
+    after, now = (objectives_under(erased, edit, target, strength=strength)["cat"] for strength in (1.0, 0.0))
+    assert edit.provenance["predicted"]["left"] == pytest.approx(after / now, rel=1e-3)
+    with pytest.raises(ValueError, match="images and original both"):
+        cad_fast.amplify(erased, "a cat", images=[Image.new("RGB", (64, 64))], original=pipeline, **settings)
 
 
 def candidate(left: float, damage: float) -> making._Candidate:
@@ -119,8 +142,8 @@ def test_names_and_prompts(pipeline) -> None:
     embedded = zoo.load()
     assert zoo.name_of(embedded) == "emoji" and zoo.name_of(cad_fast.load_pipeline("zoo:emoji")) == "emoji"
     assert zoo.name_of(pipeline) is None
-    assert making._prompts_of(embedded, "car", None) == zoo.prompts("car")
-    assert making._prompts_of(pipeline, "car", None)[0] == "a photo of car"
+    assert making.prompts_of(embedded, "car", None) == zoo.prompts("car")
+    assert making.prompts_of(pipeline, "car", None)[0] == "a photo of car"
     assert set(making._kept(embedded, "car", None)) == set(zoo.OBJECTS) - {"car", "book"}
     assert "a car" not in making._kept(pipeline, "car", None) and "a cat" in making._kept(pipeline, "car", None)
     assert making._kept(embedded, "noto", None).keys() == {"twemoji", "fluent"}
@@ -156,6 +179,9 @@ def test_the_commands(tmp_path, capsys) -> None:
     assert main(["amplify", "zoo:emoji", "book", *options, "--json", "-o", str(tmp_path / "more")]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["name"] == "book-amplify" and result["predicted"]["ratio"] == 0.03
+    from_original = ["--original", "zoo:emoji", *options, "-o", str(tmp_path / "back")]
+    assert main(["amplify", "zoo:emoji", "car", *from_original]) == 2
+    assert "the original gives the same outputs" in capsys.readouterr().err
     (tmp_path / "keep.json").write_text(json.dumps({"cat": ["a cat"]}))
     both = ["--keep-file", str(tmp_path / "keep.json"), "-o", str(tmp_path / "x")]
     assert main(["erase", "zoo:emoji", "car", *options, *both]) == 2 and "give one" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from . import making
-from .common import add_sampling
+from .common import add_sampling, original_of
 
 HELP = "make an edit that removes what suppresses a concept"
 EXAMPLE = "cad-fast amplify zoo:emoji book --images pictures/books -o edits/more-books"
@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", metavar="FOLDER", help="pictures of the concept (default: the zoo's own, else samples of the model)"
     )
+    parser.add_argument(
+        "--original", metavar="MODEL", help="the model before the concept was taken out of it, in place of --images"
+    )
     add_sampling(parser)
 
 
@@ -27,4 +30,5 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     pipeline = making.prepared(arguments)
     from ..making import amplify
 
-    return making.finished(arguments, amplify(pipeline, arguments.concept, images=arguments.images, **settings))
+    settings |= {"images": arguments.images, "original": original_of(arguments)}
+    return making.finished(arguments, amplify(pipeline, arguments.concept, **settings))

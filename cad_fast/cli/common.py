@@ -98,6 +98,18 @@ def load(arguments: argparse.Namespace, name: str | None = None) -> Any:
     return pipeline
 
 
+def original_of(arguments: argparse.Namespace) -> Any:
+    """The pipeline that ``--original`` names, loaded in the same way but without ``--denoiser-weights``, or None."""
+    if arguments.original is None:
+        return None
+    from ..loading import load_pipeline
+
+    options = {key: getattr(arguments, key) for key in LOADING if key not in ("denoiser_weights", "revision")}
+    options["dtype"] = options["dtype"] or "auto"
+    with _bars(not arguments.quiet):
+        return load_pipeline(arguments.original, **options)
+
+
 def model_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """How the model was loaded, as the part ``model`` of a command's result."""
     return {"model": arguments.loading.to_dict()}

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from ..texts import printable
 from ..version import __version__
-from . import amplify, attribute, budget, demo, dial, edit, env, erase, evaluate, generate, inspect, serve
+from . import amplify, attribute, audit, budget, demo, dial, edit, env, erase, evaluate, generate, inspect, serve
 from .common import EXIT_CODES, add_command
 
 # Each has HELP, EXAMPLE, add_arguments(parser) and run(arguments).
@@ -25,6 +25,7 @@ COMMANDS: dict[str, ModuleType] = {
     "edit": edit,
     "generate": generate,
     "dial": dial,
+    "audit": audit,
     "budget": budget,
     "evaluate": evaluate,
     "serve": serve,

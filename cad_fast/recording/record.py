@@ -140,7 +140,7 @@ def record(
     return parts[0] if len(parts) == 1 else Recording.concat(parts)
 
 
-def _with_text_of(call: DenoiserCall, first: DenoiserCall, base: DenoiserCall) -> DenoiserCall:
+def with_text_of(call: DenoiserCall, first: DenoiserCall, base: DenoiserCall) -> DenoiserCall:
     """``call`` under the base prompt: the inputs that do not change from step to step are those of ``base``.
 
     What changes (the sample, the timestep, residuals of a ControlNet) stays as recorded.
@@ -192,7 +192,7 @@ def with_base(
             arguments = run_settings(part, pipeline, {**added.to_kwargs(), **of_rows}, instead=("prompt",))
             base, _, _ = first_call(pipeline, [texts[row] for row in rows], part.seeds, arguments)
             for call, collected in zip(part.calls, outputs, strict=True):
-                output = _with_text_of(call, part.calls[0], base).run(denoiser)
+                output = with_text_of(call, part.calls[0], base).run(denoiser)
                 collected.append(output.detach().to(call.sample.device))
                 bar.update()
     calls = [replace(call, base_output=torch.cat(parts)) for call, parts in zip(recording.calls, outputs, strict=True)]

@@ -1,7 +1,7 @@
 """Pictures, plots and pages for people to look at."""
 
 from .html import Figure, Figures, Heading, Paragraph, Picture, Section, Table, comparison_table, write_report
-from .plots import bars_before_after, module_share_plot, tradeoff_plot
+from .plots import bars_before_after, module_share_plot, recall_plot, tradeoff_plot
 from .score_plots import cost_plot, damage_plot, fractions_plot, overlap_plot
 from .sheets import before_after_sheet, contact_sheet
 
@@ -22,6 +22,7 @@ __all__ = [
     "fractions_plot",
     "module_share_plot",
     "overlap_plot",
+    "recall_plot",
     "tradeoff_plot",
     "write_report",
 ]

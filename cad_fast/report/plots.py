@@ -99,6 +99,40 @@ def tradeoff_plot(
     return as_png(figure)
 
 
+def recall_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str | None = None) -> bytes:
+    """How often a concept is recognised against the share of weights that an edit changes, a curve per name, as PNG.
+
+    A point has "ratio" and "share" in 0..1, and "interval" (low, high). Raises ValueError when there are no points.
+    """
+    curves = {name: sorted(points, key=lambda point: point["ratio"]) for name, points in curves.items() if points}
+    if not curves:
+        raise ValueError("there are no points to plot")
+    figure = new_figure(7.5, 4.4)
+    axes = figure.subplots()
+    for i, (name, points) in enumerate(curves.items()):
+        percents = [
+            {
+                "ratio": point["ratio"],
+                "recognised": 100 * point["share"],
+                "intervals": {"recognised": tuple(100 * limit for limit in point["interval"])},
+            }
+            for point in points
+        ]
+        look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        _curve(axes, percents, "recognised", 1 + 0.035 * (i - (len(curves) - 1) / 2), label=name, **look)
+    style_axes(axes, "both")
+    _ratio_axis(axes, curves)
+    axes.set_ylabel("recognised (%)", fontsize=11)
+    axes.set_ylim(-3, 104)
+    if len(curves) > 1:
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=10
+        )
+    if title:
+        figure.suptitle(title, fontsize=13)
+    return as_png(figure)
+
+
 def bars_before_after(comparison: Comparison, *, title: str | None = None) -> bytes:
     """Accuracy of each concept before and after with 95% intervals, targets on top, as PNG."""
     names = [*comparison.targets, *comparison.other_concepts]
