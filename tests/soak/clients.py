@@ -6,12 +6,13 @@ import asyncio
 import random
 import socket
 import struct
+import time
 from typing import Any
 
 from cad_fast.serving.http.listening import MAX_HEAD
 from tests.serving.common import PATH
 
-from .answers import Wrong, require_error
+from .answers import Wrong, require_error, require_unlucky
 from .load import Load, read_answer, send_pieces
 from .malformed import BODY, MALFORMED, NOISE, raw
 
@@ -50,7 +51,7 @@ async def noise(load: Load, number: int, draw: random.Random) -> str:
 
 async def leaves(load: Load, number: int, draw: random.Random) -> str:
     """A client that goes before its answer: in the head, in the body, or after it; with a FIN or a RST."""
-    whole = raw(BODY if draw.random() < 0.5 else b'{"prompt": "a car", "n": 4, "num_inference_steps": 2}')
+    whole = raw(BODY if draw.random() < 0.5 else b'{"prompt": "a car", "n": 2, "num_inference_steps": 2}')
     head = whole.index(b"\r\n\r\n") + 4
     part = draw.choice(["head", "body", "answer"])
     end = {"head": draw.randrange(1, head), "body": draw.randrange(head, len(whole)), "answer": len(whole)}[part]
@@ -78,11 +79,12 @@ async def drips(load: Load, number: int, draw: random.Random) -> str:
     pieces: list[bytes | float] = []
     for first, last in zip([0, *cuts], [*cuts, len(whole)], strict=True):
         pieces += [whole[first:last], 0.1]
+    begun = time.monotonic()
     status, headers, body = await load.raw(*pieces)
     if status == 200:
         load.served += 1
         return "200"
-    return require_error(status, headers, body, "queue_full")
+    return require_unlucky(time.monotonic() - begun, status, headers, body, "queue_full")
 
 
 async def pipelined(load: Load, number: int, draw: random.Random) -> str:
