@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -13,7 +14,7 @@ from cad_fast.serving.http.listening import MAX_HEAD
 from tests.serving.common import PATH
 
 from .answers import Wrong, require_error, require_unlucky
-from .load import Load, read_answer, send_pieces
+from .load import ANSWER_SECONDS, Load, read_answer, send_pieces
 from .malformed import BODY, MALFORMED, NOISE, raw
 
 
@@ -39,14 +40,25 @@ async def noise(load: Load, number: int, draw: random.Random) -> str:
     """One of ``NOISE``, or a body that turns out to be none when it has been answered already."""
     data, code = draw.choice(NOISE)
     if draw.random() < 0.1:
-        late = raw(b"", **{"Transfer-Encoding": "chunked", "Content-Length": None}).replace(PATH.encode(), b"/nothing")
-        return require_error(*await load.raw(late, 0.2, b"zz\r\nno chunk"), "unknown_route")
+        return await _late_noise(load)
     try:
         return require_error(*await load.raw(data), code)
     except ConnectionError:  # closed while much was still unread, which takes the answer with it
         if len(data) > MAX_HEAD:
             return "reset"
         raise
+
+
+async def _late_noise(load: Load) -> str:
+    head = raw(b"", **{"Transfer-Encoding": "chunked", "Content-Length": None}).replace(PATH.encode(), b"/nothing")
+    async with load.connection() as (reader, writer):
+        await send_pieces(writer, head)
+        code = require_error(*await read_answer(reader), "unknown_route")
+        await send_pieces(writer, b"zz\r\nno chunk")
+        with contextlib.suppress(ConnectionError):
+            if more := await asyncio.wait_for(reader.read(), ANSWER_SECONDS):
+                raise Wrong(f"a second answer to one request: {more[:200]!r}")
+    return code
 
 
 async def leaves(load: Load, number: int, draw: random.Random) -> str:
