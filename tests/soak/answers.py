@@ -7,6 +7,8 @@ from typing import Any
 
 from cad_fast.serving.http.error_responses import STATUS
 
+from .served import LIMITS
+
 # Beside the codes of the table: of the framework's errors.
 CODES = {**STATUS, "unknown_route": 404, "method_not_allowed": 405}
 
@@ -49,4 +51,12 @@ def require_error(status: int, headers: Any, body: bytes, *codes: str) -> str:
     code = error_of(status, headers, body)
     if code not in codes:
         raise Wrong(f"the error {code}, expected {' or '.join(codes)}: {body[:300]!r}")
+    return code
+
+
+def require_unlucky(seconds: float, status: int, headers: Any, body: bytes, *codes: str) -> str:
+    """As ``require_error``, of a request for pictures that took ``seconds``: its deadline may have passed, too."""
+    code = require_error(status, headers, body, "deadline_exceeded", *codes)
+    if code == "deadline_exceeded" and seconds < LIMITS["deadline"] - 1:
+        raise Wrong(f"the deadline of {LIMITS['deadline']} s passed after {seconds:.1f} s")
     return code

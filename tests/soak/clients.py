@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
+import time
 from typing import Any
 
 from cad_fast.serving.http.listening import MAX_HEAD
 from tests.serving.common import PATH
 
-from .answers import Wrong, require_error
-from .load import Load, read_answer, send_pieces
+from .answers import Wrong, require_error, require_unlucky
+from .load import ANSWER_SECONDS, Load, read_answer, send_pieces
 from .malformed import BODY, MALFORMED, NOISE, raw
 
 
@@ -38,8 +40,7 @@ async def noise(load: Load, number: int, draw: random.Random) -> str:
     """One of ``NOISE``, or a body that turns out to be none when it has been answered already."""
     data, code = draw.choice(NOISE)
     if draw.random() < 0.1:
-        late = raw(b"", **{"Transfer-Encoding": "chunked", "Content-Length": None}).replace(PATH.encode(), b"/nothing")
-        return require_error(*await load.raw(late, 0.2, b"zz\r\nno chunk"), "unknown_route")
+        return await _late_noise(load)
     try:
         return require_error(*await load.raw(data), code)
     except ConnectionError:  # closed while much was still unread, which takes the answer with it
@@ -48,9 +49,21 @@ async def noise(load: Load, number: int, draw: random.Random) -> str:
         raise
 
 
+async def _late_noise(load: Load) -> str:
+    head = raw(b"", **{"Transfer-Encoding": "chunked", "Content-Length": None}).replace(PATH.encode(), b"/nothing")
+    async with load.connection() as (reader, writer):
+        await send_pieces(writer, head)
+        code = require_error(*await read_answer(reader), "unknown_route")
+        await send_pieces(writer, b"zz\r\nno chunk")
+        with contextlib.suppress(ConnectionError):
+            if more := await asyncio.wait_for(reader.read(), ANSWER_SECONDS):
+                raise Wrong(f"a second answer to one request: {more[:200]!r}")
+    return code
+
+
 async def leaves(load: Load, number: int, draw: random.Random) -> str:
     """A client that goes before its answer: in the head, in the body, or after it; with a FIN or a RST."""
-    whole = raw(BODY if draw.random() < 0.5 else b'{"prompt": "a car", "n": 4, "num_inference_steps": 2}')
+    whole = raw(BODY if draw.random() < 0.5 else b'{"prompt": "a car", "n": 2, "num_inference_steps": 2}')
     head = whole.index(b"\r\n\r\n") + 4
     part = draw.choice(["head", "body", "answer"])
     end = {"head": draw.randrange(1, head), "body": draw.randrange(head, len(whole)), "answer": len(whole)}[part]
@@ -78,11 +91,12 @@ async def drips(load: Load, number: int, draw: random.Random) -> str:
     pieces: list[bytes | float] = []
     for first, last in zip([0, *cuts], [*cuts, len(whole)], strict=True):
         pieces += [whole[first:last], 0.1]
+    begun = time.monotonic()
     status, headers, body = await load.raw(*pieces)
     if status == 200:
         load.served += 1
         return "200"
-    return require_error(status, headers, body, "queue_full")
+    return require_unlucky(time.monotonic() - begun, status, headers, body, "queue_full")
 
 
 async def pipelined(load: Load, number: int, draw: random.Random) -> str:

@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +24,10 @@ def count(*_: object) -> None:
     """Write how many objects of each class there are."""
     gc.collect()
     names = Counter(type(each).__name__ for each in gc.get_objects())
-    write_json(Path(os.environ["SOAK_COUNTS"]), {name: names[name] for name in COUNTED})
+    # Those that read files for the web page come and go, as many as there are requests at once.
+    threads = len(os.listdir("/proc/self/task"))
+    threads -= sum(thread.name.startswith("AnyIO worker") for thread in threading.enumerate())
+    write_json(Path(os.environ["SOAK_COUNTS"]), {"threads": threads, **{name: names[name] for name in COUNTED}})
 
 
 if __name__ == "__main__":

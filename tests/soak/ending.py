@@ -14,7 +14,7 @@ import httpx
 from tests.serving.common import PATH
 
 from .answers import Wrong, require_error
-from .load import Load, read_answer, send_pieces
+from .load import Load, read_answer, send_pieces, unlucky
 from .malformed import BODY, raw
 from .served import LIMITS, ServedProcess
 
@@ -98,7 +98,7 @@ class _Ending:
         if answer.status_code == 200:
             self.outcomes["200"] += 1
             return
-        code = require_error(answer.status_code, answer.headers, answer.content, "queue_full", "shutting_down")
+        code = unlucky(answer, "queue_full", "shutting_down")
         self.outcomes[f"{answer.status_code} {code}"] += 1
         if code == "shutting_down" and time.monotonic() < self.signalled:
             raise Wrong("the server said that it was shutting down before it was told to")

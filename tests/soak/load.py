@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.common import PATH
 
-from .answers import Wrong, require_error
+from .answers import Wrong, require_error, require_unlucky
 from .served import LIMITS
 
 PROMPTS = ("a cat", "a dog in noto style", "clock", "two red cars", "fluent style")
@@ -180,8 +180,8 @@ class Load:
         answer = await self.patiently(lambda: self.client.post(PATH, json=body))
         allowed = [self.versions[use["name"]].between(begun, time.monotonic()) for use in body["edits"]]
         if answer.status_code != 200:
-            code = require_error(answer.status_code, answer.headers, answer.content, "edit_not_loaded")
-            if not any(-1 in each for each in allowed):
+            code = unlucky(answer, "edit_not_loaded")
+            if code == "edit_not_loaded" and not any(-1 in each for each in allowed):
                 raise Wrong(f"{code} although none of {body['edits']} was out of use")
             return code
         await self._keep(number, which, allowed, answer.json())
@@ -233,7 +233,7 @@ class Load:
         if answer.status_code == 200:
             self.served += 1
             return "200"
-        return require_error(answer.status_code, answer.headers, answer.content, "queue_full")
+        return unlucky(answer, "queue_full")
 
     async def counted(self) -> dict[str, float]:
         """The counters of the metrics. Raises Wrong if one went down since they were last looked at."""
@@ -264,6 +264,12 @@ class Load:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+def unlucky(answer: httpx.Response, *codes: str) -> str:
+    """The code of an answer without pictures to a request for some, as ``require_unlucky``."""
+    seconds = answer.elapsed.total_seconds()
+    return require_unlucky(seconds, answer.status_code, answer.headers, answer.content, *codes)
 
 
 async def send_pieces(writer: asyncio.StreamWriter, *pieces: bytes | float) -> None:

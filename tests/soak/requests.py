@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from cad_fast import Edit, zoo
-from tests.serving.common import random_edit
+from tests.serving.common import ROUNDING, random_edit
 
 from .ending import end_under_load
 from .kinds import KINDS
 from .load import Load
 from .served import ServedProcess
-from .truth import TOLERANCE, Truth
+from .truth import Truth
 
 # Edits whose files change while they are in use have two versions each, the others one.
 FIXED, SWAPPED = ("first", "second", "third"), ("swapped-1", "swapped-2")
-SHARE = 0.02
+SHARE = 0.05
 CLIENTS = 32
 # From so many blocks on, what the process holds is compared: the first ones fill caches and the allocator's pools.
 FEWEST_BLOCKS = 8
@@ -126,7 +126,7 @@ def _compared(load: Load, truth: Truth, say: Callable[[str], None]) -> dict[str,
         body = load.bodies[drawn.body]
         distance = truth.nearest(body, drawn.number, drawn.allowed, drawn.picture)
         far[distance] = far.get(distance, 0) + 1
-        if distance > TOLERANCE:
+        if distance > ROUNDING:
             error = (
                 f"picture {drawn.number} is {distance} of 255 from what it is alone, versions {drawn.allowed}: {body}"
             )
@@ -140,6 +140,6 @@ def _compared(load: Load, truth: Truth, say: Callable[[str], None]) -> dict[str,
     return {
         "compared": len(load.drawn),
         "distances": {str(key): far[key] for key in sorted(far)},
-        "allowed_distance": TOLERANCE,
+        "allowed_distance": ROUNDING,
         "versions_told_apart": f"{apart} of {pairs}",
     }

@@ -41,6 +41,7 @@ class ServedProcess:
         for edit in edits:
             edit.save_pretrained(self.edits / edit.name)
         self.port = 0
+        self._at_start: set[Path] = set()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -64,6 +65,7 @@ class ServedProcess:
         self.port = int(match[1])
         while "Application startup complete" not in self.log.read_text():
             self._require_running(until)
+        self._at_start = set(self.temporary.rglob("*"))  # of libraries
 
     def _require_running(self, until: float) -> None:
         assert self.process is not None
@@ -72,7 +74,7 @@ class ServedProcess:
         time.sleep(0.1)
 
     def held(self) -> dict[str, int]:
-        """KiB of memory, threads and open files of the process, and its live objects of some classes."""
+        """KiB of memory and open files of the process, and what it counts itself: threads, objects of some classes."""
         assert self.process is not None
         self._counts.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR1)
@@ -83,7 +85,6 @@ class ServedProcess:
         lines = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
         return {
             "memory_kib": int(lines["VmRSS"].split()[0]),
-            "threads": int(lines["Threads"]),
             "files": len(list((proc / "fd").iterdir())),
             **read_json(self._counts),
         }
@@ -105,7 +106,7 @@ class ServedProcess:
         for line in text[_SERVING.search(text).start() :].splitlines()[1:]:  # type: ignore[union-attr]  # it started
             if "Traceback" in line or not _LINE.match(line):
                 faults.append(f"in its log: {line[:300]}")
-        left = [path for path in self.temporary.rglob("*")] + list(self.edits.rglob("*.part"))
+        left = [*(set(self.temporary.rglob("*")) - self._at_start), *self.edits.rglob("*.part")]
         faults += [f"it left {path}" for path in left]
         try:
             json.loads(self.out.read_text())["edits"]

@@ -12,8 +12,6 @@ from cad_fast import Edit
 from cad_fast.serving.engine.jobs import PictureJob, RequestedEdit
 from tests.serving.common import ROUNDING, Alone, distance
 
-# As for the embedded model in tests/serving/test_isolation.py.
-TOLERANCE = 2 * ROUNDING
 STEPS, GUIDANCE = 1, 3.0
 
 
@@ -63,4 +61,4 @@ class Truth:
         for (body, number, _), picture in self._drawn.items():
             groups.setdefault((body, number), []).append(picture)
         pairs = [pair for pictures in groups.values() for pair in itertools.combinations(pictures, 2)]
-        return sum(distance(*pair) > TOLERANCE for pair in pairs), len(pairs)
+        return sum(distance(*pair) > ROUNDING for pair in pairs), len(pairs)
