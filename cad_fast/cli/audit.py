@@ -15,9 +15,9 @@ from .common import (
     model_of,
     original_of,
     say,
-    scorer_of,
     target_modules,
 )
+from .judges import one_judge_of
 
 HELP = "look for a concept that was erased: by amplifying, by other prompts, by noise of real pictures"
 EXAMPLE = "cad-fast audit zoo:emoji car --denoiser-weights erased/car.safetensors --original zoo:emoji -o audits/car"
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     output = require_writable_folder(arguments.output)
     zoo_judges = is_zoo(arguments) and arguments.scorer is None
-    scorer = None if zoo_judges else scorer_of(arguments, evaluation_prompts(arguments))
+    scorer = None if zoo_judges else one_judge_of(arguments, evaluation_prompts(arguments))
     pipeline = load(arguments)
     result = audit(
         pipeline,
