@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from .. import load
 from .data import EmojiSet, load_pictures, to_float
+from .flow import train_flow
 from .package import held_out_accuracy, save_package
 from .train import encode, train_classifier, train_diffusion, train_vae
 
@@ -19,10 +21,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="node_modules with the three emoji packages")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints; a second run continues there")
     parser.add_argument("--package", type=Path, help="write the finished model here (default: WORK/package)")
+    parser.add_argument("--model", choices=["emoji", "emoji-flow"], default="emoji")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
 
     data = EmojiSet.build(load_pictures(args.data), views=VIEWS, seed=0)
+    if args.model == "emoji-flow":
+        vae = load("emoji").vae
+        train_flow(data, encode(vae, data.images) * vae.config.scaling_factor, args.work)
+        return
     vae = train_vae(data, args.work)
     latents = encode(vae, data.images)
     scale = 1 / latents.std().item()
