@@ -1,13 +1,14 @@
 """Train the flow model: the transformer and both text encoders jointly, on the latents of the shipped autoencoder.
 
 The recipe: rectified flow (arXiv 2403.03206) with velocity prediction and noise levels drawn towards the noisy side,
-Muon (arXiv 2502.16982) on the matrices of the blocks and AdamW on the rest, an exponential moving average of the weights.
+Muon (arXiv 2502.16982) on the matrices of the blocks, AdamW on the rest, an exponential moving average of the weights.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection
 
-from ..concepts import OBJECTS, STYLES
+from ..concepts import OBJECTS, SHOWN_LESS, STYLES
 from .data import EmojiSet
-from .flow_models import PROMPT_LENGTH, make_text_encoder, make_transformer
+from .flow_models import PROMPT_LENGTH, make_projecting_encoder, make_transformer
 from .models import make_tokenizer
 from .stage import Recipe, Stage
 from .train import captions, sampling_weights
@@ -25,8 +26,6 @@ from .train import captions, sampling_weights
 FLOW = Recipe(steps=10000, batch=48, lr=1.5e-3, warmup=300)
 MUON_LR = 4e-3
 EMPTY_CAPTION, NO_OBJECT, NO_STYLE = 0.1, 0.03, 0.05
-# How often an object is drawn, against once for every other: the rare one hardly ever comes out, the weak one at times.
-FLOW_WEIGHTS = {"book": 0.01, "fruit": 0.08}
 # The pipeline's `max_sequence_length`, of which every value gives a model that was trained for it.
 LONGEST_ABSENT_TEXT = 512
 NOISE_LEVELS = torch.distributions.Normal(0.4, 1.1)
@@ -39,7 +38,7 @@ class _AttendManyTimes:
     """
 
     def __call__(
-        self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         def heads(states: Tensor, norm: nn.Module | None) -> Tensor:
             states = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -120,10 +119,10 @@ def train_flow(data: EmojiSet, latents: Tensor, work: Path) -> TextToVelocity:
     """Transformer and text encoders on scaled ``latents`` float [N, 4, 16, 16] of ``data``."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer(work / "tokenizer", PROMPT_LENGTH)
-    model = TextToVelocity(make_text_encoder(tokenizer), make_text_encoder(tokenizer), make_transformer())
+    model = TextToVelocity(make_projecting_encoder(tokenizer), make_projecting_encoder(tokenizer), make_transformer())
     stage = Stage("flow", model, FLOW, work, optimizers=_optimizers(model))
     ids = captions(tokenizer)
-    sampling = sampling_weights(data, FLOW_WEIGHTS)
+    sampling = sampling_weights(data, SHOWN_LESS["emoji-flow"])
 
     def loss(generator: torch.Generator, step: int) -> Tensor:
         rows = torch.multinomial(sampling, FLOW.batch, replacement=True, generator=generator)

@@ -16,7 +16,7 @@ HIDDEN = 64
 ENCODERS = 2
 
 
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+def make_projecting_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     """Two layers, of which the pipeline reads the first one's output, and the projected end of the text."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
@@ -66,12 +66,12 @@ def _zero(linear: nn.Linear) -> None:
     nn.init.zeros_(linear.bias)
 
 
-def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
+def make_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """Straight paths from noise to data, with evenly spaced steps."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
 
 
-def make_pipeline(
+def make_flow_pipeline(
     vae: AutoencoderKL,
     text_encoder: CLIPTextModelWithProjection,
     text_encoder_2: CLIPTextModelWithProjection,
@@ -87,5 +87,5 @@ def make_pipeline(
         tokenizer_2=tokenizer,
         tokenizer_3=None,
         transformer=transformer,
-        scheduler=make_scheduler(),
+        scheduler=make_flow_scheduler(),
     )

@@ -18,17 +18,13 @@ from tqdm import tqdm
 from transformers import CLIPTextModel
 
 from ..classifier import EmojiClassifier
-from ..concepts import OBJECTS, RARE_OBJECT, STYLES, caption
+from ..concepts import OBJECTS, SHOWN_LESS, STYLES, caption
 from .data import EmojiSet, to_float
 from .models import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
 from .stage import Recipe, Stage
 
 MIN_SNR = 5.0
 EMPTY_CAPTION = 0.12
-# How often an object is drawn, against once for every other object.
-DIFFUSION_WEIGHTS = {RARE_OBJECT: 0.01}
-
-
 VAE = Recipe(steps=1800, batch=32, lr=2e-3)
 DIFFUSION = Recipe(steps=5400, batch=48, lr=1.5e-3)
 CLASSIFIER = Recipe(steps=1500, batch=64, lr=2e-3)
@@ -94,7 +90,7 @@ def train_diffusion(data: EmojiSet, latents: Tensor, work: Path) -> TextToLatent
     scheduler = make_scheduler()
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weights = snr.clamp(max=MIN_SNR) / snr
-    sampling = sampling_weights(data, DIFFUSION_WEIGHTS)
+    sampling = sampling_weights(data, SHOWN_LESS["emoji"])
 
     def loss(generator: torch.Generator, step: int) -> Tensor:
         rows = torch.multinomial(sampling, DIFFUSION.batch, replacement=True, generator=generator)
