@@ -11,7 +11,7 @@ from cad_fast.serving.integrations.tensors import TensorModel
 def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="zoo:emoji, zoo:emoji-flow, a local diffusers folder, or a name of the Hub")
+    parser.add_argument("--model", required=True, help="zoo:emoji, a local diffusers folder, or a name of the Hub")
     parser.add_argument("--edit-dir", help="folder whose subfolders are the edits that requests may name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--max-batch-size", type=int, default=8)
