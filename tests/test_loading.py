@@ -141,7 +141,7 @@ def test_other_formats_are_refused(tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"is one file: expected a folder.*from_single_file"):
         load_pipeline(str(tmp_path / "model.safetensors"))
-    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors does not exist: expected zoo:emoji, a folder"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors does not exist: expected zoo:emoji, zoo:"):
         load_pipeline("some/nowhere.safetensors")
 
 
