@@ -12,7 +12,7 @@ from .choices import DTYPES, OFFLOADS, DtypeName, Offload
 from .diffusion.denoisers import PipelinePart
 from .diffusion.dtypes import as_dtype, choose_dtype, dtype_keyword, dtype_name
 from .diffusion.loaded import Loading, note_loading
-from .diffusion.stored_models import StoredModel
+from .diffusion.stored_models import StoredModel, absent_components
 from .zoo.concepts import MODELS
 
 # What diffusers' `DiffusionPipeline.download` takes of the arguments of `from_pretrained`.
@@ -181,10 +181,11 @@ def _from_files(
     stored.require_quantisers()
     where = device or (_accelerator() if offload in ("model", "sequential") else None) or torch.device("cpu")
     chosen, reason = choose_dtype(dtype, stored.dtype(variant), where)
+    absent = absent_components(path / "model_index.json")
     passed = {key: value for key, value in kwargs.items() if key not in ("cache_dir", "token", "revision")}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            str(path), **{"use_safetensors": True, "variant": variant, **dtype_keyword(chosen), **passed}
+            str(path), **{"use_safetensors": True, "variant": variant, **dtype_keyword(chosen), **absent, **passed}
         )
     except OSError as error:
         raise FileNotFoundError(f"{name} cannot be loaded: {error}") from error

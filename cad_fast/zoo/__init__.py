@@ -51,9 +51,11 @@ def load(name: str = "emoji", **kwargs: Any) -> DiffusionPipeline:
     import torch
 
     from ..diffusion.dtypes import dtype_keyword
+    from ..diffusion.stored_models import absent_components
 
     dtype = {} if {"dtype", "torch_dtype"} & kwargs.keys() else dtype_keyword(torch.float32)
-    settings = {**dtype, "local_files_only": True, "use_safetensors": True, **kwargs}
+    absent = absent_components(folder(name) / "model_index.json")
+    settings = {**dtype, **absent, "local_files_only": True, "use_safetensors": True, **kwargs}
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder(name), **settings)
     pipeline.set_progress_bar_config(leave=False)
     return pipeline
