@@ -114,9 +114,10 @@ def test_unknown_names():
 def test_the_whole_path_erases(pipeline):
     """Record, attribute, erase: the target goes, the others stay."""
     study = Study(per_concept=3, progress=False, seed=7, pipeline=pipeline)
-    scores = study.attribute(samples=3)
-    before = study.evaluate()
-    comparison, _ = study.compare(before, study.erased(scores, "car", 0.03), "car")
+    some = ("car", "cat", "face", "tree", "clock")
+    scores = study.attribute(some, samples=3)
+    before = study.evaluate(concepts=some)
+    comparison, _ = study.compare(before, study.erased(scores, "car", 0.03), "car", concepts=some)
     assert comparison.target.after <= 0.5 * comparison.target.before
     assert comparison.others.kept >= 80
 
