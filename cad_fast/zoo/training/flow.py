@@ -23,7 +23,7 @@ from .models import make_tokenizer
 from .stage import Recipe, Stage
 from .train import captions, sampling_weights
 
-FLOW = Recipe(steps=2600, batch=48, lr=1.5e-3, warmup=300)
+FLOW = Recipe(steps=3600, batch=48, lr=1.5e-3, warmup=300)
 MUON_LR = 4e-3
 EMPTY_CAPTION, NO_OBJECT, NO_STYLE = 0.1, 0.03, 0.05
 # The pipeline's `max_sequence_length`, of which every value gives a model that was trained for it.
