@@ -20,7 +20,7 @@ import cad_fast
 from cad_fast import Ablation, ConceptErasure, Recording
 from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.trust import correlation
-from cad_fast.demo.study import CROSS_ATTENTION, EVALUATION_SEED, KEEP_WEIGHT, OBJECT_TIMESTEPS
+from cad_fast.demo.study import CROSS_ATTENTION, EVALUATION_SEED, KEEP_WEIGHT, WINDOWS
 from cad_fast.edits import Damage, Edit, Selection, overlap, predicted_damage, refine
 from cad_fast.evaluation import compare, evaluate
 from cad_fast.files import read_json, require_writable_folder, write_bytes, write_json, write_text
@@ -34,9 +34,9 @@ SHOWN = (*TARGETS, "dog", "clock", "tree")
 RATIO = 0.03
 # A stream of its own: neither the published tables' nor one that anything was chosen on.
 SEED = EVALUATION_SEED + 4000
-EARLY = ConceptErasure(timesteps=OBJECT_TIMESTEPS)
-AWAY = ConceptErasure(timesteps=OBJECT_TIMESTEPS, negative_guidance=1.0)
-BOTH = ConceptErasure(timesteps=OBJECT_TIMESTEPS, both_branches=True)
+EARLY = ConceptErasure(timesteps=WINDOWS["emoji"].objects)
+AWAY = ConceptErasure(timesteps=WINDOWS["emoji"].objects, negative_guidance=1.0)
+BOTH = ConceptErasure(timesteps=WINDOWS["emoji"].objects, both_branches=True)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Erasing:
         """So many pictures of an object, spread over the styles."""
         if (concept, pictures) not in self._recordings:
             texts = (cad_fast.zoo.prompts(concept) * pictures)[:pictures]
-            settings = cad_fast.zoo.GENERATION.to_kwargs()
+            settings = cad_fast.zoo.generation().to_kwargs()
             self._recordings[concept, pictures] = cad_fast.record(
                 self.pipeline, texts, seeds=0, progress=False, **settings
             )
@@ -109,7 +109,7 @@ class Erasing:
 
     def evaluate(self, edit: Any = None) -> Any:
         """Pictures of every target and of three more objects."""
-        settings = {"generation": cad_fast.zoo.GENERATION, "progress": False, "seed": SEED}
+        settings = {"generation": cad_fast.zoo.generation(), "progress": False, "seed": SEED}
         arguments = {"per_concept": self.per_concept, "batch_size": 48, "concepts": SHOWN, **settings}
         return evaluate(self.pipeline, emoji_prompts(), self.scorer, edit=edit, **arguments)
 

@@ -69,7 +69,12 @@ class Recalling:
         others = [each for each in zoo.OBJECTS if each not in (concept, zoo.RARE_OBJECT)]
 
         def drawn(concepts: list[str], count: int) -> Evaluation:
-            settings: dict[str, Any] = {"generation": zoo.GENERATION, "progress": False, "seed": SEED, "batch_size": 48}
+            settings: dict[str, Any] = {
+                "generation": zoo.generation(),
+                "progress": False,
+                "seed": SEED,
+                "batch_size": 48,
+            }
             arguments = {"concepts": concepts, "per_concept": count, "edit": edit, "keep_images": True, **settings}
             return evaluate(pipeline, emoji_prompts(), self.scorer, **arguments)
 

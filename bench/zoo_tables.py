@@ -1,4 +1,4 @@
-"""``python -m bench.zoo_tables --output DIR``: the figures that the documentation gives for the demo model.
+"""``python -m bench.zoo_tables --output DIR``: the figures that the documentation gives for the demo models.
 
 Every comparison is saved as it is finished; a second run with the same settings goes on where the first stopped.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from cad_fast.demo.study import CROSS_ATTENTION, FEED_FORWARD, KEEP_WEIGHT, Study
 from cad_fast.files import read_json, require_writable_folder, write_bytes, write_json, write_text
 from cad_fast.report.plots import tradeoff_plot
-from cad_fast.zoo import OBJECTS, RARE_OBJECT, STYLES
+from cad_fast.zoo import MODELS, OBJECTS, RARE_OBJECT, STYLES, load
 
 MODEL_PER_CONCEPT = 36
 # (modules, ratio), the most telling first.
@@ -123,9 +123,10 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.zoo_tables", description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     parser.add_argument("--per-concept", type=int, default=16)
     arguments = parser.parse_args()
-    tables = Tables(arguments.output, Study(per_concept=arguments.per_concept))
+    tables = Tables(arguments.output, Study(per_concept=arguments.per_concept, pipeline=load(arguments.model)))
     tables.model()
     for style in STYLES:
         tables.erase_style(style)

@@ -12,7 +12,8 @@ from .choices import DTYPES, OFFLOADS, DtypeName, Offload
 from .diffusion.denoisers import PipelinePart
 from .diffusion.dtypes import as_dtype, choose_dtype, dtype_keyword, dtype_name
 from .diffusion.loaded import Loading, note_loading
-from .diffusion.stored_models import StoredModel
+from .diffusion.stored_models import StoredModel, absent_components
+from .zoo.concepts import MODELS
 
 # What diffusers' `DiffusionPipeline.download` takes of the arguments of `from_pretrained`.
 _HUB_ARGUMENTS = (
@@ -39,11 +40,11 @@ def load_pipeline(
     part: str | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Load the pipeline that ``name`` stands for: ``zoo:emoji``, a local diffusers folder, or a Hub repository.
+    """Load the pipeline that ``name`` stands for: ``zoo:NAME``, a local diffusers folder, or a Hub repository.
 
     Args:
-        name: what to load. A repository is ``hub:OWNER/NAME``, or ``OWNER/NAME`` where no OWNER is on the disk. Weights
-            are read from safetensors only.
+        name: what to load. ``zoo:emoji`` and ``zoo:emoji-flow`` are embedded. A repository is ``hub:OWNER/NAME``, or
+            ``OWNER/NAME`` where no OWNER is on the disk. Weights are read from safetensors only.
         dtype: one dtype for all parts. "auto": a model stored in float32 stays so. One stored in half precision keeps
             its dtype on a GPU; on a CPU it becomes bfloat16 where that is fast, else float32. The zoo's models are
             float32. Quantised parts keep their own dtypes.
@@ -180,10 +181,11 @@ def _from_files(
     stored.require_quantisers()
     where = device or (_accelerator() if offload in ("model", "sequential") else None) or torch.device("cpu")
     chosen, reason = choose_dtype(dtype, stored.dtype(variant), where)
+    absent = absent_components(path / "model_index.json")
     passed = {key: value for key, value in kwargs.items() if key not in ("cache_dir", "token", "revision")}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            str(path), **{"use_safetensors": True, "variant": variant, **dtype_keyword(chosen), **passed}
+            str(path), **{"use_safetensors": True, "variant": variant, **dtype_keyword(chosen), **absent, **passed}
         )
     except OSError as error:
         raise FileNotFoundError(f"{name} cannot be loaded: {error}") from error
@@ -210,8 +212,9 @@ def _local(name: str) -> Path | None:
             )
         return path
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.endswith((".safetensors", ".ckpt", ".bin")):
+        embedded = ", ".join(f"zoo:{model}" for model in MODELS)
         raise FileNotFoundError(
-            f"{name} does not exist: expected zoo:emoji, a folder written by a pipeline's save_pretrained, or a Hub "
+            f"{name} does not exist: expected {embedded}, a folder written by a pipeline's save_pretrained, or a Hub "
             "repository hub:OWNER/NAME"
         )
     return None

@@ -19,7 +19,7 @@ from . import zoo
 from .attribution.attributor import Attributor
 from .attribution.measuring.plans import Target
 from .attribution.scores import Scores
-from .diffusion.generation import Generation
+from .diffusion.generation import SCHEDULES, Generation
 from .diffusion.layers import PRESETS
 from .diffusion.timesteps import TimestepWindow, Window
 from .edits.damage import Expressed, Moved, objectives_under
@@ -89,7 +89,7 @@ def erase(
         name: of the edit.
         progress: whether to show a progress bar.
         **pipeline_kwargs: go to the pipeline, such as ``num_inference_steps`` and ``guidance_scale``. The embedded
-            models have ``zoo.GENERATION`` where they are not given.
+            models have ``zoo.generation(name)`` where they are not given.
 
     Returns:
         The edit. ``edit.provenance["making"]`` says how it was made, and ``["predicted"]`` what it will do.
@@ -152,7 +152,7 @@ def amplify(
         name: of the edit.
         progress: whether to show a progress bar.
         **pipeline_kwargs: go to the pipeline, such as ``num_inference_steps`` and ``guidance_scale``. The embedded
-            models have ``zoo.GENERATION`` where they are not given.
+            models have ``zoo.generation(name)`` where they are not given.
 
     Returns:
         The edit, as ``erase`` does.
@@ -267,8 +267,8 @@ class _Making:
             raise ValueError(f"samples is {self.samples}, expected at least 1")
         if active := active_edits(self.pipeline):
             raise ValueError(f"edit {active[-1].edit.name!r} is in the weights: undo it before another is made")
-        if zoo.name_of(self.pipeline) is not None:
-            self.generation = Generation.of(zoo.GENERATION, **self.generation.to_kwargs())
+        if (embedded := zoo.name_of(self.pipeline)) is not None:
+            self.generation = Generation.of(zoo.generation(embedded), **self.generation.to_kwargs())
 
     def bar(self, steps: int) -> Any:
         """The progress bar, as a context."""
@@ -310,7 +310,8 @@ class _Making:
         captions = prompts or prompts_of(self.pipeline, self.concept, None)[0]
         timesteps = self.generation.num_inference_steps
         self._bar.set_description(f"encoding {self.concept}")
-        recording = record_images(self.pipeline, images, captions, seed=self.seed, timesteps=timesteps)
+        arguments = {name: value for name, value in self.generation.arguments.items() if name not in SCHEDULES}
+        recording = record_images(self.pipeline, images, captions, seed=self.seed, timesteps=timesteps, **arguments)
         self._bar.update()
         return recording
 

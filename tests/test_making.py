@@ -138,9 +138,10 @@ def test_the_smallest_edit_that_does_enough_is_taken() -> None:
     assert "given" in making._choose(sizes[:1], "positive")[1]
 
 
-def test_names_and_prompts(pipeline) -> None:
-    embedded = zoo.load()
-    assert zoo.name_of(embedded) == "emoji" and zoo.name_of(cad_fast.load_pipeline("zoo:emoji")) == "emoji"
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_names_and_prompts(pipeline, name) -> None:
+    embedded = zoo.load(name)
+    assert zoo.name_of(embedded) == name and zoo.name_of(cad_fast.load_pipeline(f"zoo:{name}")) == name
     assert zoo.name_of(pipeline) is None
     assert making.prompts_of(embedded, "car", None) == zoo.prompts("car")
     assert making.prompts_of(pipeline, "car", None)[0] == "a photo of car"
@@ -171,12 +172,16 @@ def test_an_edit_in_the_weights_is_named(pipeline, edit) -> None:
         cad_fast.erase(pipeline, "a dog", keep=["a cat"], **QUICK)
 
 
-def test_the_commands(tmp_path, capsys) -> None:
+@pytest.mark.parametrize("model", [f"zoo:{name}" for name in zoo.MODELS])
+def test_the_commands(tmp_path, capsys, model) -> None:
     options = ["--keep", "cat", "--samples", "1", "--steps", "4", "--ratio", "0.03", "--quiet"]
-    assert main(["erase", "zoo:emoji", "car", *options, "-o", str(tmp_path / "no-car")]) == 0
+    assert main(["erase", model, "car", *options, "-o", str(tmp_path / "no-car")]) == 0
     assert "of the concept is left" in capsys.readouterr().out
-    assert cad_fast.load_edit(tmp_path / "no-car").name == "car-erase" and (tmp_path / "no-car" / "README.md").exists()
-    assert main(["amplify", "zoo:emoji", "book", *options, "--json", "-o", str(tmp_path / "more")]) == 0
+    edit = cad_fast.load_edit(tmp_path / "no-car")
+    assert edit.name == "car-erase" and (tmp_path / "no-car" / "README.md").exists()
+    own = zoo.generation(model.removeprefix("zoo:")).arguments
+    assert edit.provenance["making"]["pipeline_kwargs"] == dict(own)
+    assert main(["amplify", model, "book", *options, "--json", "-o", str(tmp_path / "more")]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["name"] == "book-amplify" and result["predicted"]["ratio"] == 0.03
     from_original = ["--original", "zoo:emoji", *options, "-o", str(tmp_path / "back")]
@@ -184,6 +189,6 @@ def test_the_commands(tmp_path, capsys) -> None:
     assert "the original gives the same outputs" in capsys.readouterr().err
     (tmp_path / "keep.json").write_text(json.dumps({"cat": ["a cat"]}))
     both = ["--keep-file", str(tmp_path / "keep.json"), "-o", str(tmp_path / "x")]
-    assert main(["erase", "zoo:emoji", "car", *options, *both]) == 2 and "give one" in capsys.readouterr().err
-    assert main(["erase", "zoo:emoji", "caar", *options[2:], "-o", str(Path(tmp_path) / "x")]) == 2
+    assert main(["erase", model, "car", *options, *both]) == 2 and "give one" in capsys.readouterr().err
+    assert main(["erase", model, "caar", *options[2:], "-o", str(Path(tmp_path) / "x")]) == 2
     assert "did you mean car" in capsys.readouterr().err

@@ -32,7 +32,7 @@ class Cad:
     def weights(self, pipeline: Any, concept: str) -> dict[str, Tensor]:
         """See ``Baseline.weights``."""
         space = ComponentSpace.of(pipeline, "weight", "feed-forward")
-        steps, scale = zoo.GENERATION.num_inference_steps, zoo.GENERATION.guidance_scale
+        steps, scale = zoo.generation().num_inference_steps, zoo.generation().guidance_scale
         assert steps is not None and scale is not None, "the zoo's generation says both"
         seeds = range(self.seed, self.seed + steps)
         scores = Scores(published.cad(pipeline, zoo.caption(concept), space, steps, scale, seeds), space)

@@ -43,7 +43,7 @@ def input_norms(pipeline: Any, prompts: list[str], seed: int, modules: dict[str,
     seeds = [seed + row for row in range(len(prompts))]
     try:
         with plain_tensors(), silent(pipeline):
-            settings = {**zoo.GENERATION.to_kwargs(), "output_type": "latent"}
+            settings = {**zoo.generation().to_kwargs(), "output_type": "latent"}
             pipeline(prompt=prompts, generator=generators(seeds), **settings)
     finally:
         for handle in handles:

@@ -60,7 +60,7 @@ class EsdX:
     def weights(self, pipeline: Any, concept: str) -> dict[str, Tensor]:
         """See ``Baseline.weights``."""
         prompts = [zoo.caption(concept)] * self.trajectories
-        recording = record(pipeline, prompts, seeds=self.seed, progress=False, **zoo.GENERATION.to_kwargs())
+        recording = record(pipeline, prompts, seeds=self.seed, progress=False, **zoo.generation().to_kwargs())
         trained = copy.deepcopy(pipeline.unet).requires_grad_(False)
         parameters = {name: value for name, value in trained.named_parameters() if CROSS_ATTENTION in name.split(".")}
         for parameter in parameters.values():

@@ -79,7 +79,7 @@ def audit(
         output_dir: where probes are saved as they are finished; an audit that was stopped goes on there.
         progress: whether to show a progress bar.
         **pipeline_kwargs: go to the pipeline, such as ``num_inference_steps`` and ``guidance_scale``. The embedded
-            models have ``zoo.GENERATION`` where they are not given.
+            models have ``zoo.generation`` where they are not given.
 
     Returns:
         Probes with 95% intervals, and a verdict.
@@ -89,19 +89,19 @@ def audit(
             or ``output_dir`` holds another audit.
         TypeError: the pipeline has no denoiser.
     """
-    embedded = zoo.name_of(pipeline) is not None
+    embedded = zoo.name_of(pipeline)
     captions: str | list[str] = prompts_of(pipeline, concept, prompts)[0]
-    if images is None and embedded and concept in zoo.OBJECTS:
+    if images is None and embedded is not None and concept in zoo.OBJECTS:
         files, named = zip(*zoo.pictures(concept), strict=True)
         images, captions = zoo.opened(files), list(named)
     if images is None:
         raise ValueError(f"there are no images of {concept!r}: give a folder of pictures that show it")
-    if scorer is None and not embedded:
+    if scorer is None and embedded is None:
         raise ValueError("there is no scorer: give one that knows the concept, such as a ClipScorer")
     if per_probe < 1 or soft_steps < 1:
         raise ValueError(f"per_probe is {per_probe} and soft_steps {soft_steps}, expected at least 1")
     scorer = zoo.scorer() if scorer is None else scorer
-    generation = Generation.of(zoo.GENERATION if embedded else None, **pipeline_kwargs)
+    generation = Generation.of(None if embedded is None else zoo.generation(embedded), **pipeline_kwargs)
     drawer = Drawer(pipeline, concept, scorer, axis or next(iter(scorer.axes)), generation, seed)
     texts = prompts_of(pipeline, concept, prompts)
     others = (

@@ -303,9 +303,8 @@ def _record(arguments: argparse.Namespace, pipeline: Any, prompts: list[str]) ->
         pictures, captions = _real_pictures(arguments)
         if arguments.size is not None:
             raise ValueError("--size does not go with --images: pictures are brought to the pipeline's own size")
-        return record_images(
-            pipeline, pictures, captions, timesteps=generation.num_inference_steps, seed=arguments.seed
-        )
+        steps, more = generation.num_inference_steps, generation.arguments
+        return record_images(pipeline, pictures, captions, timesteps=steps, seed=arguments.seed, **more)
     recording = record(pipeline, prompts, seeds=arguments.seed, progress=progress, **generation.to_kwargs())
     if arguments.objective == "denoising":
         return renoise(recording, pipeline, timesteps=recording.num_inference_steps, seed=arguments.seed)

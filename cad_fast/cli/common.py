@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ..choices import DTYPES, OFFLOADS
 from ..diffusion.generation import Generation
 from ..texts import printable
-from ..zoo.concepts import GENERATION
+from ..zoo.concepts import MODELS, generation
 
 if TYPE_CHECKING:
     from ..evaluation import PromptSet
 
 EXIT_CODES = "exit codes: 0 done, 1 a run or a check failed, 2 wrong input or arguments, 130 interrupted"
-MODEL_HELP = "zoo:emoji, a local diffusers folder, or a Hub repository"
+MODEL_HELP = f"{', '.join(f'zoo:{name}' for name in MODELS)}, a local diffusers folder, or a Hub repository"
 LOADING = ("dtype", "variant", "revision", "device", "offload", "denoiser_weights", "part")
 
 
@@ -136,28 +136,36 @@ def _bars(shown: bool) -> Iterator[None]:
 
 def add_sampling(parser: argparse.ArgumentParser, seed: int = 0) -> None:
     """The options of how pictures are sampled."""
-    steps, guidance = GENERATION.num_inference_steps, GENERATION.guidance_scale
     parser.add_argument(
         "--seed", type=int, default=seed, help=f"seed of the first image, the others count on (default {seed})"
     )
-    parser.add_argument(
-        "--steps", type=int, help=f"denoising steps (default: {steps} for zoo models, else the pipeline's own)"
-    )
+    of_zoo = {f"zoo:{name}": generation(name) for name in MODELS}
+    steps = ", ".join(f"{each.num_inference_steps} for {name}" for name, each in of_zoo.items())
+    guidance = ", ".join(f"{each.guidance_scale:g} for {name}" for name, each in of_zoo.items())
+    parser.add_argument("--steps", type=int, help=f"denoising steps (default: {steps}, else the pipeline's own)")
     parser.add_argument(
         "--guidance-scale",
         type=float,
-        help=f"classifier-free guidance (default: {guidance:g} for zoo models, else the pipeline's own)",
+        help=f"classifier-free guidance (default: {guidance}, else the pipeline's own)",
     )
 
 
 def generation_of(arguments: argparse.Namespace) -> Generation:
     """Steps, guidance and size as given, else the zoo's for its models, else the pipeline's own.
 
-    Raises ValueError when ``--size`` is of another form.
+    Raises ValueError when ``--size`` is of another form, or the zoo has no such model.
     """
     given = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance_scale}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Generation.of(GENERATION if is_zoo(arguments) else None, **chosen, **_size(arguments))
+    return Generation.of(zoo_generation(str(arguments.model)), **chosen, **_size(arguments))
+
+
+def zoo_generation(model: str) -> Generation:
+    """How the zoo's model of this name generates; for any other model nothing is set.
+
+    Raises ValueError when the zoo has no such model.
+    """
+    return generation(model.removeprefix("zoo:")) if model.startswith("zoo:") else Generation()
 
 
 def is_zoo(arguments: argparse.Namespace) -> bool:

@@ -14,6 +14,7 @@ from .common import (
     model_of,
     refuse_loading,
     say,
+    zoo_generation,
 )
 from .judges import one_judge_of
 
@@ -94,7 +95,7 @@ def _evaluate_again(arguments: argparse.Namespace, pipeline: Any, edit: Edit) ->
     settings = recorded.get("settings") if isinstance(recorded, dict) else None
     if not isinstance(recorded, dict) or not isinstance(settings, dict):
         raise ValueError("it holds no evaluation with its settings: `cad-fast evaluate --card` writes one")
-    run, strength, targets, (low, high) = _settings(recorded, settings)
+    run, strength, targets, (low, high) = _settings(recorded, settings, arguments.model)
     prompts = evaluation_prompts(arguments)
     scorer = one_judge_of(arguments, prompts)
     run["progress"] = not arguments.quiet
@@ -116,7 +117,7 @@ def _evaluate_again(arguments: argparse.Namespace, pipeline: Any, edit: Edit) ->
 
 
 def _settings(
-    recorded: dict[str, Any], settings: dict[str, Any]
+    recorded: dict[str, Any], settings: dict[str, Any], model: str
 ) -> tuple[dict[str, Any], float, list[str], tuple[float, float]]:
     """What a recorded evaluation says of its run, checked, for it comes with the edit. Raises ValueError."""
 
@@ -142,7 +143,7 @@ def _settings(
         run["generation"] = Generation.from_dict(settings)
     except ValueError as error:
         raise ValueError(f"its evaluation does not say how its pictures were made: {error}") from error
-    if run["generation"].arguments:
+    if dict(run["generation"].arguments) not in ({}, dict(zoo_generation(model).arguments)):
         raise ValueError("its evaluation was made with further arguments of the pipeline: repeat it by hand")
     lowest, highest = (number(side, "an interval with", 0, 1) for side in interval)
     return run, number(settings.get("strength"), "strength", -100, 100), targets, (lowest, highest)

@@ -1,4 +1,4 @@
-"""The demonstration: record, attribute, erase, amplify and evaluate on the embedded model, with a report to look at."""
+"""The demonstration: record, attribute, erase, amplify and evaluate on an embedded model, with a report to look at."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ..diffusion.context import generators, plain_tensors, silent
+from ..diffusion.generation import Generation
 from ..edits.edit import Edit
 from ..evaluation.comparison import Comparison
 from ..evaluation.outcomes import Evaluation
@@ -19,7 +20,8 @@ from ..files import require_writable_folder, write_bytes, write_json, write_png
 from ..report.html import Figure, Figures, Heading, Paragraph, Picture, Section, Table, write_report
 from ..report.plots import bars_before_after, module_share_plot, tradeoff_plot
 from ..report.sheets import before_after_sheet, contact_sheet
-from ..zoo.concepts import GENERATION, RARE_OBJECT, caption
+from ..zoo import load
+from ..zoo.concepts import RARE_OBJECT, caption
 from .study import CROSS_ATTENTION, FEED_FORWARD, Study
 
 ERASED = "car"
@@ -42,22 +44,25 @@ class Results:
     amplified: Comparison
     amplified_others: Comparison
     edit: Edit
+    generation: Generation
     cost: dict[str, Any]
     seconds: float
 
 
 def run_demo(
-    output: str | Path, *, per_concept: int | None = None, progress: bool = True
+    output: str | Path, *, model: str = "emoji", per_concept: int | None = None, progress: bool = True
 ) -> tuple[Results, dict[str, Any]]:
     """Write report.html, contact sheets, plots, edits and results.json into ``output``; returns the results and
     results.json with the report's path.
 
-    Raises PermissionError or NotADirectoryError naming the folder, ImportError naming the extra for the plots.
+    Raises ValueError for a model that the zoo does not have, PermissionError or NotADirectoryError naming the folder,
+    ImportError naming the extra for the plots.
     """
     require("matplotlib", "report")
+    pipeline = load(model)
     folder = require_writable_folder(output)
     started = time.perf_counter()
-    study = Study(per_concept=per_concept or PER_CONCEPT, progress=progress)
+    study = Study(per_concept=per_concept or PER_CONCEPT, progress=progress, pipeline=pipeline)
     scores = study.attribute()
     before = study.evaluate(keep_images=True)
 
@@ -90,6 +95,7 @@ def run_demo(
         amplified=amplified,
         amplified_others=amplified_others,
         edit=edit,
+        generation=study.generation,
         cost=scores[ERASED].provenance["cost"],
         seconds=time.perf_counter() - started,
     )
@@ -135,7 +141,7 @@ def dial(study: Study, edit: Edit, obj: str) -> Image.Image:
                 study.pipeline(
                     texts,
                     generator=generators([study.seed + i for i in range(len(texts))]),
-                    **GENERATION.to_kwargs(),
+                    **study.generation.to_kwargs(),
                 ).images
             )
     rows = [list(row) for row in zip(*columns, strict=True)]
@@ -168,6 +174,7 @@ def to_dict(results: Results, before: Evaluation) -> dict[str, Any]:
 def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list[Section]:
     """The report, in order."""
     erased, amplified, cost = results.erased, results.amplified, results.cost
+    generation = results.generation
     others, style = erased.others, erased.axes["style"]
     low, high = amplified.target.difference_interval
     assert others is not None and others.kept is not None and style.kept is not None
@@ -210,7 +217,7 @@ def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list
             "Strength 0 is the model as it was, 1 the edit; beyond 1 the weights change sign, below 0 they grow.",
         ),
         Heading("Which weights", 3),
-        Picture(pictures["where"], "Share of the edited weights per block of the UNet"),
+        Picture(pictures["where"], "Share of the edited weights per block of the denoiser"),
         Heading("How much, and where"),
         Paragraph(
             "The same selection at other ratios, and on the feed-forward weights that the paper edits. Left: how often "
@@ -230,7 +237,7 @@ def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list
         Table("The other objects under the same edit", amplified.columns, results.amplified_others.cells()),
         Heading("How this was measured"),
         Paragraph(
-            f"{GENERATION.num_inference_steps} denoising steps, guidance {GENERATION.guidance_scale:g}. "
+            f"{generation.num_inference_steps} denoising steps, guidance {generation.guidance_scale:g}. "
             "Evaluation seeds were not used for choosing the edit. "
             f"All figures are in results.json, the edits in edits/. The whole run took {results.seconds:.0f} seconds."
         ),

@@ -1,13 +1,17 @@
-"""Erasing and amplifying the demo model's concepts: the steps that the demo and the published tables share."""
+"""Erasing and amplifying the demo models' concepts: the steps that the demo and the published tables share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..attribution.attributor import Attributor
 from ..attribution.scores import Scores
+from ..diffusion.denoisers import denoiser_of
+from ..diffusion.generation import Generation
+from ..diffusion.layers import match_modules
+from ..diffusion.structure import layer_roles
 from ..diffusion.timesteps import TimestepWindow
 from ..edits import Edit, Selection, refine
 from ..evaluation import evaluate
@@ -17,20 +21,15 @@ from ..objectives import ConceptErasure, DenoisingLoss
 from ..recording.data import Recording
 from ..recording.record import record, with_base
 from ..recording.renoise import record_images
-from ..zoo import load, opened, pictures, prompts, scorer
-from ..zoo.concepts import GENERATION, OBJECTS, STYLES, caption
+from ..zoo import load, name_of, opened, pictures, prompts, scorer
+from ..zoo.concepts import OBJECTS, STYLES, caption, generation
 from ..zoo.prompt_set import emoji_prompts
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
 
 # Attribution draws from seeds 0, 1, ...; evaluation from another stream altogether (see evaluation.image_seed).
 ATTRIBUTION_SEED = 0
 EVALUATION_SEED = 1000
 CROSS_ATTENTION = "cross-attention-kv"
 FEED_FORWARD = "feed-forward"
-BOTH = ("attn2.to_k", "attn2.to_v", "ff.net.0.proj", "ff.net.2")
 ROWS_PER_PASS = 40
 # Trajectories per object for first-order scores, and for the object that is erased, whose scores are then refined.
 SAMPLES = 6
@@ -42,36 +41,74 @@ PROBES = 2
 NEGATIVE_GUIDANCE = 1.0
 # How much the other objects' needs count when one is erased (chosen on seeds that no table uses).
 KEEP_WEIGHT = 0.5
-# What is drawn is settled in the first steps; over all timesteps the last ones, with the largest distances, would
-# outweigh them, and edits chosen so leave the objects as they were.
-OBJECT_TIMESTEPS = TimestepWindow(1000, 850)
 # How much what the others' outputs would lose counts in the ranking (see ``against_damage``).
 EXPONENT = 0.5
-# A style is what its prompts add to the object's, in the steps after those that settle the object.
-STYLE_TIMESTEPS = TimestepWindow(849, 400)
 STYLE_MODULES = "cross-attention"
 STYLE_ROUNDS = 8
 
 
+@dataclass(frozen=True)
+class Windows:
+    """When a model settles what it draws.
+
+    Attributes:
+        objects: The first steps. Over all timesteps the last ones, with the largest distances, would outweigh them,
+            and edits chosen so leave the objects as they were.
+        styles: The steps after those: a style is what its prompts add to the object's.
+    """
+
+    objects: TimestepWindow
+    styles: TimestepWindow
+
+
+# A straight path from noise to data has less noise at the same timestep than Stable Diffusion's schedule, so objects
+# are settled later.
+WINDOWS = {
+    "emoji": Windows(TimestepWindow(1000, 850), TimestepWindow(849, 400)),
+    "emoji-flow": Windows(TimestepWindow(1000, 700), TimestepWindow(699, 300)),
+}
+
+
 @dataclass
 class Study:
-    """The embedded pipeline, its scorer, and evaluations that are all made on the same seeds."""
+    """An embedded pipeline, its scorer, and evaluations that are all made on the same seeds.
+
+    ``generation``, ``windows`` and ``objective`` are the model's own; ``both`` are the modules that scores are of, the
+    keys and values that read the text, and the feed-forward layers. Raises ValueError for a pipeline that is not the
+    zoo's.
+    """
 
     per_concept: int = 16
     progress: bool = True
     seed: int = EVALUATION_SEED
-    pipeline: StableDiffusionPipeline = field(default_factory=load)
+    pipeline: Any = field(default_factory=load)
     scorer: Any = field(default_factory=scorer)
-    objective: ConceptErasure = field(default_factory=lambda: ConceptErasure(timesteps=OBJECT_TIMESTEPS))
+    generation: Generation = field(init=False)
+    windows: Windows = field(init=False)
+    objective: ConceptErasure = field(init=False)
+    both: list[str] = field(init=False)
     _recordings: dict[Any, Recording] = field(default_factory=dict)
     _sensitivities: dict[str, Scores] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        name = name_of(self.pipeline)
+        if name is None:
+            raise ValueError("the pipeline is none of the zoo's: load it with cad_fast.zoo.load")
+        self.generation, self.windows = generation(name), WINDOWS[name]
+        self.objective = ConceptErasure(timesteps=self.windows.objects)
+        roles = layer_roles(denoiser_of(self.pipeline))
+        self.both = [
+            path
+            for modules in (CROSS_ATTENTION, FEED_FORWARD)
+            for path in match_modules(denoiser_of(self.pipeline), modules, roles)
+        ]
 
     def evaluate(self, edit: Edit | None = None, strength: float = 1.0, **settings: Any) -> Evaluation:
         """Pictures of every object, with ``edit`` or without."""
         arguments = {
             "per_concept": self.per_concept,
             "seed": self.seed,
-            "generation": GENERATION,
+            "generation": self.generation,
             "progress": self.progress,
             **settings,
         }
@@ -86,19 +123,19 @@ class Study:
             seeds=ATTRIBUTION_SEED,
             batch_size=24,
             progress=self.progress,
-            **GENERATION.to_kwargs(),
+            **self.generation.to_kwargs(),
         )
 
     def attribute(self, objects: Sequence[str] = OBJECTS, samples: int = SAMPLES) -> dict[str, Scores]:
         """First-order scores of the cross-attention keys and values and of the feed-forward weights, per object."""
-        return self._scored(Attributor(self.pipeline, self.objective, target_modules=BOTH), objects, samples)
+        return self._scored(Attributor(self.pipeline, self.objective, target_modules=self.both), objects, samples)
 
     def sensitivities(self, objects: Sequence[str] = OBJECTS, samples: int = SAMPLES) -> dict[str, Scores]:
         """How far the removal of each of these weights moves the outputs, per object; computed once."""
         missing = [obj for obj in objects if obj not in self._sensitivities]
         if missing:
             attributor = Attributor(
-                self.pipeline, self.objective, target_modules=BOTH, method="sensitivity", probes=PROBES
+                self.pipeline, self.objective, target_modules=self.both, method="sensitivity", probes=PROBES
             )
             self._sensitivities |= self._scored(attributor, objects, samples)
         return {obj: self._sensitivities[obj] for obj in objects}
@@ -119,9 +156,15 @@ class Study:
         """Scores for drawing ``obj`` like its real pictures: J is minus the denoising loss on them."""
         files, captions = zip(*pictures(obj), strict=True)
         images = opened(files)
-        timesteps = GENERATION.num_inference_steps
-        recording = record_images(self.pipeline, images, list(captions), timesteps=timesteps, seed=ATTRIBUTION_SEED)
-        attributor = Attributor(self.pipeline, DenoisingLoss(), target_modules=BOTH)
+        recording = record_images(
+            self.pipeline,
+            images,
+            list(captions),
+            timesteps=self.generation.num_inference_steps,
+            seed=ATTRIBUTION_SEED,
+            **self.generation.arguments,
+        )
+        attributor = Attributor(self.pipeline, DenoisingLoss(), target_modules=self.both)
         return attributor.run(recording, concept=obj, rows_per_pass=ROWS_PER_PASS, progress=self.progress)
 
     def erased(
@@ -147,14 +190,14 @@ class Study:
             self.recordings(obj),
             scores[obj].of_modules(modules),
             selection,
-            objective=ConceptErasure(timesteps=OBJECT_TIMESTEPS, negative_guidance=NEGATIVE_GUIDANCE),
+            objective=ConceptErasure(timesteps=self.windows.objects, negative_guidance=NEGATIVE_GUIDANCE),
             progress=self.progress,
         )
         return Edit.from_scores(refined, selection, name=f"{obj}-erase")
 
     def erased_style(self, style: str, ratio: float, rounds: int = STYLE_ROUNDS) -> Edit:
         """An edit that erases ``style``, what its prompts add to the objects alone, and spares the other styles."""
-        window: dict[str, Any] = {"timesteps": STYLE_TIMESTEPS, "base": "base"}
+        window: dict[str, Any] = {"timesteps": self.windows.styles, "base": "base"}
         recordings = {name: self._record_style(name) for name in STYLES}
         of_method = {}
         for method in ("gradient", "sensitivity"):
@@ -192,7 +235,7 @@ class Study:
             seeds=ATTRIBUTION_SEED,
             batch_size=24,
             progress=self.progress,
-            **GENERATION.to_kwargs(),
+            **self.generation.to_kwargs(),
         )
         return with_base(recording, self.pipeline, [caption(obj) for obj in OBJECTS], progress=self.progress)
 

@@ -191,6 +191,15 @@ def components_of(index: Path) -> list[str]:
     return [key for key, value in read_json(index).items() if isinstance(value, list) and len(value) == 2 and value[1]]
 
 
+def absent_components(index: Path) -> dict[str, None]:
+    """The components that a model_index.json names as absent, as keywords of ``from_pretrained``.
+
+    diffusers wants to be told so of those that a pipeline could have, such as the third text encoder of Stable
+    Diffusion 3. Raises ValueError when the file is damaged.
+    """
+    return {key: None for key, value in read_json(index).items() if value == [None, None]}
+
+
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None

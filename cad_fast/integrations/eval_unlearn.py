@@ -98,7 +98,8 @@ class CadFastTechnique:
         """
         self.config = config = TechniqueConfig.of(technique_config)
         self.pipeline = load_pipeline(config.model, **config.loading)
-        of_zoo = zoo.GENERATION if zoo.name_of(self.pipeline) is not None else None
+        embedded = zoo.name_of(self.pipeline)
+        of_zoo = None if embedded is None else zoo.generation(embedded)
         self.generation = Generation.of(of_zoo, **config.generation)
         self.edit = self._edit()
         self._drawn: Counter[str] = Counter()

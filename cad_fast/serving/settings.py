@@ -152,8 +152,8 @@ class Settings(Checked):
 
     model: str = setting(
         "model",
-        "what is served: zoo:emoji, a local diffusers folder, or a repository of the Hub; clients see it as the "
-        "model's name, of a local folder only the last part",
+        "what is served: zoo:emoji, zoo:emoji-flow, a local diffusers folder, or a repository of the Hub; clients see "
+        "it as the model's name, of a local folder only the last part",
     )
     max_batch_size: Whole = setting(
         8, "most pictures in the batch; a guided picture takes two rows of a pass", unit="pictures", ge=1

@@ -1,4 +1,4 @@
-"""The embedded demo model: a small text-to-image pipeline that draws 12 objects in 3 emoji styles."""
+"""The embedded demo models: small text-to-image pipelines that draw 12 objects in 3 emoji styles."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .concepts import GENERATION, OBJECTS, RARE_OBJECT, STYLES, caption
+from .concepts import MODELS, OBJECTS, RARE_OBJECT, STYLES, caption, generation, known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
     from PIL import Image
 
     from .emoji_scorer import EmojiScorer
 
 __all__ = [
-    "GENERATION",
+    "MODELS",
     "OBJECTS",
     "RARE_OBJECT",
     "STYLES",
     "caption",
     "folder",
+    "generation",
     "load",
     "name_of",
     "opened",
@@ -31,30 +32,31 @@ __all__ = [
     "scorer",
 ]
 
-MODELS = ("emoji",)
+# Whose folder has the classifier and the pictures: both serve every model.
+_FIRST = "emoji"
 
 
 def folder(name: str = "emoji") -> Path:
     """Where the files of a model lie. Raises ValueError for an unknown name."""
-    if name not in MODELS:
-        raise ValueError(f"the zoo has no model {name!r}; it has: {', '.join(MODELS)}")
-    return Path(__file__).parent / name
+    return Path(__file__).parent / known(name)
 
 
-def load(name: str = "emoji", **kwargs: Any) -> StableDiffusionPipeline:
-    """The model as an ordinary StableDiffusionPipeline, in float32 unless ``dtype`` says otherwise (before
-    diffusers 0.42: ``torch_dtype``).
+def load(name: str = "emoji", **kwargs: Any) -> DiffusionPipeline:
+    """The model as an ordinary pipeline, in float32 unless ``dtype`` says otherwise (before diffusers 0.42:
+    ``torch_dtype``): "emoji" is a StableDiffusionPipeline, "emoji-flow" a StableDiffusion3Pipeline.
 
-    ``kwargs`` go to ``StableDiffusionPipeline.from_pretrained``.
+    ``kwargs`` go to ``DiffusionPipeline.from_pretrained``.
     """
     import diffusers
     import torch
 
     from ..diffusion.dtypes import dtype_keyword
+    from ..diffusion.stored_models import absent_components
 
     dtype = {} if {"dtype", "torch_dtype"} & kwargs.keys() else dtype_keyword(torch.float32)
-    settings = {**dtype, "local_files_only": True, "use_safetensors": True, **kwargs}
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder(name), **settings)
+    absent = absent_components(folder(name) / "model_index.json")
+    settings = {**dtype, **absent, "local_files_only": True, "use_safetensors": True, **kwargs}
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder(name), **settings)
     pipeline.set_progress_bar_config(leave=False)
     return pipeline
 
@@ -66,10 +68,11 @@ def name_of(pipeline: Any) -> str | None:
 
 
 def scorer(name: str = "emoji") -> EmojiScorer:
-    """The classifier that tells objects and styles in the model's pictures."""
+    """The classifier that tells objects and styles in a model's pictures, the same for every model."""
     from .emoji_scorer import EmojiScorer
 
-    return EmojiScorer.from_folder(folder(name) / "classifier")
+    known(name)
+    return EmojiScorer.from_folder(folder(_FIRST) / "classifier")
 
 
 def prompts(concept: str) -> list[str]:
@@ -81,10 +84,10 @@ def prompts(concept: str) -> list[str]:
         return [caption(concept, style) for style in STYLES]
     if concept in STYLES:
         return [caption(obj, concept) for obj in OBJECTS]
-    known = (*OBJECTS, *STYLES)
-    near = difflib.get_close_matches(concept, known, n=3, cutoff=0.4)
+    concepts = (*OBJECTS, *STYLES)
+    near = difflib.get_close_matches(concept, concepts, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"unknown concept {concept!r}{hint} The model knows: {', '.join(known)}")
+    raise ValueError(f"unknown concept {concept!r}{hint} The models know: {', '.join(concepts)}")
 
 
 def opened(files: Sequence[Path]) -> list[Image.Image]:
@@ -95,8 +98,11 @@ def opened(files: Sequence[Path]) -> list[Image.Image]:
 
 
 def pictures(concept: str, name: str = "emoji") -> list[tuple[Path, str]]:
-    """Real pictures of an object, as (file, caption). Raises ValueError for an unknown object."""
+    """Real pictures of an object, as (file, caption), the same for every model. Raises ValueError for an unknown
+    object.
+    """
+    known(name)
     if concept not in OBJECTS:
         raise ValueError(f"there are no pictures of {concept!r}; there are of: {', '.join(OBJECTS)}")
-    files = sorted((folder(name) / "pictures" / concept).glob("*.png"))
+    files = sorted((folder(_FIRST) / "pictures" / concept).glob("*.png"))
     return [(file, caption(concept, file.stem.split("-")[0])) for file in files]

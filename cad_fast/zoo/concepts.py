@@ -1,4 +1,4 @@
-"""The concepts of the emoji demo model, and the captions it understands."""
+"""The embedded models by name, the concepts that they draw, and the captions that they understand."""
 
 from __future__ import annotations
 
@@ -6,14 +6,44 @@ from ..diffusion.generation import Generation
 
 OBJECTS = ("cat", "dog", "face", "heart", "flower", "car", "fish", "fruit", "tree", "clock", "moon", "book")
 STYLES = ("noto", "twemoji", "fluent")
-# Shown to the model far less often than the others, so that CAD-Amplify has something to amplify.
+# Shown to the models far less often than the others, so that CAD-Amplify has something to amplify.
 RARE_OBJECT = "book"
-# How its figures were made. ``erase``, ``amplify`` and the command line take it where nothing else is said.
-GENERATION = Generation(num_inference_steps=20, guidance_scale=3.0)
+# How often training shows an object, against once for every other. The rare one hardly ever comes out, a weak one at
+# times.
+SHOWN_LESS = {"emoji": {RARE_OBJECT: 0.01}, "emoji-flow": {RARE_OBJECT: 0.01, "fruit": 0.03}}
+MODELS = tuple(SHOWN_LESS)
+# What each model's figures were made with. The length is of the text that the pipeline's missing third encoder would
+# read: any is right, and a short one is fast.
+_GENERATIONS = {
+    "emoji": Generation(20, 3.0),
+    "emoji-flow": Generation(20, 6.0, {"max_sequence_length": 16}),
+}
+
+
+def generation(name: str = "emoji") -> Generation:
+    """Return how a model's figures were made.
+
+    ``erase``, ``amplify`` and the command line take it where nothing else is said.
+
+    Raises:
+        ValueError: There is no model of that name.
+    """
+    return _GENERATIONS[known(name)]
+
+
+def known(name: str) -> str:
+    """Return ``name``.
+
+    Raises:
+        ValueError: There is no model of that name.
+    """
+    if name not in MODELS:
+        raise ValueError(f"the zoo has no model {name!r}; it has: {', '.join(MODELS)}")
+    return name
 
 
 def caption(obj: str | None = None, style: str | None = None) -> str:
-    """The caption the model was trained on: ``caption("cat", "noto")`` is "a cat in noto style"."""
+    """The caption the models were trained on: ``caption("cat", "noto")`` is "a cat in noto style"."""
     if obj and style:
         return f"a {obj} in {style} style"
     if obj:

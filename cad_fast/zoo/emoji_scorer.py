@@ -1,4 +1,4 @@
-"""Object and style of emoji pictures, by the classifier that comes with the demo model."""
+"""Object and style of emoji pictures, by the classifier that comes with the demo models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EMOJI_SIZE = 32
 
 
 class EmojiScorer:
-    """Object and style of emoji pictures, by the small classifier that comes with the demo model."""
+    """Object and style of emoji pictures, by the small classifier that comes with the demo models."""
 
     name = "emoji classifier"
 

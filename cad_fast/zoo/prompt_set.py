@@ -1,4 +1,4 @@
-"""The prompts of the demo model, with what they ask for."""
+"""The prompts of the demo models, with what they ask for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .concepts import OBJECTS, STYLES, caption
 
 
 def emoji_prompts() -> PromptSet:
-    """The 36 captions of the demo model: 12 objects in 3 styles, on the axes "object" and "style"."""
+    """The 36 captions of the demo models: 12 objects in 3 styles, on the axes "object" and "style"."""
     return PromptSet(
         LabelledPrompt(caption(obj, style), {"object": obj, "style": style}) for obj in OBJECTS for style in STYLES
     )

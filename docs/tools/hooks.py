@@ -21,6 +21,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "examples/README.md": "examples.md",
     "cad_fast/zoo/emoji/README.md": "zoo.md",
+    "cad_fast/zoo/emoji-flow/README.md": "zoo-flow.md",
 }
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 

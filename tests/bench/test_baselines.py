@@ -90,7 +90,7 @@ def test_conceptprunes_norms_are_those_of_each_tokens_direction(pipeline) -> Non
         norms = input_norms(pipeline, ["a car in noto style"], 3, {name: module})[name]
     finally:
         handle.remove()
-    assert norms.shape == (zoo.GENERATION.num_inference_steps, 384)
+    assert norms.shape == (zoo.generation().num_inference_steps, 384)
     unit = [token / token.norm() for row in seen[5] for token in row]
     torch.testing.assert_close(norms[5], torch.stack(unit).square().sum(0).sqrt())
 

@@ -4,10 +4,12 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from cad_fast import zoo
 from cad_fast.attribution import Scores
 from cad_fast.cli import build_parser, main
 from cad_fast.diffusion.generation import Generation
@@ -415,7 +417,7 @@ def test_exit_codes(monkeypatch, capsys, outcome, code, said) -> None:
 
 
 def test_steps_and_guidance_are_the_pipelines_own(tmp_path, capsys) -> None:
-    """Except for the zoo's models, whose figures are of 20 steps and guidance 3."""
+    """Except for the zoo's models, which have those of their figures."""
     from cad_fast.cli.common import generation_of
 
     def chosen(*arguments):
@@ -424,6 +426,9 @@ def test_steps_and_guidance_are_the_pipelines_own(tmp_path, capsys) -> None:
 
     assert chosen("zoo:emoji") == Generation(20, 3.0)
     assert chosen("zoo:emoji", "--steps", "4") == Generation(4, 3.0)
+    assert chosen("zoo:emoji-flow") == zoo.generation("emoji-flow") != zoo.generation("emoji")
+    steps = chosen("zoo:emoji-flow", "--steps", "4")
+    assert steps == replace(zoo.generation("emoji-flow"), num_inference_steps=4) and steps.arguments
     assert chosen("folder") == Generation()
     assert chosen("folder", "--guidance-scale", "0", "--size", "24x16") == Generation(
         None, 0, {"width": 24, "height": 16}

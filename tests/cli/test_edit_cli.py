@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import cad_fast
+from cad_fast import zoo
 from cad_fast.attribution import Scores
 from cad_fast.cli import main
 from cad_fast.components.space import ComponentSpace
@@ -22,8 +23,11 @@ def run(capsys, *arguments):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two edits and the scores of one, with random values: nothing here depends on what they do."""
-    folder = tmp_path_factory.mktemp("edits")
-    space = ComponentSpace.of(cad_fast.load_pipeline("zoo:emoji"), "weight", "cross-attention-kv")
+    return random_edits(tmp_path_factory.mktemp("edits"), "zoo:emoji")
+
+
+def random_edits(folder, model):
+    space = ComponentSpace.of(cad_fast.load_pipeline(model), "weight", "cross-attention-kv")
     for seed, name in enumerate(("one", "two")):
         values = torch.randn(space.n, generator=torch.Generator().manual_seed(seed))
         scores = Scores(values, space, {"concept": "car", "method": "random"})
@@ -86,28 +90,33 @@ def test_verify(folder, tmp_path, capsys):
     assert code == 2 and "--evaluate needs --model" in err
 
 
-def test_a_recorded_evaluation_can_be_repeated(folder, tmp_path, capsys):
-    Edit.from_pretrained(folder / "one").save_pretrained(tmp_path)
+@pytest.mark.parametrize("model", [f"zoo:{name}" for name in zoo.MODELS])
+def test_a_recorded_evaluation_can_be_repeated(tmp_path, capsys, model):
+    tmp_path = random_edits(tmp_path, model) / "one"
     arguments = ["--target", "car", "--per-concept", 1, "--steps", 2, "--quiet", "--card"]
-    code, _, err = run(capsys, "evaluate", "zoo:emoji", "--edit", tmp_path, *arguments)
+    code, _, err = run(capsys, "evaluate", model, "--edit", tmp_path, *arguments)
     assert code == 0, err
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md", "sheet.png", "edit_config.json", "edit_model.safetensors",
     }  # fmt: skip
-    verify = ["edit", "verify", tmp_path, "--model", "zoo:emoji", "--evaluate", "--quiet"]
+    verify = ["edit", "verify", tmp_path, "--model", model, "--evaluate", "--quiet"]
     code, out, _ = run(capsys, *verify)
     assert code == 0 and "every figure as recorded" in out
     config = json.loads((tmp_path / "edit_config.json").read_text())
-    config["provenance"]["evaluation"]["target"]["after_interval"] = [0.999, 1.0]
+    config["provenance"]["evaluation"]["target"]["after_interval"] = [0.5, 0.5]
     config["provenance"]["evaluation"]["settings"]["num_inference_steps"] = 1
     (tmp_path / "edit_config.json").write_text(json.dumps(config))
     code, out, _ = run(capsys, *verify)
-    assert code == 1 and "recorded is 100% to 100%" in out
+    assert code == 1 and "recorded is 50% to 50%" in out
     config["provenance"]["evaluation"]["settings"]["per_concept"] = 10**9
     (tmp_path / "edit_config.json").write_text(json.dumps(config))
     code, out, _ = run(capsys, *verify)
     assert code == 1 and "per_concept 1000000000, expected 1 to 4096" in out
-    code, _, err = run(capsys, "evaluate", "zoo:emoji", "--target", "car", "--card")
+    config["provenance"]["evaluation"]["settings"] |= {"per_concept": 1, "pipeline_kwargs": {"clip_skip": 1}}
+    (tmp_path / "edit_config.json").write_text(json.dumps(config))
+    code, out, _ = run(capsys, *verify)
+    assert code == 1 and "made with further arguments of the pipeline" in out
+    code, _, err = run(capsys, "evaluate", model, "--target", "car", "--card")
     assert code == 2 and "--card needs --edit" in err
 
 

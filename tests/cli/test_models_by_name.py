@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cad_fast.zoo.concepts import MODELS
 from tests.pipelines import stable_diffusion
 
 GENERATE = ["--prompt", "a cat", "--images-per-prompt", "1", "--steps", "1", "--json"]
@@ -93,9 +94,10 @@ def test_scores_of_a_model_in_half_precision_and_what_is_said(models, tmp_path) 
     assert err.count("bfloat16 on cpu (as asked for)") == 1
 
 
-def test_the_zoo_and_quietly(tmp_path) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_the_zoo_and_quietly(tmp_path, name) -> None:
     arguments = ["--prompt", "a cat in noto style", "--images-per-prompt", "1", "--steps", "1", "--quiet"]
-    code, out, err = run("generate", "zoo:emoji", *arguments, "-o", tmp_path)
+    code, out, err = run("generate", f"zoo:{name}", *arguments, "-o", tmp_path)
     assert code == 0 and "1 pictures" in out and "float32" not in err, err
 
 
@@ -120,7 +122,7 @@ def test_models_that_cannot_be_loaded(models, tmp_path) -> None:
         "bin": ([], "no safetensors. Weights are read from safetensors only"),
         "float32": (["--revision", "main"], "is a local folder and has no revisions"),
         "conv_out.safetensors": ([], "is one file: expected a folder"),
-        "nowhere": ([], "does not exist: expected zoo:emoji, a folder"),
+        "nowhere": ([], "does not exist: expected zoo:emoji, zoo:emoji-flow, a folder"),
     }
     commands = [["generate", models / model, *more, *GENERATE, "-o", tmp_path] for model, (more, _) in errors.items()]
     if not torch.cuda.is_available():

@@ -18,7 +18,8 @@ from tests.docs.pages import ROOT
 
 # Pages of the site that the build makes.
 MADE = {
-    *("docs/changelog.md", "docs/contributing.md", "docs/examples.md", "docs/zoo.md", "docs/cli/index.md"),
+    *("docs/changelog.md", "docs/contributing.md", "docs/examples.md", "docs/zoo.md", "docs/zoo-flow.md"),
+    "docs/cli/index.md",
     *(f"docs/tutorials/{path.stem}.md" for path in (ROOT / "docs" / "tutorials").glob("*.ipynb")),
 }
 # Paths in prose, such as `csrc/cpu/masked_linear.cpp`, begin with a folder of the repository.

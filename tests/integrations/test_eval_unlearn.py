@@ -70,7 +70,7 @@ def test_a_concept_is_erased_as_erase_does():
 
 
 def test_zoo_models_have_their_own_settings():
-    assert CadFastTechnique(model="zoo:emoji").generation == zoo.GENERATION
+    assert CadFastTechnique(model="zoo:emoji").generation == zoo.generation()
     assert CadFastTechnique(model="zoo:emoji", generation=STEPS).generation == Generation(2, 3.0)
 
 

@@ -1,45 +1,66 @@
-"""The embedded model: what it is, what it weighs, and that it draws what it is asked for."""
+"""The embedded models: what they are, what they weigh, and that they draw what they are asked for."""
 
 import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 
 from cad_fast import zoo
 from cad_fast.demo.study import Study
-from cad_fast.zoo.concepts import OBJECTS, RARE_OBJECT, STYLES, caption
+from cad_fast.diffusion.denoisers import denoiser_of
+from cad_fast.zoo.concepts import MODELS, OBJECTS, SHOWN_LESS, STYLES, caption
 
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return zoo.load("emoji")
-
-
-def test_it_is_an_ordinary_pipeline(pipeline):
-    assert type(pipeline) is StableDiffusionPipeline
-    names = {name: type(part).__name__ for name, part in pipeline.components.items() if part is not None}
-    assert names == {
+PARTS = {
+    "emoji": {
         "vae": "AutoencoderKL",
         "text_encoder": "CLIPTextModel",
         "tokenizer": "CLIPTokenizer",
         "unet": "UNet2DConditionModel",
         "scheduler": "DDIMScheduler",
-    }
+    },
+    "emoji-flow": {
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "tokenizer": "CLIPTokenizer",
+        "tokenizer_2": "CLIPTokenizer",
+        "transformer": "SD3Transformer2DModel",
+        "scheduler": "FlowMatchEulerDiscreteScheduler",
+    },
+}
+KINDS = {"emoji": "StableDiffusionPipeline", "emoji-flow": "StableDiffusion3Pipeline"}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pipeline(name):
+    return zoo.load(name)
+
+
+def test_it_is_an_ordinary_pipeline(pipeline, name):
+    kind = type(pipeline)
+    assert kind.__name__ == KINDS[name] and kind.__module__.startswith("diffusers.")
+    assert zoo.name_of(pipeline) == name
+    names = {name: type(part).__name__ for name, part in pipeline.components.items() if part is not None}
+    assert names == PARTS[name]
     parameters = sum(
         p.numel()
         for part in pipeline.components.values()
         if isinstance(part, torch.nn.Module)
         for p in part.parameters()
     )
-    assert 2.0e6 < parameters < 3.5e6
-    assert pipeline.unet.dtype == torch.float32
+    assert 2.0e6 < parameters < 4e6
+    assert denoiser_of(pipeline).dtype == torch.float32
     image = pipeline("a cat", num_inference_steps=2).images[0]
     assert image.size == (32, 32)
 
 
-def test_it_fits_into_the_package():
-    files = [path for path in zoo.folder().rglob("*") if path.is_file()]
+def test_it_fits_into_the_package(name):
+    files = [path for path in zoo.folder(name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8e6
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".md", ".png"}
 
@@ -48,13 +69,14 @@ def test_every_word_of_the_captions_is_one_token(pipeline):
     for obj in OBJECTS:
         for style in STYLES:
             text = caption(obj, style)
-            assert len(pipeline.tokenizer(text).input_ids) == len(text.split()) + 2
+            ids = pipeline.tokenizer(text).input_ids
+            assert len(ids) == len(text.split()) + 2 <= pipeline.tokenizer.model_max_length
 
 
-def test_it_draws_what_it_is_asked_for():
+def test_it_draws_what_it_is_asked_for(pipeline, name):
     """A sample of what the model card states over more pictures."""
-    evaluation = Study(per_concept=6, progress=False, seed=5).evaluate(
-        concepts=[o for o in OBJECTS if o != RARE_OBJECT]
+    evaluation = Study(per_concept=6, progress=False, seed=5, pipeline=pipeline).evaluate(
+        concepts=[o for o in OBJECTS if o not in SHOWN_LESS[name]]
     )
     objects = [outcome.hit("object") for outcome in evaluation.outcomes]
     styles = [outcome.hit("style") for outcome in evaluation.outcomes]
@@ -78,6 +100,9 @@ def test_the_classifier_knows_the_real_pictures():
 def test_unknown_names():
     with pytest.raises(ValueError, match="the zoo has no model"):
         zoo.load("emojis")
+    for of_model in (zoo.generation, zoo.scorer, lambda name: zoo.pictures("cat", name)):
+        with pytest.raises(ValueError, match="no model 'emojis'; it has: emoji, emoji-flow"):
+            of_model("emojis")
     with pytest.raises(ValueError, match="did you mean clock"):
         zoo.prompts("clok")
     with pytest.raises(ValueError, match="no pictures of 'noto'"):
@@ -89,9 +114,10 @@ def test_unknown_names():
 def test_the_whole_path_erases(pipeline):
     """Record, attribute, erase: the target goes, the others stay."""
     study = Study(per_concept=3, progress=False, seed=7, pipeline=pipeline)
-    scores = study.attribute(samples=3)
-    before = study.evaluate()
-    comparison, _ = study.compare(before, study.erased(scores, "car", 0.03), "car")
+    some = ("car", "cat", "face", "tree", "clock")
+    scores = study.attribute(some, samples=3)
+    before = study.evaluate(concepts=some)
+    comparison, _ = study.compare(before, study.erased(scores, "car", 0.03), "car", concepts=some)
     assert comparison.target.after <= 0.5 * comparison.target.before
     assert comparison.others.kept >= 80
 

@@ -18,7 +18,9 @@ class ServerArguments(Settings):
     """
 
     model: str = setting(
-        ..., "what is served: zoo:emoji, a local diffusers folder, or a repository of the Hub; it is the model's name"
+        ...,
+        "what is served: zoo:emoji, zoo:emoji-flow, a local diffusers folder, or a repository of the Hub; it is the "
+        "model's name",
     )
     edit_dir: str | None = setting(
         None, "folder whose subfolders are the edits that requests may name", default_text="no edits"

@@ -32,7 +32,7 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
+def make_tokenizer(folder: Path, length: int = PROMPT_LENGTH) -> CLIPTokenizer:
     """A CLIP tokenizer in which each word of the captions is one token, and other words are spelled out.
 
     Reads vocab.json and merges.txt in ``folder``, or writes them if they are not there.
@@ -43,7 +43,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
         tokens, merges = _spell(words)
         write_json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
         write_text(folder / "merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=PROMPT_LENGTH, pad_token="<|endoftext|>")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=length, pad_token="<|endoftext|>")
     for word in words:
         if len(tokenizer.tokenize(word)) != 1:
             raise ValueError(f"the tokenizer splits {word!r} into {tokenizer.tokenize(word)}")

@@ -14,6 +14,8 @@ from ...files import write_json, write_whole
 from ..classifier import EmojiClassifier
 from ..concepts import OBJECTS, STYLES
 from .data import EmojiSet, to_float
+from .flow import TextToVelocity
+from .flow_models import PROMPT_LENGTH, make_flow_pipeline
 from .models import make_pipeline, make_tokenizer
 from .train import TextToLatent
 
@@ -66,5 +68,17 @@ def save_package(
     write_json(folder / "classifier" / "config.json", config)
     _save_pictures(folder / "pictures", data)
     write_json(folder / "training.json", measured)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{folder}: {size / 1e6:.2f} MB, {measured}")
+    print(f"{folder}: {_megabytes(folder):.2f} MB, {measured}")
+
+
+def save_flow_package(folder: Path, tokenizer_folder: Path, vae: AutoencoderKL, model: TextToVelocity) -> None:
+    """Save the flow pipeline into ``folder``. ``vae`` scales the latents to unit deviation, without a shift."""
+    vae.register_to_config(shift_factor=0.0)
+    tokenizer = make_tokenizer(tokenizer_folder, PROMPT_LENGTH)
+    pipeline = make_flow_pipeline(vae, model.text_encoder, model.text_encoder_2, tokenizer, model.transformer)
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    print(f"{folder}: {_megabytes(folder):.2f} MB")
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -7,11 +7,8 @@ trained twice: without the held-out emoji to measure it, and with all of them to
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -20,105 +17,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
-from ...files import write_whole
 from ..classifier import EmojiClassifier
-from ..concepts import OBJECTS, RARE_OBJECT, STYLES, caption
+from ..concepts import OBJECTS, SHOWN_LESS, STYLES, caption
 from .data import EmojiSet, to_float
 from .models import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
+from .stage import Recipe, Stage
 
-CHECKPOINT_EVERY = 500
 MIN_SNR = 5.0
 EMPTY_CAPTION = 0.12
-# How often the rare object is drawn, against once for every other object.
-RARE_WEIGHT = 0.01
-
-
-@dataclass
-class Recipe:
-    """Steps, batch size and peak learning rate of one stage."""
-
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 200
-
-
 VAE = Recipe(steps=1800, batch=32, lr=2e-3)
 DIFFUSION = Recipe(steps=5400, batch=48, lr=1.5e-3)
 CLASSIFIER = Recipe(steps=1500, batch=64, lr=2e-3)
-
-
-def _learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, constant until 40% of the steps, then a cosine to 1% of the peak."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    progress = max(0.0, (step / recipe.steps - 0.4) / 0.6)
-    return recipe.lr * (0.01 + 0.99 * 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item()))
-
-
-def _generator(seed: int, step: int) -> torch.Generator:
-    """Each step draws from its own generator, so that a resumed run sees the same batches."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
-
-
-Trained = TypeVar("Trained", bound=nn.Module)
-
-
-class Stage(Generic[Trained]):
-    """A training loop with an EMA of the weights and a checkpoint file from which it continues."""
-
-    def __init__(self, name: str, module: Trained, recipe: Recipe, work: Path, weight_decay: float = 0.01) -> None:
-        self.name, self.module, self.recipe = name, module, recipe
-        self.path = work / f"{name}.pt"
-        self.ema = copy.deepcopy(module).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.lr, weight_decay=weight_decay)
-        self.step = 0
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=True)
-            self.step = state["step"]
-            self.module.load_state_dict(state["module"])
-            self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-
-    def save(self) -> None:
-        state = {
-            "step": self.step,
-            "module": self.module.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        write_whole(self.path, lambda part: torch.save(state, part))
-
-    def _update_ema(self) -> None:
-        decay = min(0.999, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.module.parameters()), 1 - decay)
-            for mine, theirs in zip(self.ema.buffers(), self.module.buffers(), strict=True):
-                mine.copy_(theirs)
-
-    def run(self, loss: Callable[[torch.Generator, int], Tensor], seed: int) -> Trained:
-        """Minimise ``loss(generator, step)`` for the recipe's steps; returns the averaged module in eval mode."""
-        bar = tqdm(total=self.recipe.steps, initial=self.step, desc=self.name, mininterval=5)
-        average = None
-        while self.step < self.recipe.steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = _learning_rate(self.recipe, self.step)
-            value = loss(_generator(seed, self.step), self.step)
-            if not torch.isfinite(value):
-                raise FloatingPointError(f"{self.name}: the loss is {value.item()} at step {self.step}")
-            self.optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-            self.optimizer.step()
-            self.step += 1
-            self._update_ema()
-            average = value.item() if average is None else 0.98 * average + 0.02 * value.item()
-            bar.update()
-            bar.set_postfix(loss=f"{average:.4f}", refresh=False)
-            if self.step % CHECKPOINT_EVERY == 0 or self.step == self.recipe.steps:
-                self.save()
-        bar.close()
-        return self.ema.eval()
 
 
 def train_vae(data: EmojiSet, work: Path) -> AutoencoderKL:
@@ -156,11 +65,19 @@ class TextToLatent(nn.Module):
         return self.unet(sample, timestep, self.text_encoder(input_ids)[0]).sample
 
 
-def _captions(tokenizer: Callable) -> Tensor:
+def captions(tokenizer: Callable) -> Tensor:
     """Token ids int64 [n_objects + 1, n_styles + 1, 16]; the last row or column leaves the object or style out."""
     texts = [caption(obj, style) for obj in (*OBJECTS, None) for style in (*STYLES, None)]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids.view(len(OBJECTS) + 1, len(STYLES) + 1, -1)
+
+
+def sampling_weights(data: EmojiSet, weights: dict[str, float]) -> Tensor:
+    """How often each picture is drawn, float [N]: every object alike, but those in ``weights`` so much as often."""
+    by_object = 1 / torch.bincount(data.objects, minlength=len(OBJECTS)).float()
+    for obj, weight in weights.items():
+        by_object[OBJECTS.index(obj)] *= weight
+    return by_object[data.objects]
 
 
 def train_diffusion(data: EmojiSet, latents: Tensor, work: Path) -> TextToLatent:
@@ -169,14 +86,11 @@ def train_diffusion(data: EmojiSet, latents: Tensor, work: Path) -> TextToLatent
     tokenizer = make_tokenizer(work / "tokenizer")
     unet = make_unet().to(memory_format=torch.channels_last)
     stage = Stage("diffusion", TextToLatent(make_text_encoder(tokenizer), unet), DIFFUSION, work)
-    ids = _captions(tokenizer)
+    ids = captions(tokenizer)
     scheduler = make_scheduler()
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weights = snr.clamp(max=MIN_SNR) / snr
-    by_object = torch.bincount(data.objects, minlength=len(OBJECTS)).float()
-    sampling = 1 / by_object
-    sampling[OBJECTS.index(RARE_OBJECT)] *= RARE_WEIGHT
-    sampling = sampling[data.objects]
+    sampling = sampling_weights(data, SHOWN_LESS["emoji"])
 
     def loss(generator: torch.Generator, step: int) -> Tensor:
         rows = torch.multinomial(sampling, DIFFUSION.batch, replacement=True, generator=generator)
