@@ -68,7 +68,7 @@ def remembered_output(name: str, tensors: Sequence[Tensor], key: Hashable, make:
     for the sum would hold up a GPU, where nothing is kept. Once somebody has written into the value, it is made anew in
     every call.
     """
-    if any(tensor.device.type != "cpu" for tensor in tensors):
+    if any(tensor.device.type != "cpu" or tensor.is_inference() for tensor in tensors):
         return make()
 
     def with_version() -> tuple[Tensor, int]:
