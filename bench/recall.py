@@ -36,8 +36,8 @@ KEYS_AND_VALUES = ("attn2.to_k", "attn2.to_v")
 RECIPES: dict[str, dict[str, Any]] = {
     "esd-x": {"target_modules": KEYS_AND_VALUES, "ratio": 0.05, **SHARED},
     "uce": {"target_modules": KEYS_AND_VALUES, "ratio": 0.05, **SHARED},
-    "conceptprune": {"target_modules": (*KEYS_AND_VALUES, "ff.net.0.proj", "ff.net.2"), "ratio": 0.03, **SHARED},
-    "cad": {"target_modules": (*KEYS_AND_VALUES, "ff.net.0.proj", "ff.net.2"), "ratio": 0.03, **SHARED},
+    "conceptprune": {"target_modules": (*KEYS_AND_VALUES, "ff.net.0.proj", "ff.net.2"), "ratio": 0.05, **SHARED},
+    "cad": {"target_modules": (*KEYS_AND_VALUES, "ff.net.0.proj", "ff.net.2"), "ratio": 0.05, **SHARED},
 }
 
 
