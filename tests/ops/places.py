@@ -65,7 +65,7 @@ class Place:
         """The tensor there, with its strides, and where it begins in its memory; itself if it is there already."""
         if tensor.device.type == self.device:
             return tensor
-        if tensor.requires_grad:
+        if tensor.requires_grad or torch._C._functorch.is_batchedtensor(tensor):
             return tensor.to(self.device)
         memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
         return memory.to(self.device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())

@@ -17,6 +17,9 @@ from cad_fast.ops.backends import triton
 from cad_fast.ops.checks import linear
 
 TYPES = (torch.bfloat16, torch.float16)
+LINEAR = ("masked_linear", "gated_linear")
+ALIGNMENT = 8
+"""Elements in rows of which cuBLAS adds a bias before it rounds."""
 BUFFER_BYTES = 128 << 20
 """Of weights written at a time; of one weight if it has more."""
 
@@ -32,7 +35,15 @@ def why_not(op: str, args: tuple[Any, ...]) -> str | None:
     x = args[0]
     if x.dtype not in TYPES:
         return f"the vendor's products are used for bfloat16 and float16, a tensor is {x.dtype}"
+    if op in LINEAR and rounds_twice(args) and not hasattr(torch.ops.aten.mm, "dtype"):
+        return "without products in float32 (torch 2.8) the vendor's are rounded before a bias is added, in such sizes"
     return None
+
+
+def rounds_twice(args: tuple[Any, ...]) -> bool:
+    """Whether there is a bias, and rows of sizes with which torch adds it to a product that is rounded."""
+    weight, bias = args[1], args[3]
+    return bias is not None and any(size % ALIGNMENT for size in weight.shape)
 
 
 @contextlib.contextmanager
@@ -95,8 +106,28 @@ def masked_linear(
                 torch.bmm(x[part], operand, out=y[part])
                 continue
             for v, of_variant in zip(range(part.start, part.stop), operand, strict=True):
-                torch.addmm(bias, x[v], of_variant, out=y[v])  # a batch would round before it adds the bias
+                multiply_and_add(x[v], of_variant, bias, y[v])  # a batch would round before it adds the bias
     return y
+
+
+def multiply_and_add(x: Tensor, operand: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Write x @ operand + bias, rounded once.
+
+    cuBLAS adds a bias to the float32 sums where rows have a multiple of 8 elements. Elsewhere torch rounds the product
+    before it adds the bias (seen on an H200, torch 2.11), so the product is taken in float32.
+
+    Args:
+        x: [rows, k].
+        operand: [k, n].
+        bias: [n].
+        out: [rows, n].
+    """
+    if x.shape[1] % ALIGNMENT == 0 and operand.shape[1] % ALIGNMENT == 0:
+        torch.addmm(bias, x, operand, out=out)
+    elif x.is_cuda:
+        out.copy_(torch.mm(x, operand, out_dtype=torch.float32).add_(bias))
+    else:
+        out.copy_((x.float() @ operand.float()).add_(bias))
 
 
 def gate_channels(
@@ -126,4 +157,8 @@ def gated_linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, 
             y = (x.flatten(0, 1) @ weight).view(*x.shape[:2], columns)
             return gate_channels(y, gates, None, columns, 1, in_place=True)
         gated = gate_channels(x.contiguous(), gates, None, columns, 1)
-        return torch.nn.functional.linear(gated.flatten(0, 1), weight, bias).view(*x.shape[:2], weight.shape[0])
+        if bias is None:
+            return torch.nn.functional.linear(gated, weight)
+        y = torch.empty((*x.shape[:2], weight.shape[0]), dtype=x.dtype, device=x.device)
+        multiply_and_add(gated.flatten(0, 1), weight.mT, bias, y.flatten(0, 1))
+        return y
