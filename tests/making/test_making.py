@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 
 import cad_fast
-from cad_fast import making, zoo
+from cad_fast import zoo
 from cad_fast.attribution.measuring.plans import Target
 from cad_fast.cli import main
 from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.edits.damage import Expressed, objectives_under
+from cad_fast.making.calls import RATIOS
+from cad_fast.making.candidates import Candidate, choose
+from cad_fast.making.concepts import concepts_to_keep, prompts_of
 from cad_fast.objectives import objective_from_config
 from cad_fast.recording.call import DenoiserCall
 from tests.pipelines import flux, stable_diffusion
@@ -54,7 +57,7 @@ def test_what_was_done_is_noted(edit, tmp_path) -> None:
     provenance = json.loads((tmp_path / "edit_config.json").read_text())["provenance"]
     noted = provenance["making"]
     assert noted["by"] == "cad_fast.erase" and set(noted["keep"]) == {"dog", "house"}
-    assert [each["ratio"] for each in noted["candidates"]] == list(making.RATIOS)
+    assert [each["ratio"] for each in noted["candidates"]] == list(RATIOS)
     assert provenance["predicted"] in noted["candidates"] and noted["chosen_because"]
     assert provenance["prompts"] == ["a photo of a cat", "a picture of a cat"]
     assert " of the concept is left; " in edit.prediction() and "house" in edit.prediction()
@@ -122,20 +125,20 @@ def test_amplify_towards_the_original(pipeline) -> None:
         cad_fast.amplify(erased, "a cat", images=[Image.new("RGB", (64, 64))], original=pipeline, **settings)
 
 
-def candidate(left: float, damage: float) -> making._Candidate:
-    return making._Candidate(0.1, None, left, {"dog": damage})
+def candidate(left: float, damage: float) -> Candidate:
+    return Candidate(0.1, None, left, {"dog": damage})
 
 
 def test_the_smallest_edit_that_does_enough_is_taken() -> None:
     sizes = [candidate(0.5, 0.01), candidate(-0.1, 0.02), candidate(-0.3, 0.04)]
-    assert making._choose(sizes, "positive")[0] is sizes[1]
+    assert choose(sizes, "positive")[0] is sizes[1]
     sizes = [candidate(0.5, 0.01), candidate(0.4, 0.02), candidate(-0.3, 0.4)]
-    assert making._choose(sizes, "positive")[0] is sizes[1]
+    assert choose(sizes, "positive")[0] is sizes[1]
     sizes = [candidate(0.5, 0.3), candidate(0.4, 0.2)]
-    assert making._choose(sizes, "positive")[0] is sizes[1]
+    assert choose(sizes, "positive")[0] is sizes[1]
     sizes = [candidate(0.9, 0.01), candidate(0.7, 0.02), candidate(0.8, 0.01)]
-    assert making._choose(sizes, "negative")[0] is sizes[1]
-    assert "given" in making._choose(sizes[:1], "positive")[1]
+    assert choose(sizes, "negative")[0] is sizes[1]
+    assert "given" in choose(sizes[:1], "positive")[1]
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
@@ -143,11 +146,11 @@ def test_names_and_prompts(pipeline, name) -> None:
     embedded = zoo.load(name)
     assert zoo.name_of(embedded) == name and zoo.name_of(cad_fast.load_pipeline(f"zoo:{name}")) == name
     assert zoo.name_of(pipeline) is None
-    assert making.prompts_of(embedded, "car", None) == zoo.prompts("car")
-    assert making.prompts_of(pipeline, "car", None)[0] == "a photo of car"
-    assert set(making._kept(embedded, "car", None)) == set(zoo.OBJECTS) - {"car", "book"}
-    assert "a car" not in making._kept(pipeline, "car", None) and "a cat" in making._kept(pipeline, "car", None)
-    assert making._kept(embedded, "noto", None).keys() == {"twemoji", "fluent"}
+    assert prompts_of(embedded, "car", None) == zoo.prompts("car")
+    assert prompts_of(pipeline, "car", None)[0] == "a photo of car"
+    assert set(concepts_to_keep(embedded, "car", None)) == set(zoo.OBJECTS) - {"car", "book"}
+    assert "a car" not in concepts_to_keep(pipeline, "car", None) and "a cat" in concepts_to_keep(pipeline, "car", None)
+    assert concepts_to_keep(embedded, "noto", None).keys() == {"twemoji", "fluent"}
 
 
 @pytest.mark.parametrize(

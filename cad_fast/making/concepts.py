@@ -1,0 +1,47 @@
+"""Which prompts stand for a concept, and which other concepts an edit is to spare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import zoo
+
+# What is spared where nothing is named: things that most models draw, none of them a part of another.
+EVERYDAY = ("a cat", "a dog", "a person", "a car", "a house", "a tree", "a chair", "an apple")
+TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
+
+
+def prompts_of(pipeline: Any, concept: str, prompts: str | Sequence[str] | None) -> list[str]:
+    """The prompts given for a concept; else those that an embedded model knows; else sentences around the name."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts is not None:
+        if not prompts:
+            raise ValueError(f"the prompts of {concept!r} are empty, expected at least one text")
+        return list(prompts)
+    if zoo.name_of(pipeline) is not None:
+        return zoo.prompts(concept)
+    if not concept.strip():
+        raise ValueError("the concept has no name: give one, or prompts that express it")
+    return [template.format(concept) for template in TEMPLATES]
+
+
+def concepts_to_keep(
+    pipeline: Any, concept: str, keep: Sequence[str] | Mapping[str, str | Sequence[str]] | None
+) -> dict[str, list[str]]:
+    """The concepts to spare with their prompts; without any the other objects of an embedded model, or EVERYDAY."""
+    if isinstance(keep, str):
+        raise TypeError(f"keep is the text {keep!r}, expected a list of names or texts")
+    if keep is None:
+        if zoo.name_of(pipeline) is not None:
+            axis = zoo.STYLES if concept in zoo.STYLES else zoo.OBJECTS
+            keep = [each for each in axis if each not in (concept, zoo.RARE_OBJECT)]
+        else:
+            keep = [each for each in EVERYDAY if concept.lower() not in each.lower().split()]
+    if not keep:
+        raise ValueError("keep is empty: name at least one concept to spare, or leave it out for everyday things")
+    given: Mapping[str, str | Sequence[str] | None] = keep if isinstance(keep, Mapping) else dict.fromkeys(keep)
+    if concept in given:
+        raise ValueError(f"{concept!r} is to be changed and to be kept")
+    return {each: prompts_of(pipeline, each, texts) for each, texts in given.items()}
