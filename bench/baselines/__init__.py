@@ -14,4 +14,11 @@ from .uce import Uce
 
 BASELINES: dict[str, Baseline] = {each.name: each for each in (EsdX(), Uce(), ConceptPrune(), Cad())}
 
-__all__ = ["BASELINES", "Baseline", "Cad", "ConceptPrune", "EsdX", "Uce", "write_checkpoint"]
+STRONGER: dict[str, tuple[Baseline, ...]] = {
+    "esd-x": (EsdX(iterations=400), EsdX(iterations=400, learning_rate=1e-3), EsdX(iterations=800, learning_rate=1e-3)),
+    "uce": (Uce(erase_scale=3.0), Uce(erase_scale=10.0), Uce(erase_scale=30.0)),
+    "cad": (Cad(ratio=0.15), Cad(ratio=0.2), Cad(ratio=0.3)),
+}
+"""The same methods with a stronger hand, in turns, for objects that their own settings do not erase."""
+
+__all__ = ["BASELINES", "STRONGER", "Baseline", "Cad", "ConceptPrune", "EsdX", "Uce", "write_checkpoint"]

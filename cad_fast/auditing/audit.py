@@ -19,10 +19,11 @@ from ..edits.edit import Edit
 from ..edits.weights import intact_fingerprint
 from ..evaluation.scorers import Scorer
 from ..making import PRESET, amplify_each, prompts_of
+from ..recording import inversion
 from ..recording.data import Recording
 from ..recording.renoise import record_images
 from ..report.sheets import contact_sheet
-from . import inversion, soft_prompt
+from . import soft_prompt
 from .drawing import Drawer
 from .result import PLAIN, AuditResult, Probe
 from .store import Found, ProbeStore

@@ -57,7 +57,7 @@ def strip(
     for name, values in (("edits", listed), ("prompts", texts), ("strengths", strengths)):
         if not len(values):
             raise ValueError(f"no {name} were given for the strip")
-    with _loaded(pipeline, listed) as (manager, names), plain_tensors():
+    with loaded(pipeline, listed) as (manager, names), plain_tensors():
         quiet = contextlib.nullcontext() if progress else silent(manager.pipeline)
         with quiet:
             flat = manager(
@@ -75,7 +75,7 @@ def strip(
 
 
 @contextlib.contextmanager
-def _loaded(pipeline: Any, edits: Sequence[Edit | str | Path]) -> Iterator[tuple[EditManager, list[str]]]:
+def loaded(pipeline: Any, edits: Sequence[Edit | str | Path]) -> Iterator[tuple[EditManager, list[str]]]:
     """A manager with these edits under the names given; what was not loaded before is forgotten afterwards."""
     manager = pipeline if isinstance(pipeline, EditManager) else EditManager(pipeline)
     known = manager.row_edits.names

@@ -11,12 +11,13 @@ from PIL import Image
 
 import cad_fast
 from cad_fast import zoo
-from cad_fast.auditing import AuditResult, Probe, inversion, soft_prompt
+from cad_fast.auditing import AuditResult, Probe, soft_prompt
 from cad_fast.auditing.report import write_audit_report
 from cad_fast.auditing.result import PLAIN
 from cad_fast.cli import main
 from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.objectives import DenoisingLoss
+from cad_fast.recording import inversion
 from tests.pipelines import flux, stable_diffusion
 
 IMAGES = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green")]

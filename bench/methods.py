@@ -1,0 +1,166 @@
+"""``python -m bench.methods --output DIR``: methods that erase, side by side on the embedded model.
+
+Each baseline (``bench.baselines``) and ``cad_fast.erase`` erase the same objects. The table says what is left of the
+object, what becomes of the others and of their style, how far the others' pictures move, how long it takes to make,
+how many bytes it is, and whether it can be undone and chosen for each request. Every cell is saved as it is finished;
+a second run goes on where the first stopped. Times are of an otherwise idle machine or of none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cad_fast
+from bench.baselines import BASELINES, write_checkpoint
+from cad_fast import zoo
+from cad_fast.evaluation import Evaluation, FeatureDistance, compare, evaluate
+from cad_fast.files import read_json, require_writable_folder, write_json, write_png, write_text
+from cad_fast.report import contact_sheet
+from cad_fast.zoo.prompt_set import emoji_prompts
+
+OURS = "cad_fast.erase"
+METHODS = (*BASELINES, OURS)
+OBJECTS = ("dog", "tree", "clock")
+# A stream of its own: nothing was chosen on it.
+SEED = 13_000
+SHOWN = 6
+
+
+class Methods:
+    """The cells of the table, with what they share made once."""
+
+    def __init__(self, folder: Path, per_concept: int) -> None:
+        self.folder, self.per_concept = require_writable_folder(folder), per_concept
+        self.intact, self.scorer = zoo.load(), zoo.scorer()
+        self.distance = FeatureDistance(self.scorer)
+        self._before: Evaluation | None = None
+
+    def pictures(self, pipeline: Any, edit: Any = None) -> Evaluation:
+        """Pictures of all objects but the rare one."""
+        return evaluate(
+            pipeline,
+            emoji_prompts(),
+            self.scorer,
+            concepts=[each for each in zoo.OBJECTS if each != zoo.RARE_OBJECT],
+            per_concept=self.per_concept,
+            edit=edit,
+            seed=SEED,
+            generation=zoo.generation(),
+            batch_size=48,
+            keep_images=True,
+            progress=False,
+        )
+
+    @property
+    def before(self) -> Evaluation:
+        """Pictures of the model as it is, drawn once."""
+        if self._before is None:
+            self._before = self.pictures(self.intact)
+        return self._before
+
+    def cell(self, method: str, concept: str) -> dict[str, Any]:
+        """Erase the concept by the method, and hold the pictures against those of before."""
+        path = self.folder / f"{method}-{concept}.json"
+        if path.exists():
+            return dict(read_json(path))
+        began = time.perf_counter()
+        if method == OURS:
+            edit = cad_fast.erase(self.intact, concept, progress=False)
+            seconds = time.perf_counter() - began
+            folder = self.folder / "edits" / concept
+            edit.save_pretrained(folder)
+            after, weights = self.pictures(self.intact, edit), edit.n_weights
+            size = sum(file.stat().st_size for file in folder.iterdir())
+        else:
+            checkpoint = write_checkpoint(BASELINES[method], self.intact, concept, self.folder / "checkpoints" / method)
+            seconds, size = time.perf_counter() - began, checkpoint.stat().st_size
+            changed = cad_fast.load_pipeline("zoo:emoji", denoiser_weights=checkpoint)
+            after, weights = self.pictures(changed), _changed_weights(self.intact.unet, changed.unet)
+        found: dict[str, Any] = {"method": method, "concept": concept, "seconds": seconds, "bytes": size}
+        found |= {"weights": weights}
+        # Of another model, as weights changed: which is what the table is about.
+        after = replace(after, settings=replace(after.settings, fingerprint=self.before.settings.fingerprint))
+        found |= compare(self.before, after, concept, distances=[self.distance]).to_dict()
+        others = [each for each in self.before.concepts if each != concept][:SHOWN]
+        rows = [[_first(each, concept), *(_first(each, other) for other in others)] for each in (self.before, after)]
+        write_png(self.folder / f"{method}-{concept}.png", contact_sheet(rows, ["before", method], [concept, *others]))
+        write_json(path, found)
+        print(f"{method}, {concept}: {found['target']['after']:.2f} left, {seconds:.0f} s", flush=True)
+        return found
+
+
+def _first(evaluation: Evaluation, concept: str) -> Any:
+    assert evaluation.images is not None, "they were kept"
+    return evaluation.images[concept][0]
+
+
+def _changed_weights(before: Any, after: Any) -> int:
+    old = before.state_dict()
+    return int(sum((old[name] != value).sum() for name, value in after.state_dict().items()))
+
+
+COLUMNS = (
+    "method",
+    "left",
+    "others",
+    "worst other",
+    "style",
+    "FD of the others",
+    "seconds to make",
+    "bytes",
+    "weights changed",
+    "undone",
+    "per request",
+)
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
+
+
+def line(method: str, cells: list[dict[str, Any]]) -> str:
+    """A method's row of the table: means over the objects, and the worst other of all."""
+
+    def mean(get: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.fmean(get(cell) for cell in cells)
+
+    worst = min(
+        (each["concepts"][each["worst_other"]]["after"], each["worst_other"], each["concept"]) for each in cells
+    )
+    ours = method == OURS
+    parts = [
+        method,
+        " ".join(f"{cell['target']['after']:.2f}" for cell in cells),
+        f"{mean(lambda cell: cell['others']['after']):.2f}",
+        f"{worst[0]:.2f} ({worst[1]}, without {worst[2]})",
+        f"{mean(lambda cell: cell['axes']['style']['after']):.2f}",
+        f"{mean(lambda cell: cell['distances']['others']['FD']['value']):.2f}",
+        f"{mean(lambda cell: cell['seconds']):,.0f}",
+        f"{mean(lambda cell: cell['bytes']):,.0f}",
+        f"{mean(lambda cell: cell['weights']):,.0f}",
+        "yes, exactly" if ours else "by loading the old weights",
+        "yes" if ours else "no: one checkpoint each",
+    ]
+    return f"| {' | '.join(parts)} |\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--concepts", nargs="+", choices=zoo.OBJECTS, default=list(OBJECTS))
+    parser.add_argument("--per-concept", type=int, default=24, help="pictures of each object (default 24)")
+    arguments = parser.parse_args()
+    study = Methods(arguments.output, arguments.per_concept)
+    table = HEAD
+    for method in arguments.methods:
+        table += line(method, [study.cell(method, concept) for concept in arguments.concepts])
+    write_text(arguments.output / "methods.md", table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
