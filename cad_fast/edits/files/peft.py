@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...components.fingerprint import Fingerprint, fused_adapter
+from ...components.module_components import ModuleComponents
+from ...components.space import ComponentSpace
 from ...diffusion.denoisers import denoiser_of
+from ...diffusion.structure import base_modules
 from ...extras import require
 from ...files import check_tensor_header, json_text, require_writable_folder, text_writer, write_together
-from ..data import EditData
-from ..weights import intact_fingerprint
+from ..data import AnyEdit, EditData
+from ..weights import active_edits, intact_fingerprint
 
 ADAPTER_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PeftModel puts before the names of the model it wraps
@@ -107,34 +112,144 @@ def load_peft(pipeline: Any, folder: str | Path, adapter_name: str = "edit") -> 
     Raises FileNotFoundError, or ValueError when the adapter does not fit; ImportError without peft.
     """
     peft = require("peft", "peft")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    for name in ("adapter_config.json", ADAPTER_NAME):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no {name}: expected a folder written by export_peft")
     denoiser = denoiser_of(pipeline)
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    if config.peft_type != peft.PeftType.SHIRA:
-        raise ValueError(f"{folder} holds a {config.peft_type} adapter, expected SHIRA")
-    check_tensor_header(folder / ADAPTER_NAME)
-    try:
-        stored = load_file(folder / ADAPTER_NAME)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / ADAPTER_NAME} is truncated or not a safetensors file: {error}") from error
-    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
-    _check_adapter(folder, config, tensors, denoiser)
+    config, tensors = _read_adapter(Path(folder), dict(denoiser.named_modules()))
     peft.inject_adapter_in_model(config, denoiser, adapter_name)
     peft.set_peft_model_state_dict(denoiser, tensors, adapter_name=adapter_name)
     denoiser._hf_peft_config_loaded = True  # type: ignore[assignment]  # what diffusers' adapter methods ask for
 
 
-def _check_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], denoiser: nn.Module) -> None:
+@torch.no_grad()
+def import_peft(pipeline: Any, folder: str | Path, name: str, *, kind: type[AnyEdit]) -> AnyEdit:
+    """See ``Edit.from_peft``."""
+    folder, denoiser = Path(folder), denoiser_of(pipeline)
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)
+    fused = fused_adapter(denoiser)
+    if fused is not None or active_edits(denoiser):
+        raise ValueError(
+            f"{folder} holds differences from the weights as they were, but {fused or 'the denoiser'} has an adapter "
+            "or an edit fused into its weights: take it out first"
+        )
+    fingerprint = Fingerprint.of(denoiser)
+    layers = base_modules(denoiser)
+    _, tensors = _read_adapter(folder, layers)
+    entries, components, offset = [], {}, 0
+    changes: list[_Change] = []
+    for module, layer in layers.items():
+        if f"{module}.shira_weight" not in tensors:
+            continue
+        indices, change = _changes_of(folder, module, layer.weight.detach().cpu(), tensors)
+        if len(indices):
+            entries.append(ModuleComponents(module, "weight", tuple(layer.weight.shape), 1, offset))
+            offset += entries[-1].count
+            components[module] = indices
+            changes.append(change)
+    if not changes:
+        raise ValueError(f"{folder} changes no weight: there is nothing to edit")
+    factor = _common_factor(folder, changes)
+    space = ComponentSpace(entries, fingerprint)
+    return kind(name, space, components, factor, {"method": "PEFT adapter (SHiRA)", "trust": []})
+
+
+class _Change(NamedTuple):
+    """Weights [k] of one module, and what an adapter adds to each, in the narrower dtype of the two."""
+
+    weights: Tensor
+    deltas: Tensor
+
+
+def _changes_of(folder: Path, module: str, weight: Tensor, tensors: dict[str, Tensor]) -> tuple[Tensor, _Change]:
+    """The flat places int64 [k], ascending, that an adapter changes in a module, and how."""
+    places = tensors[f"{module}.shira_indices"].long()
+    flat, order = (places[0] * weight.shape[1] + places[1]).sort()
+    deltas = tensors[f"{module}.shira_weight"][order]
+    if bool((flat[1:] == flat[:-1]).any()):
+        raise ValueError(f"{folder}: {module} names a weight twice")
+    if not bool(torch.isfinite(deltas).all()):
+        raise ValueError(f"{folder}: {module} has changes that are not finite")
+    # Compared in the lower of the two precisions: the same weights in half differ by rounding alone.
+    wide = torch.promote_types(weight.dtype, deltas.dtype)
+    narrow = deltas.dtype if weight.dtype == wide else weight.dtype
+    changed = deltas != 0
+    flat, deltas = flat[changed], deltas[changed].to(narrow)
+    weights = weight.flatten()[flat].to(narrow)
+    if bool((weights == 0).any()):
+        raise ValueError(
+            f"{folder} gives values to {int((weights == 0).sum())} weights of {module} that are zero in the model: an "
+            "edit multiplies weights, so that zeros stay zero. Use the adapter as it is (load_peft)"
+        )
+    return flat, _Change(weights, deltas)
+
+
+def _common_factor(folder: Path, changes: Sequence[_Change]) -> float:
+    """The factor that all weights are multiplied by, as short as it can be written.
+
+    Raises:
+        ValueError: they are multiplied by different ones, by more than rounding.
+    """
+    if all(torch.equal(change.deltas, -change.weights) for change in changes):
+        return 0.0
+    pairs = [(change.weights.double(), change.deltas.double()) for change in changes]
+    factor = 1 + float(sum((w * d).sum() for w, d in pairs) / sum((w * w).sum() for w, _ in pairs))
+    for digits in range(1, 17):
+        short = float(f"{factor:.{digits}g}")
+        if all(torch.equal(w * short - w, d) for w, d in changes):
+            return short
+    for change, (w, d) in zip(changes, pairs, strict=True):
+        # A product is rounded, and so is its difference from the weight.
+        rounding = torch.finfo(change.deltas.dtype).eps * ((factor * w).abs() + d.abs())
+        if bool(((w + d - factor * w).abs() > rounding).any()):
+            ratios = torch.cat([1 + d / w for w, d in pairs])
+            raise ValueError(
+                f"{folder} multiplies weights by different factors, {float(ratios.min()):.3g} to "
+                f"{float(ratios.max()):.3g}, and an edit has one for all: use the adapter as it is (load_peft)"
+            )
+    return factor
+
+
+def _read_adapter(folder: Path, modules: Mapping[str, nn.Module]) -> tuple[Any, dict[str, Tensor]]:
+    """The config of an adapter and its tensors by name, both checked. Errors as for ``load_peft``."""
+    peft = require("peft", "peft")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in ("adapter_config.json", ADAPTER_NAME):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}: expected the folder of a SHiRA adapter")
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    if config.peft_type != peft.PeftType.SHIRA:
+        raise ValueError(f"{folder} holds a {config.peft_type} adapter, expected SHIRA")
+    if config.fan_in_fan_out:
+        raise ValueError(f"{folder} is of layers that store their weights as (in, out), which a denoiser has not")
+    check_tensor_header(folder / ADAPTER_NAME)
+    try:
+        stored = load_file(folder / ADAPTER_NAME)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / ADAPTER_NAME} is truncated or not a safetensors file: {error}") from error
+    tensors = {name.removeprefix(_PREFIX): _places(name, tensor) for name, tensor in stored.items()}
+    _check_adapter(folder, config, tensors, modules)
+    return config, tensors
+
+
+def _places(name: str, tensor: Tensor) -> Tensor:
+    """Places that PEFT wrote as float32, as it does on Windows, as int32; other tensors as they are."""
+    if not name.endswith(".shira_indices") or tensor.dtype != torch.float32:
+        return tensor
+    places = tensor.nan_to_num(-1, -1, -1).clamp(-1, 2**24).to(torch.int32)
+    return places if torch.equal(places.float(), tensor) else tensor
+
+
+def _meant(targets: Any, layers: Iterable[str]) -> set[str]:
+    """The layers that a config's list of modules means: by their paths, or by the ends of these."""
+    if not isinstance(targets, set | list):
+        return set()
+    return {name for name in layers if any(name == each or name.endswith(f".{each}") for each in targets)}
+
+
+def _check_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], modules: Mapping[str, nn.Module]) -> None:
     """Raises ValueError naming what does not fit: PEFT itself checks no place, and writes wherever they point."""
-    modules = dict(denoiser.named_modules())
     named = {key.rpartition(".")[0] for key in tensors}
-    if not isinstance(config.target_modules, set | list) or set(config.target_modules) != named:
+    if _meant(config.target_modules, [*modules, *named]) != named:
         raise ValueError(f"{folder}: adapter_config.json names other modules than {ADAPTER_NAME} has")
     for key in tensors:
         name, _, last = key.rpartition(".")

@@ -180,3 +180,121 @@ def test_a_strength_that_is_no_number_is_refused(tmp_path):
     with pytest.raises(ValueError, match="strength is nan, expected a finite number"):
         export_peft(edit_of(tiny_unet()), tiny_unet(), tmp_path, strength=float("nan"))
     assert not list(tmp_path.iterdir())
+
+
+def edited_weights(unet, edit, strength=1.0):
+    with edit.applied(unet, strength):
+        return {name: base_of(unet, name).weight.detach().clone() for name in edit.components}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("factor", "strength", "expected"),
+    [(0.0, 1.0, 0.0), (0.25, 1.0, 0.25), (0.3, 1.0, 0.3), (-1.7, 1.0, -1.7), (0.0, 0.4, 0.6), (0.1, 2.5, -1.25)],
+)
+def test_there_and_back(dtype, factor, strength, expected, tmp_path):
+    unet = copy.deepcopy(zoo_unet()).to(dtype)
+    edit = edit_of(unet, factor=factor)
+    export_peft(edit, unet, tmp_path, strength=strength)
+    back = Edit.from_peft(unet, tmp_path, "back")
+    assert back.name == "back" and back.space.kind == "weight" and back.factor == pytest.approx(expected, abs=1e-12)
+    before, after = edited_weights(unet, edit, strength), edited_weights(unet, back)
+    for name, indices in back.weight_indices().items():
+        assert torch.isin(indices, edit.weight_indices()[name]).all()
+        assert torch.equal(after[name], before[name])
+    assert before.keys() == after.keys()
+    if dtype == torch.float32:
+        assert back.components.keys() == edit.components.keys()
+        again = tmp_path / "again"
+        export_peft(back, unet, again)
+        first, second = (load_file(place / "adapter_model.safetensors") for place in (tmp_path, again))
+        assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+
+
+@pytest.mark.parametrize("kind", ["neuron", "head"])
+def test_other_kinds_come_back_as_weights(kind, tmp_path):
+    unet = tiny_unet()
+    edit = edit_of(unet, kind, None, ratio=0.3)
+    export_peft(edit, unet, tmp_path)
+    back = Edit.from_peft(unet, tmp_path, edit.name)
+    assert back.digest() == edit.to_weights().digest()
+
+
+def test_made_in_half_and_read_in_full(tmp_path):
+    """The model in float32 has the weights that the adapter knows in bfloat16."""
+    unet = tiny_unet()
+    half = copy.deepcopy(unet).to(torch.bfloat16)
+    edit = edit_of(half)
+    export_peft(edit, half, tmp_path)
+    back = Edit.from_peft(unet, tmp_path)
+    assert back.factor == 0 and back.components.keys() == edit.components.keys()
+
+
+def trained(unet, change):
+    """A SHiRA adapter as PEFT itself makes and writes it, with named ends and values by ``change(weights)``."""
+    config = peft.ShiraConfig(r=1, target_modules=["attn2.to_k", "to_v"], random_seed=3)
+    model = peft.get_peft_model(copy.deepcopy(unet), config)
+    for module in model.modules():
+        if isinstance(module, peft.tuners.shira.Linear):
+            rows, columns = module.shira_indices["default"].long()
+            module.shira_weight["default"].data = change(module.base_layer.weight.data[rows, columns])
+    return model
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_an_adapter_of_pefts_own_making(windows, tmp_path):
+    unet = tiny_unet()
+    model = trained(unet, lambda weights: -0.5 * weights)
+    model.save_pretrained(tmp_path)
+    if windows:  # PEFT writes places as float32 there
+        path = tmp_path / "adapter_model.safetensors"
+        save_file({key: tensor.float() for key, tensor in load_file(path).items()}, path)
+    back = Edit.from_peft(unet, tmp_path)
+    assert back.factor == 0.5 and all(name.endswith(("attn2.to_k", "to_v")) for name in back.components)
+    expected = output(model, torch.float32)
+    with back.applied(unet):
+        assert torch.equal(output(unet, torch.float32), expected)
+    beside = copy.deepcopy(unet)
+    load_peft(beside, tmp_path)
+    assert torch.equal(output(beside, torch.float32), expected)
+
+
+def test_what_an_edit_cannot_express(tmp_path):
+    unet = copy.deepcopy(tiny_unet())
+    for name, change, message in (
+        ("values", torch.randn_like, r"multiplies weights by different factors, .* to .*, and an edit has one for all"),
+        ("added", lambda weights: torch.full_like(weights, 1e-3), "multiplies weights by different factors"),
+        ("nothing", torch.zeros_like, "changes no weight: there is nothing to edit"),
+        ("nan", lambda weights: weights * float("nan"), "changes that are not finite"),
+    ):
+        trained(unet, change).save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            Edit.from_peft(unet, tmp_path / name)
+    lora = peft.get_peft_model(copy.deepcopy(unet), peft.LoraConfig(r=2, target_modules=["to_k"]))
+    lora.save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match=r"holds a .*LORA adapter, expected SHIRA"):
+        Edit.from_peft(unet, tmp_path / "lora")
+
+    edit = edit_of(unet)
+    export_peft(edit, unet, tmp_path / "edit")
+    other = copy.deepcopy(unet)
+    for parameter in other.parameters():
+        parameter.data.mul_(1 + 0.3 * torch.rand_like(parameter))
+    with pytest.raises(ValueError, match="multiplies weights by different factors"):
+        Edit.from_peft(other, tmp_path / "edit")
+    handle = edit.fuse(unet)
+    with pytest.raises(ValueError, match="but the denoiser has an adapter or an edit fused into its weights"):
+        Edit.from_peft(unet, tmp_path / "edit")
+    handle.undo()
+    pruned = copy.deepcopy(unet)
+    edit.fuse(pruned)
+    with pytest.raises(ValueError, match=r"gives values to \d+ weights of .* that are zero in the model"):
+        Edit.from_peft(copy.deepcopy(pruned), tmp_path / "edit")
+    tensors = load_file(tmp_path / "edit" / "adapter_model.safetensors")
+    key = next(key for key in tensors if key.endswith("indices"))
+    tensors[key][:, 1] = tensors[key][:, 0]
+    save_file(tensors, tmp_path / "edit" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="names a weight twice"):
+        Edit.from_peft(unet, tmp_path / "edit")
+    with pytest.raises(FileNotFoundError, match="holds no adapter_config"):
+        Edit.from_peft(unet, tmp_path)
