@@ -1,7 +1,8 @@
 """Thousands of prompts, each under edits of its own, drawn into a folder by the workers of a batch engine.
 
 A worker is given batches of rows and knows nothing of the engine: ``ray.data.Dataset.map_batches`` takes it as it is,
-and so does a loop. A picture's file name follows from what is drawn, so that a run that was killed goes on where it was.
+and so does a loop. A picture's file name follows from what is drawn, so that a run that was killed goes on where it
+was.
 """
 
 from __future__ import annotations
