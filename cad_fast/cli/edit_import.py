@@ -7,7 +7,7 @@ from typing import Any
 
 from .common import MODEL_HELP, add_loading, load, model_of, say
 
-HELP = "make an edit of a PEFT adapter (SHiRA)"
+HELP = "make an edit of a PEFT adapter (SHiRA or Super-Tuning)"
 EXAMPLE = "cad-fast edit import adapters/no-cat --model zoo:emoji --name no-cat -o edits/no-cat"
 
 

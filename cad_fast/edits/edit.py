@@ -172,7 +172,7 @@ class Edit(EditData):
 
     @classmethod
     def from_peft(cls, pipeline: Any, folder: str | Path, name: str = "adapter") -> Edit:
-        """Make the edit that a SHiRA adapter of PEFT is, of single weights; the other way is ``export_peft``.
+        """Make the edit that an adapter of PEFT is (SHiRA or Super-Tuning); the other way is ``export_peft``.
 
         Args:
             pipeline: the model of the adapter, or its denoiser, as the adapter found it.
@@ -181,8 +181,8 @@ class Edit(EditData):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the adapter is damaged or does not fit the model; or it is no edit, since it multiplies weights
-                by different factors, or gives values to weights that are zero.
+            ValueError: the adapter is damaged, of another format, or does not fit the model; or it is no edit, since
+                it multiplies weights by different factors, or gives values to weights that are zero.
             ImportError: peft is not installed.
         """
         from .files.peft import import_peft
