@@ -22,6 +22,7 @@ from ..weights import active_edits, intact_fingerprint
 from .peft_formats import FORMATS, SparseFormat, format_named, format_of
 
 ADAPTER_NAME = "adapter_model.safetensors"
+_FACTOR = "cad_fast_factor"  # of the header
 _PREFIX = "base_model.model."  # what PeftModel puts before the names of the model it wraps
 
 
@@ -63,7 +64,8 @@ def export_peft(
         tensors[f"{_PREFIX}{name}.{kind.values}"] = deltas
         tensors[f"{_PREFIX}{name}.{kind.places}"] = kind.stored(flat, weight.shape[1])
     folder = require_writable_folder(folder)
-    _write_adapter(folder, make_config(**size, target_modules=list(modules), inference_mode=True), tensors)
+    config = make_config(**size, target_modules=list(modules), inference_mode=True)
+    _write_adapter(folder, config, tensors, factor)
     return folder
 
 
@@ -87,15 +89,15 @@ def _padded(weight: Tensor, indices: Tensor, factor: float, room: int) -> tuple[
     return order.values.cpu(), deltas.cpu()
 
 
-def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor]) -> None:
-    """Both files appear, or none."""
+def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], factor: float) -> None:
+    """Both files appear, or none. The factor stands in the header, since the deltas tell it but for rounding."""
     from safetensors.torch import save_file
 
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_together(
         {
-            folder / ADAPTER_NAME: lambda part: save_file(ready, part),
+            folder / ADAPTER_NAME: lambda part: save_file(ready, part, metadata={_FACTOR: repr(factor)}),
             folder / "adapter_config.json": text_writer(json_text(plain)),
         }
     )
@@ -147,7 +149,7 @@ def import_peft(pipeline: Any, folder: str | Path, name: str, *, kind: type[AnyE
             changes.append(change)
     if not changes:
         raise ValueError(f"{folder} changes no weight: there is nothing to edit")
-    factor = _common_factor(folder, changes)
+    factor = _common_factor(folder, changes, _noted_factor(folder))
     space = ComponentSpace(entries, fingerprint)
     return kind(name, space, components, factor, {"method": f"PEFT adapter ({kind_of_adapter.title})", "trust": []})
 
@@ -181,8 +183,23 @@ def _changes_of(folder: Path, module: str, weight: Tensor, places: Tensor, value
     return flat, _Change(weights, deltas)
 
 
-def _common_factor(folder: Path, changes: Sequence[_Change]) -> float:
-    """The factor that all weights are multiplied by, as short as it can be written.
+def _noted_factor(folder: Path) -> float | None:
+    """The factor that ``export_peft`` noted in the header; None in an adapter from elsewhere."""
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_NAME, framework="pt") as file:
+        noted = (file.metadata() or {}).get(_FACTOR)
+    try:
+        factor = None if noted is None else float(noted)
+    except ValueError as error:
+        raise ValueError(f"{folder / ADAPTER_NAME} has a damaged header: {error}") from error
+    if factor is not None and not math.isfinite(factor):
+        raise ValueError(f"{folder / ADAPTER_NAME} has a damaged header: its factor is {factor}")
+    return factor
+
+
+def _common_factor(folder: Path, changes: Sequence[_Change], noted: float | None) -> float:
+    """The factor that all weights are multiplied by: the noted one if it gives these changes, or a short one that does.
 
     Raises:
         ValueError: they are multiplied by different ones, by more than rounding.
@@ -191,10 +208,10 @@ def _common_factor(folder: Path, changes: Sequence[_Change]) -> float:
         return 0.0
     pairs = [(change.weights.double(), change.deltas.double()) for change in changes]
     factor = 1 + float(sum((w * d).sum() for w, d in pairs) / sum((w * w).sum() for w, _ in pairs))
-    for digits in range(1, 17):
-        short = float(f"{factor:.{digits}g}")
-        if all(torch.equal(w * short - w, d) for w, d in changes):
-            return short
+    candidates = [] if noted is None else [noted]
+    for candidate in candidates + [float(f"{factor:.{digits}g}") for digits in range(1, 17)]:
+        if all(torch.equal(w * candidate - w, d) for w, d in changes):
+            return candidate
     for change, (w, d) in zip(changes, pairs, strict=True):
         # A product is rounded, and so is its difference from the weight.
         rounding = torch.finfo(change.deltas.dtype).eps * ((factor * w).abs() + d.abs())

@@ -223,9 +223,19 @@ def test_a_factor_that_is_no_short_decimal(dtype, tmp_path):
         edit = edit_of(unet, factor=factor)
         export_peft(edit, unet, tmp_path / str(number))
         back = Edit.from_peft(unet, tmp_path / str(number))
-        assert back.factor == pytest.approx(factor, rel=1e-6 if dtype == torch.float32 else 1e-3)
+        assert back.factor == 1 - (1 - factor)  # as the strength makes it
         before, after = edited_weights(unet, edit), edited_weights(unet, back)
         assert all(torch.equal(after[name], weight) for name, weight in before.items())
+        path = tmp_path / str(number) / "adapter_model.safetensors"
+        tensors = load_file(path)
+        for noted in (None, "3.0"):  # from elsewhere, or a note that is wrong: the changes tell it but for rounding
+            save_file(tensors, path, None if noted is None else {"cad_fast_factor": noted})
+            again = Edit.from_peft(unet, tmp_path / str(number))
+            assert again.factor == pytest.approx(factor, abs=1e-6 if dtype == torch.float32 else 1e-3)
+        for noted in ("much", "inf"):
+            save_file(tensors, path, {"cad_fast_factor": noted})
+            with pytest.raises(ValueError, match="has a damaged header"):
+                Edit.from_peft(unet, tmp_path / str(number))
 
 
 @pytest.mark.parametrize("form", FORMATS)
