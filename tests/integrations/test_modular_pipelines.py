@@ -7,9 +7,13 @@ import pytest
 import torch
 
 import cad_fast
+from cad_fast import zoo
 from cad_fast.diffusion.denoisers import denoiser_of
 from cad_fast.edits import EditManager
 from cad_fast.integrations.diffusers_hooks import apply_cad_fast_edit, remove_cad_fast_edit
+from cad_fast.serving.edit_library import EditLibrary
+from cad_fast.serving.server import Server
+from cad_fast.zoo.prompt_set import emoji_prompts
 from tests.edits.rows.test_row_edits import random_edit
 from tests.pipelines import flux, stable_diffusion_3, stable_diffusion_xl
 from tests.row_truth import distance
@@ -258,6 +262,10 @@ def test_recording_is_refused_and_goes_by_an_ordinary_pipeline(name) -> None:
     for run in (
         lambda: cad_fast.record(pipeline, PROMPTS, num_inference_steps=STEPS, progress=False),
         lambda: cad_fast.Generation().resolved(pipeline),
+        lambda: cad_fast.attribute(pipeline, PROMPTS),
+        lambda: cad_fast.evaluate(pipeline, emoji_prompts(), zoo.scorer(), concepts=["car"], progress=False),
+        lambda: Server(pipeline, EditLibrary(None, pipeline)),
+        lambda: cad_fast.audit(pipeline, "car"),
     ):
         with pytest.raises(ValueError, match=r"is a modular pipeline, .*make an ordinary pipeline of its components"):
             run()
