@@ -259,7 +259,8 @@ def _innermost(module: nn.Module) -> _Place:
     registry = module.__dict__.get("_diffusers_hook")
     if registry is not None and registry._fn_refs:
         first = vars(registry._fn_refs[0])
-        return _Place(module, first, "forward" if first["original_forward"] is None else "original_forward")
+        own = first["original_forward"] is None or _is_slot(first["forward"])
+        return _Place(module, first, "forward" if own else "original_forward")
     return _Place(module, module.__dict__, "_old_forward" if "_old_forward" in module.__dict__ else "forward")
 
 
