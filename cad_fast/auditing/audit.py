@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from .. import zoo
 from ..diffusion.arguments import scheduler_config_of
 from ..diffusion.denoisers import denoiser_of
-from ..diffusion.generation import Generation
+from ..diffusion.generation import Generation, require_own_arguments
 from ..edits.edit import Edit
 from ..edits.weights import intact_fingerprint
 from ..evaluation.scorers import Scorer
@@ -90,6 +90,7 @@ def audit(
             or ``output_dir`` holds another audit.
         TypeError: the pipeline has no denoiser.
     """
+    require_own_arguments(pipeline)
     embedded = zoo.name_of(pipeline)
     captions: str | list[str] = prompts_of(pipeline, concept, prompts)[0]
     if images is None and embedded is not None and concept in zoo.OBJECTS:

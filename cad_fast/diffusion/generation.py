@@ -85,8 +85,9 @@ class Generation:
         Steps stay None where ``arguments`` holds a schedule, which tells their number.
 
         Raises:
-            ValueError: The pipeline does not take an argument. The message names it.
+            ValueError: The pipeline does not take an argument. The message names it. Or it is a modular pipeline.
         """
+        require_own_arguments(pipeline)
         parameters = inspect.signature(pipeline.__call__).parameters
         takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
         for name in self.to_kwargs():
@@ -198,3 +199,13 @@ def _each(name: str, value: Any, n_rows: int | None) -> Any:
 
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
+
+
+def require_own_arguments(pipeline: Any) -> None:
+    """Raise ValueError for a modular pipeline of diffusers, whose call does not say which arguments it takes."""
+    if any(kind.__name__ == "ModularPipeline" for kind in type(pipeline).__mro__):
+        raise ValueError(
+            f"{type(pipeline).__name__} is a modular pipeline, whose call does not say which arguments it takes and "
+            "what it gives: make an ordinary pipeline of its components, such as StableDiffusion3Pipeline(...). Both "
+            "share the denoiser, so that edits made with the one act in the other"
+        )

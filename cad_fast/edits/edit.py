@@ -170,6 +170,25 @@ class Edit(EditData):
 
         return checkpoint_difference(base, pruned, name, kind=cls)
 
+    @classmethod
+    def from_peft(cls, pipeline: Any, folder: str | Path, name: str = "adapter") -> Edit:
+        """Make the edit that an adapter of PEFT is (SHiRA or Super-Tuning); the other way is ``export_peft``.
+
+        Args:
+            pipeline: the model of the adapter, or its denoiser, as the adapter found it.
+            folder: that of the adapter, with ``adapter_config.json`` and ``adapter_model.safetensors``.
+            name: of the edit.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: the adapter is damaged, of another format, or does not fit the model; or it is no edit, since
+                it multiplies weights by different factors, or gives values to weights that are zero.
+            ImportError: peft is not installed.
+        """
+        from .files.peft import import_peft
+
+        return import_peft(pipeline, folder, name, kind=cls)
+
 
 def load_edit(source: str | Path, pipeline: Any = None, **hub_kwargs: Any) -> Edit:
     """Read an edit from a folder or a Hub repository: see ``Edit.from_pretrained``."""

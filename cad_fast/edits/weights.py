@@ -220,10 +220,11 @@ def _check_additions(denoiser: nn.Module, applied: AppliedEdit) -> None:
     by_path = modules_by_path(denoiser)
     for name, layer in applied.modules.items():
         for adapter in adapters_of(layer, by_path.get(name)):
-            if any(kind.__name__ == "ShiraLayer" for kind in type(adapter).__mro__):
+            if any(kind.__name__ in ("ShiraLayer", "SupertuningLayer") for kind in type(adapter).__mro__):
                 raise ValueError(
-                    f"{name} has a SHiRA adapter, which adds to single weights, as an edit that was exported does: "
-                    f"beside it edit {applied.edit.name!r} would act twice. Disable the adapter first"
+                    f"{name} has a {type(adapter).__module__.split('.')[-2]} adapter, which adds to single weights, as "
+                    f"an edit that was exported does: beside it edit {applied.edit.name!r} would act twice. Disable "
+                    "the adapter first"
                 )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.caches import cache_of
+from ..diffusion.generation import require_own_arguments
 from ..diffusion.trees import SHARED_NAMES, leaves
 from .call import DenoiserCall
 from .data import REPLAY_TOLERANCE, Recording
@@ -17,6 +18,7 @@ from .data import REPLAY_TOLERANCE, Recording
 
 def require_prompts(pipeline: Any) -> None:
     """Raise ValueError for a pipeline that takes no prompts, or would swallow them among other arguments."""
+    require_own_arguments(pipeline)
     parameters = inspect.signature(pipeline.__call__).parameters
     if "prompt" not in parameters:
         takes = ", ".join(name for name in parameters if name not in ("args", "kwargs"))

@@ -107,8 +107,8 @@ class Slot:
             if slot is None:
                 _check_layer(name, module)
                 slot = cls(name, module, attention, Surroundings(name, module, modules))
-                # On this instance alone. Under accelerate's hooks, which load the weights first, not around them.
-                module.__dict__["_old_forward" if "_old_forward" in module.__dict__ else "forward"] = slot.forward
+                # On this instance alone. Under the hooks that load weights first, not around them.
+                _innermost(module).put(slot.forward)
             slot._users.add(user)
             return slot
 
@@ -120,11 +120,7 @@ class Slot:
                 return
             if self._surroundings is not None:
                 self._surroundings.close()
-            entries = self.module.__dict__
-            if _is_slot(entries.get("forward")):
-                del entries["forward"]
-            else:
-                entries["_old_forward"] = type(self.module).forward.__get__(self.module)
+            _innermost(self.module).put(None)
 
     def check(self) -> None:
         """Check that an edit of the module can act.
@@ -135,7 +131,10 @@ class Slot:
         """
         if self.module.weight.dtype not in WEIGHT_DTYPES:
             known = ", ".join(map(str, WEIGHT_DTYPES))
-            raise TypeError(f"{self.name}.weight is {self.module.weight.dtype}, expected one of {known}")
+            raise TypeError(
+                f"{self.name}.weight is {self.module.weight.dtype}, expected one of {known}. For layerwise casting put "
+                "edits into the weights (Edit.fuse) first"
+            )
         if self._attention is not None and runs_fused(self._attention):
             raise ValueError(f"{self.name} is not in use, its attention runs fused projections: unfuse them first")
         if self._surroundings is not None:
@@ -149,7 +148,10 @@ class Slot:
         """
         with _opening:
             if self.plan is not None:
-                raise RuntimeError(f"{self.name} is running under other edits now: one call of the denoiser at a time")
+                raise RuntimeError(
+                    f"{self.name} is running under other edits now: one call of the denoiser at a time, with the edits "
+                    "of one EditManager, or those of hooks"
+                )
             self.plan, self._thread, self._ran = plan, threading.get_ident(), False
         if self._surroundings is not None:
             self._surroundings.begin()
@@ -231,13 +233,41 @@ def _edited(x: Tensor, module: nn.Linear, plan: Plan) -> Tensor:
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a module's forward is kept: an entry of the module, or of the innermost of diffusers' hooks around it."""
+
+    module: nn.Module
+    entries: dict[str, Any]
+    key: str
+
+    @property
+    def forward(self) -> Any:
+        """What is there; None for the forward of the module's class."""
+        return self.entries.get(self.key)
+
+    def put(self, forward: Any) -> None:
+        """Put a forward there; None for that of the module's class."""
+        if forward is None and self.key == "forward" and self.entries is self.module.__dict__:
+            self.entries.pop(self.key, None)
+        else:
+            self.entries[self.key] = forward or type(self.module).forward.__get__(self.module)
+
+
+def _innermost(module: nn.Module) -> _Place:
+    """Where the forward nearest to the module's own is kept, beneath the hooks of diffusers and of accelerate."""
+    registry = module.__dict__.get("_diffusers_hook")
+    if registry is not None and registry._fn_refs:
+        first = vars(registry._fn_refs[0])
+        own = first["original_forward"] is None or _is_slot(first["forward"])
+        return _Place(module, first, "forward" if own else "original_forward")
+    return _Place(module, module.__dict__, "_old_forward" if "_old_forward" in module.__dict__ else "forward")
+
+
 def slot_of(module: nn.Module) -> Slot | None:
     """The slot that the module has now."""
-    for name in ("forward", "_old_forward"):
-        forward: Any = module.__dict__.get(name)
-        if _is_slot(forward):
-            return forward.__self__
-    return None
+    forward = _innermost(module).forward
+    return forward.__self__ if _is_slot(forward) else None
 
 
 def _is_slot(forward: Any) -> bool:
@@ -247,7 +277,7 @@ def _is_slot(forward: Any) -> bool:
 def _check_layer(name: str, module: nn.Module) -> None:
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         require_plain(name, module.weight, "edited")
-    own = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
+    own = _innermost(module).forward
     wrapped = own is not None and getattr(own, "__func__", None) not in (nn.Linear.forward, nn.Conv2d.forward)
     other = type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward)
     # nn.MultiheadAttention reads the weights of its output linear and never calls it.

@@ -53,6 +53,12 @@ def switched_off(module: nn.Module | None) -> bool:
     return getattr(module, "enabled", None) is False
 
 
+def may_be_passed_over(module: nn.Module) -> bool:
+    """Whether a hook of diffusers stands in the place of a module's forward and may leave it out, as caches do."""
+    hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
+    return any(hasattr(hook, "new_forward") for hook in hooks.values())
+
+
 class CallCounter:
     """A forward pre-hook that counts the calls of the module that holds some layers. Compiled calls do not count."""
 
@@ -100,7 +106,7 @@ class Callers:
         if path not in self._counters:
             return path or "the denoiser"
         module, counter = self._counters[path]
-        return path if counter.calls and not switched_off(module) else None
+        return path if counter.calls and not switched_off(module) and not may_be_passed_over(module) else None
 
     def close(self) -> None:
         """Stop counting."""

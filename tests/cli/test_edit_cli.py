@@ -1,4 +1,4 @@
-"""``cad-fast edit inspect | diff | verify | export`` and ``evaluate --card`` on the embedded model."""
+"""``cad-fast edit inspect | diff | verify | export | import`` and ``evaluate --card`` on the embedded model."""
 
 import json
 
@@ -126,6 +126,16 @@ def test_export(folder, tmp_path, capsys):
     code, out, err = run(capsys, *common, "--to", "peft", "-o", tmp_path / "peft", "--json")
     assert code == 0, err
     assert set(json.loads(out)["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    back = ["edit", "import", tmp_path / "peft", "--model", "zoo:emoji", "--name", "back", "-o", tmp_path / "back"]
+    code, out, err = run(capsys, *back, "--json")
+    assert code == 0, err
+    assert json.loads(out)["digest"] == Edit.from_pretrained(folder / "one").to_weights().digest()
+    assert Edit.from_pretrained(tmp_path / "back").name == "back"
+    code, out, err = run(capsys, *common, "--to", "peft", "--peft-format", "supertuning", "-o", tmp_path / "super")
+    assert code == 0, err
+    assert "sparsity" in (tmp_path / "super" / "adapter_config.json").read_text()
+    code, _, err = run(capsys, *common, "--to", "checkpoint", "--peft-format", "shira", "-o", tmp_path / "unet")
+    assert code == 2 and "--peft-format goes with --to peft" in err
     code, _, err = run(capsys, *common, "--to", "checkpoint", "-o", tmp_path / "unet")
     assert code == 0, err
     edit = Edit.from_pretrained(folder / "one")

@@ -40,7 +40,8 @@ class Guidance:
         if images is not None:
             copies = self._copies(facts, prompts * images, running)
         else:
-            copies = self._copies_of_all(facts, running) if needs_branch else 1
+            told = running is not None and running.conditional is not None
+            copies = self._copies_of_all(facts, running) if needs_branch and not told else 1
         if copies is None:
             raise ValueError(
                 f"edits were given for {prompts} prompts with {images} images each, but the denoiser was called with "
@@ -56,6 +57,8 @@ class Guidance:
                 "so it cannot be told which rows are conditional: make a manager of the pipeline that is called, or "
                 "use branch='both'"
             )
+        if running.conditional is not None and copies == 1:
+            return Layout(copies, images, (running.conditional,))
         if copies > 2:
             raise ValueError("guidance with three terms has no one conditional branch: use branch='both'")
         if copies == 2:

@@ -195,6 +195,21 @@ class RowEdits:
                 self._contexts.remove(assignment)
                 self._observe()
 
+    @torch.compiler.disable(recursive=False)
+    def run(self, rows: Assignment, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return ``forward(*args, **kwargs)``, which is inside a call of the denoiser, with its rows under ``rows``.
+
+        This is for what stands inside the call, such as a hook of diffusers, where a context of ``rows`` comes too
+        late. ``rows`` and errors are as there.
+        """
+        self._begin(rows if callable(rows) else self.checked(rows), args, kwargs)
+        try:
+            output = forward(*args, **kwargs)
+            self._check()
+            return output
+        finally:
+            self._after()
+
     def close(self) -> None:
         """Forget all edits and leave the denoiser as it was. Raises as ``set_rows``."""
         self.set_rows(None)
@@ -216,10 +231,18 @@ class RowEdits:
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._after()  # torch runs no hook after a call that ended by what is no Exception, such as Ctrl-C
-        require_turn(self.inner, "a call of")
         assignment = self._contexts[-1] if self._contexts else self._assignment
-        if assignment is None:
-            return
+        if assignment is not None:
+            self._begin(assignment, args, kwargs)
+
+    @torch.compiler.disable
+    def _begin(
+        self,
+        assignment: Sequence[RowUses] | Callable[[CallFacts], Sequence[RowUses]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        require_turn(self.inner, "a call of")
         inputs = self._signature.bind(args, kwargs)
         facts = CallFacts(
             len(inputs[self._signature.sample_key]),
@@ -266,6 +289,7 @@ class RowEdits:
                 )
         self._weights |= seen
 
+    @torch.compiler.disable
     def _check(self) -> None:
         """Raise RuntimeError if a slot with a plan was passed over in the call that has just been made."""
         for slot in self._acting.get(threading.get_ident(), ()):
@@ -277,6 +301,7 @@ class RowEdits:
                     "the edit into the weights (fuse_edits, Edit.fuse), or leave the module out of it"
                 )
 
+    @torch.compiler.disable
     def _after(self) -> None:
         for slot in self._acting.pop(threading.get_ident(), ()):
             slot.end()

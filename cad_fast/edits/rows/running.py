@@ -27,6 +27,8 @@ class RunningCall:
         guided: whether guidance is on, as far as the pipeline says so.
         negative: the tensors that the call has by names of negative prompts.
         conditional_first: whether the pipeline is one of those that put the conditional rows of a batch first.
+        conditional: whether the denoiser's present call is conditional, as the guider of a modular pipeline says, which
+            calls the denoiser once for each branch. None without a guider.
     """
 
     frame_id: int
@@ -35,6 +37,7 @@ class RunningCall:
     guided: bool | None
     negative: tuple[Tensor, ...] = ()
     conditional_first: bool = False
+    conditional: bool | None = None
 
     @classmethod
     def of(cls, pipeline: Any) -> RunningCall | None:
@@ -67,6 +70,7 @@ class RunningCall:
             guided if isinstance(guided, bool) else None,
             tuple(value for value in negative if isinstance(value, Tensor) and value.ndim > 1),
             any(kind.__name__ in CONDITIONAL_FIRST for kind in type(pipeline).__mro__),
+            _told_by_guider(pipeline),
         )
 
     def same_run(self, other: RunningCall) -> bool:
@@ -83,3 +87,9 @@ class RunningCall:
                 "the denoiser is conditional: use branch='both'"
             )
         return True
+
+
+def _told_by_guider(pipeline: Any) -> bool | None:
+    guider = getattr(pipeline, "guider", None)
+    conditional = getattr(guider, "is_conditional", None)
+    return conditional if isinstance(conditional, bool) else None
