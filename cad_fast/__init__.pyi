@@ -33,6 +33,7 @@ from .recording.record import record as record
 from .recording.record import with_base as with_base
 from .recording.renoise import record_images as record_images
 from .recording.renoise import renoise as renoise
+from .report.image_strip import image_strip as image_strip
 from .report.strip import strip as strip
 from .row_engine import rows as rows
 from .search.budget import Budget as Budget

@@ -153,14 +153,16 @@ def _load_folder(folder: Path) -> list[Image.Image]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise ValueError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    pictures = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                pictures.append(image.convert("RGB"))
-        except OSError as error:
-            raise ValueError(f"{path} is not a readable image: {error}") from error
-    return pictures
+    return [open_image(path) for path in paths]
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read a picture as RGB. Raises ValueError when there is none, or it is too large to be opened safely."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
 
 
 def _one_per_row(prompts: str | Sequence[str], n_rows: int, things: str) -> list[str]:

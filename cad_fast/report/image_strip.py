@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
 from ..diffusion.context import generators, plain_tensors, silent
 from ..diffusion.denoisers import denoiser_of
@@ -26,8 +26,9 @@ from .strip import STRENGTHS, loaded
 
 FIXED_POINTS = 3
 """Corrections of each step backwards: with them the embedded models draw their pictures again (docs/edits.md)."""
-THRESHOLD = 0.5
-"""Of the map of the prompt's share, as in DiffEdit (arXiv 2210.11427)."""
+EXTREME, THRESHOLD = 2.0, 0.5
+"""What the prompt does at each place is cut at so many times its mean; places with more than this share of it are the
+object's (as DiffEdit does, arXiv 2210.11427, with 3; here over the neighbours too)."""
 
 
 @dataclass
@@ -153,8 +154,8 @@ def _noise_and_mask(pipeline: Any, image: Image.Image, prompt: str, generation: 
         pair = [each.run(denoiser, **given).float().cpu() for each in (call, others[call.step])]
         total = total + (pair[0] - pair[1]).abs().mean(1)[0]
     assert sample is not None and isinstance(total, Tensor), "a recording has calls"
-    low, high = total.min(), total.max()
-    return sample, (total - low) / (high - low).clamp(min=1e-12) > THRESHOLD
+    spread = avg_pool2d(total[None], 3, 1, 1, count_include_pad=False)[0]
+    return sample, spread.clamp(max=EXTREME * spread.mean()) / (EXTREME * spread.mean()) > THRESHOLD
 
 
 def _pixels(image: Image.Image) -> Tensor:
