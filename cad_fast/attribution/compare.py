@@ -11,7 +11,7 @@ from torch import Tensor
 from ..choices import Method
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace
-from ..objectives import Objective
+from ..objectives import ConceptErasure, Objective, fitted
 from ..recording.data import Recording
 from .attributor import Attributor
 from .held_out import HOLDOUT_SEED
@@ -66,6 +66,7 @@ def compare_estimators(
     Raises:
         ValueError: As ``Attributor``.
     """
+    objective, recording = fitted(objective or ConceptErasure(), recording, pipeline)
     plain = Attributor(pipeline, objective, components)
     space = plain.space
     held = [Ablation.random(space.n, fraction, HOLDOUT_SEED + number) for number in range(holdout)]
