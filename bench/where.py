@@ -17,7 +17,7 @@ from typing import Any
 
 import cad_fast
 from cad_fast import ComponentSpace, ConceptErasure, Edit, Recording, Selection, refine, zoo
-from cad_fast.attribution import Attributor
+from cad_fast.attribution import Attributor, Scores
 from cad_fast.attribution.measuring.plans import Target
 from cad_fast.demo.study import EVALUATION_SEED, EXPONENT, KEEP_WEIGHT, NEGATIVE_GUIDANCE, WINDOWS
 from cad_fast.edits.damage import Expressed, Moved, objectives_under
@@ -65,6 +65,7 @@ class Where:
         self.generation = zoo.generation(MODEL)
         self._recordings: dict[str, Recording] = {}
         self._before: dict[str, tuple[Evaluation, Evaluation]] = {}
+        self._scores: dict[tuple[str, str, bool], Scores] = {}
 
     @cached_property
     def pipeline(self) -> Any:
@@ -113,24 +114,30 @@ class Where:
             self._before[concept] = found
         return found
 
+    def scores(self, part: Part, concept: str, sensitivity: bool = False) -> Scores:
+        """What each component does for a concept, or what its outputs would lose; computed once."""
+        key = part.name, concept, sensitivity
+        if key not in self._scores:
+            space = ComponentSpace.of(self.pipeline, part.kind, part.modules)
+            method: Any = "sensitivity" if sensitivity else "gradient" if part.kind == "weight" else "exact"
+            attributor = Attributor(self.pipeline, self.objective(concept), space, method=method)
+            self._scores[key] = attributor.run(self.recording(concept), concept=concept, progress=False)
+        return self._scores[key]
+
     def edit(self, part: Part, size: float, concept: str) -> Edit:
         """An edit of this part and size, as the tables of the model make theirs."""
-        objective, others = self.objective(concept), self.others(concept)
-        space = ComponentSpace.of(self.pipeline, part.kind, part.modules)
-        method = "gradient" if part.kind == "weight" else "ablated_gradient"
-        score = Attributor(self.pipeline, objective, space, method=method)
-        spare = Attributor(self.pipeline, objective, space, method="sensitivity")
+        others = self.others(concept)
         selection = Selection(
             size,
-            keep=[score.run(self.recording(name), concept=name, progress=False) for name in others],
+            keep=[self.scores(part, name) for name in others],
             keep_weight=KEEP_WEIGHT,
-            sensitivity=[spare.run(self.recording(name), concept=name, progress=False) for name in others],
+            sensitivity=[self.scores(part, name, sensitivity=True) for name in others],
             exponent=EXPONENT,
         )
         refined = refine(
             self.pipeline,
             self.recording(concept),
-            score.run(self.recording(concept), concept=concept, progress=False),
+            self.scores(part, concept),
             selection,
             objective=self.objective(concept, NEGATIVE_GUIDANCE),
             rounds=self.rounds,

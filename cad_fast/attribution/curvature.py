@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -144,28 +145,32 @@ def places_of(columns: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     return places[among], among
 
 
-def strongest(directions: Tensor, weights: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+def strongest(directions: Tensor | Sequence[Tensor], weights: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Return the nearest form of fewer directions to the quadratic form sum_k weights_k (directions_k . x)^2.
 
     Nearest in the Frobenius norm, which is nearest in variance over random ablations.
 
     Args:
-        directions: float32 [K, n].
-        weights: float32 [K].
+        directions: float32 [K, n], or several of these, which are not copied.
+        weights: float32 [K], of all.
         keep: How many directions are returned, at most.
 
     Returns:
         Directions, orthogonal and of length 1, and weights, by decreasing size.
     """
-    products = (directions @ directions.T).double()
+    blocks = [directions] if isinstance(directions, Tensor) else list(directions)
+    products = torch.cat([torch.cat([block @ other.T for other in blocks], 1) for block in blocks]).double()
     size, vectors = torch.linalg.eigh(products)
     real = size > _ROUNDING * size[-1]
     if not bool(real.any()) or float(size[-1]) == 0:
-        return directions[:0], weights[:0]
+        return blocks[0][:0], weights[:0]
     vectors, root = vectors[:, real], size[real].sqrt()
     # In the orthonormal basis (vectors / root)^T directions the form is root vectors^T diag(weights) vectors root.
     half = vectors * root
     values, turned = torch.linalg.eigh(half.T @ (weights.double()[:, None] * half))
     order = values.abs().argsort(descending=True)[:keep]
-    mix = (vectors / root) @ turned[:, order]
-    return mix.T.to(directions.dtype) @ directions, values[order].to(weights.dtype)
+    mix = ((vectors / root) @ turned[:, order]).T.to(blocks[0].dtype)
+    found = blocks[0].new_zeros(len(mix), blocks[0].shape[1])
+    for part, block in zip(mix.split([len(block) for block in blocks], 1), blocks, strict=True):
+        found.addmm_(part, block)
+    return found, values[order].to(weights.dtype)

@@ -36,7 +36,7 @@ def test_points(pipeline, recording, kind) -> None:
     held = [Ablation.random(space.n, 0.2, HOLDOUT_SEED + number) for number in range(24)]
     for name, method in (("gradient", "gradient"), ("second order", "second_order")):
         if name in {point["method"] for point in points}:
-            options = {} if method == "gradient" else {"fraction": 0.2, "networks": 5}
+            options = {} if method == "gradient" else {"fraction": 0.2, "networks": 3}
             attributor = Attributor(pipeline, None, space, method=method, **options)
             scores = attributor.run(recording, progress=False)
             j = attributor.measured(recording, held, progress=False)

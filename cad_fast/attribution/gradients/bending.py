@@ -31,7 +31,7 @@ RIDGE = 0.3
 # J bends so many times as much as the directions say, by J of the passes. It is kept within these.
 STRETCH = (0.0, 3.0)
 # Directions are thinned out when there are so many times more than are to be kept.
-_THIN_AT = 2
+_THIN_AT = 1.25
 
 
 def bending(outputs: Tensor, cotangents: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,12 +167,13 @@ class BendingSums:
         vectors, weights = bending(outputs, cotangents)
         self.directions.append((weights.abs().sqrt()[:, None] * vectors.T) @ gradients)
         self.signs.append(weights.sign())
+        del gradients
         if sum(map(len, self.signs)) > _THIN_AT * self.keep:
             directions, weights = self._strongest()
-            self.directions, self.signs = [weights.abs().sqrt()[:, None] * directions], [weights.sign()]
+            self.directions, self.signs = [directions.mul_(weights.abs().sqrt()[:, None])], [weights.sign()]
 
     def _strongest(self) -> tuple[Tensor, Tensor]:
-        return strongest(torch.cat(self.directions), torch.cat(self.signs), self.keep)
+        return strongest(self.directions, torch.cat(self.signs), self.keep)
 
     def _calibration(
         self, networks: Networks, gradients: Tensor, full: Tensor, outputs: Tensor, cotangents: Tensor, j: Tensor

@@ -298,13 +298,13 @@ def _bending_weights(
 def memory_needed(space: ComponentSpace, plan: NetworksPlan, fraction: float, directions: int, share: float) -> int:
     """Return how many bytes the sums take at their largest, beside the denoiser and its activations.
 
-    These are two numbers per weight; of the weights that directions are kept of the directions while they are thinned
-    out, twice the gradients of the row with the most networks, and those of a pass; those of a pass of the largest
-    module, twice; and which weights the networks of a picture remove.
+    These are two numbers per weight; of the weights that directions are kept of the directions while a row's are added
+    and they are thinned out, the gradients of the row with the most networks, and those of a pass; those of a pass of
+    the largest module, twice; and which weights the networks of a picture remove.
     """
     columns = max(1, round(share * space.n))
     most, variants = max(plan.networks), max(map(len, plan.passes))
     largest = max(entry.count for entry in space)
-    buffers = 2 * (2 * directions + most) + directions + 2 * most + variants
+    buffers = round(1.25 * directions) + max(2 * most, directions + most) + most + variants
     removed = most * (4 * round(fraction * space.n) + space.n // 8)  # as numbers, and as bits
     return 4 * (2 * space.n + buffers * columns + 2 * variants * largest) + removed
