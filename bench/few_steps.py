@@ -28,7 +28,7 @@ SEED = EVALUATION_SEED + 7000
 
 
 def measured(model: str, steps: int, guidance: float, samples: int, per_concept: int) -> dict[str, Any]:
-    """r of the scores, and recognition before and after the edit."""
+    """Measure r of the scores, and recognition before and after the edit."""
     pipeline, scorer = zoo.load(model), zoo.scorer()
     generation = cad_fast.Generation.of(zoo.generation(model), num_inference_steps=steps, guidance_scale=guidance)
     texts = (zoo.prompts(CONCEPT) * samples)[:samples]

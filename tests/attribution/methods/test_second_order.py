@@ -89,21 +89,22 @@ def test_curvature_predicts_what_scores_alone_cannot(pipeline, recording, tmp_pa
         Scores(part.values, part.space, curvature=scores.curvature)
 
 
-@pytest.mark.parametrize("name", zoo.MODELS)
-def test_a_ninth_of_the_weights_predicts_nearly_as_well_as_all(name: str) -> None:
-    embedded = zoo.load(name)
-    generation = cad_fast.Generation.of(zoo.generation(name), num_inference_steps=4)
-    recording = cad_fast.record(embedded, zoo.prompts("cat")[0], seeds=7, progress=False, **generation.to_kwargs())
-    space = ComponentSpace.of(embedded, "weight", "cross-attention-kv")
-    r = {}
+def test_a_ninth_of_trained_weights_predicts_nearly_as_well_as_all() -> None:
+    embedded = zoo.load()
+    recording = cad_fast.record(
+        embedded, zoo.prompts("cat")[0], seeds=7, num_inference_steps=4, guidance_scale=3.0, progress=False
+    )
+    space = ComponentSpace.of(embedded, "weight")
     ablations = [Ablation.random(space.n, 0.05, seed) for seed in range(40)]
+    measured = Attributor(embedded, components=space).measured(recording, ablations, progress=False)
+    r = {}
     for share in (0.11, 1.0):
         attributor = Attributor(embedded, components=space, method="second_order", share=share)
         scores = attributor.run(recording, progress=False)
-        measured = attributor.measured(recording, ablations, progress=False)
-        predicted = predicted_change(scores.values, ablations, scores.curvature)
-        r[share] = float(torch.corrcoef(torch.stack([predicted, measured]))[0, 1])
-    assert r[0.11] > r[1.0] - 0.01
+        for name, curvature in (("alone", None), (share, scores.curvature)):
+            predicted = predicted_change(scores.values, ablations, curvature)
+            r[name] = float(torch.corrcoef(torch.stack([predicted, measured]))[0, 1])
+    assert r[0.11] > r["alone"] + 0.02 and r[0.11] > r[1.0] - 0.01
 
 
 def test_a_stopped_run_goes_on_where_it_was(pipeline, recording, tmp_path, monkeypatch) -> None:
