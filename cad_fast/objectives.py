@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .diffusion.timesteps import TimestepWindow, Window
 from .recording.call import DenoiserCall
 from .recording.data import Recording
+from .recording.record import with_base
 
 REMEDIES = {
     "unconditional_output": (
         "it was made without classifier-free guidance, which guidance-distilled models and a guidance scale of 1 do "
         "not use. Record with a higher guidance_scale (or true_cfg_scale), or compare with a base prompt: with_base "
-        "and ConceptErasure(base='base')"
+        "and ConceptErasure(base='base'). ConceptErasure() does so itself where the pipeline is given, not the denoiser"
     ),
     "base_output": "it was made without a base prompt. Add it: with_base(recording, pipeline, base_prompts)",
     "target": "it was made by generating. Make one for a denoising loss: record_images or renoise",
 }
+
+
+# What stands for the unconditional output where there is none: what guidance would have used without a negative prompt.
+BASE_PROMPT = ""
+
+log = logging.getLogger(__name__)
 
 
 class Objective(ABC):
@@ -67,6 +75,13 @@ class Objective(ABC):
             raise ValueError(
                 f"{self.name} looks at timesteps {self.timesteps}, but the recording's are {recorded.timesteps}"
             )
+
+    def against_base(self) -> Objective | None:
+        """Return the same objective against the output for a base prompt, for recordings made with guidance off.
+
+        None where the objective does not leave the choice of its base to the recording.
+        """
+        return None
 
     def __call__(self, output: Tensor, call: DenoiserCall) -> Tensor:
         """Return J of an output of the denoiser. Gradients flow to ``output`` only.
@@ -137,7 +152,8 @@ class ConceptErasure(Objective):
 
     Args:
         base: "unconditional", which needs a recording with classifier-free guidance, or "base", which needs
-            ``with_base``.
+            ``with_base``. None leaves it to the recording: "unconditional", and with guidance off "base" (see
+            ``fitted``).
         timesteps: As for ``Objective``.
         negative_guidance: With g above 0 the reference lies beyond the base, away from the recorded output:
             base - g * (output - base), the target of ESD (arXiv 2303.07345). J is then lowest where the concept is
@@ -154,11 +170,14 @@ class ConceptErasure(Objective):
 
     def __init__(
         self,
-        base: str = "unconditional",
+        base: str | None = None,
         timesteps: Window | None = None,
         negative_guidance: float = 0.0,
         both_branches: bool = False,
     ) -> None:
+        # Of both branches one is the unconditional one.
+        self.chooses_base = base is None and not both_branches
+        base = "unconditional" if base is None else base
         if base not in ("unconditional", "base"):
             raise ValueError(f"{self.name}: base is {base!r}, expected 'unconditional' or 'base'")
         if not 0 <= negative_guidance < math.inf:
@@ -170,6 +189,9 @@ class ConceptErasure(Objective):
         self.base = base
         self.negative_guidance = float(negative_guidance)
         self.needs = f"{base}_output"
+
+    def against_base(self) -> ConceptErasure | None:
+        return ConceptErasure("base", self.timesteps, self.negative_guidance) if self.chooses_base else None
 
     def check(self, recorded: Recording | DenoiserCall) -> None:
         """As ``Objective.check``; negative guidance needs the recorded output too."""
@@ -252,6 +274,46 @@ class CallableObjective(Objective):
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "name": "callable", "function": self.name, "needs": self.needs}
+
+
+def fitted(
+    objective: Objective, recording: Recording, pipeline: Any = None, *, progress: bool = False
+) -> tuple[Objective, Recording]:
+    """Return an objective and a recording that go together: with guidance off there is no unconditional output.
+
+    An objective that leaves its base to the recording is then measured against the outputs for a base prompt: those
+    that the recording has, or else those for the empty prompt, which ``pipeline`` adds. A warning is logged. Whatever
+    else a recording lacks, ``Objective.check`` says.
+
+    Cost: where outputs are added, one evaluation of the denoiser for every recorded call.
+
+    Args:
+        objective: J.
+        recording: What J is measured on.
+        pipeline: What it was recorded with. Without it, or with its denoiser alone, no outputs are added.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: Outputs are to be added, and the recording is of another model, or could not keep an argument.
+    """
+    against_base = objective.against_base()
+    calls = [call for call in recording.calls if objective.active(call)]
+    if against_base is None or all(call.unconditional_output is not None for call in calls):
+        return objective, recording
+    if any(call.base_output is None for call in calls):
+        if pipeline is None or isinstance(pipeline, nn.Module):
+            return objective, recording
+        recording = with_base(recording, pipeline, BASE_PROMPT, progress=progress)
+    say_base(objective, recording)
+    return against_base, recording
+
+
+def say_base(objective: Objective, recording: Recording) -> None:
+    """Log what an objective compares with in place of the unconditional output."""
+    texts = dict.fromkeys(recording.base_prompts or ())
+    shown = " or ".join(repr(text) if text else "the empty prompt" for text in list(texts)[:3]) or "the base prompt"
+    more = ", and others" if len(texts) > 3 else ""
+    log.warning("guidance is off: %s compares with the output for %s%s", objective.name, shown, more)
 
 
 def objective_from_config(config: Mapping[str, Any]) -> Objective:

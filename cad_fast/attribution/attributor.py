@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from ..components.ablation import Ablation
 from ..components.space import ComponentSpace, Kind
 from ..diffusion.denoisers import denoiser_of
 from ..diffusion.generation import NAMED, Generation
-from ..objectives import ConceptErasure, Objective
+from ..objectives import ConceptErasure, Objective, fitted
 from ..recording.data import Recording
 from ..recording.record import record
 from .held_out import held_out
@@ -50,7 +51,8 @@ class Attributor:
 
     Args:
         pipeline: A diffusers pipeline, or a denoiser.
-        objective: What J is. None for ``ConceptErasure()``.
+        objective: What J is. None for ``ConceptErasure()``. With guidance off, that compares with the outputs for a
+            base prompt, which the pipeline adds where a recording has none (see ``objectives.fitted``).
         components: The components. None makes a space from ``kind`` and ``target_modules``.
         kind: "weight", "neuron", "filter" or "head".
         target_modules: A preset, a pattern or a list of modules. None for the kind's default.
@@ -74,10 +76,12 @@ class Attributor:
         method: Method | None = None,
         **options: Any,
     ) -> None:
+        self.pipeline = pipeline
         self.denoiser = denoiser_of(pipeline)
         self.objective = objective or ConceptErasure()
         self.space = components or ComponentSpace.of(self.denoiser, kind, target_modules)
         self.estimator = make_estimator(method or default_method(self.space.kind, self.space.n), options)
+        self._based: WeakKeyDictionary[Recording, Recording] = WeakKeyDictionary()
 
     @property
     def method(self) -> Method:
@@ -109,7 +113,7 @@ class Attributor:
             self.denoiser,
             self.space,
             self.estimator,
-            Target(self.objective, recording),
+            self._target(self.objective, recording),
             RunOptions.of(options, **settings),
             concept=concept or recording.prompts[0],
         )
@@ -138,7 +142,8 @@ class Attributor:
             FileExistsError, ValueError: As ``run``, or there are no concepts.
             TypeError: As ``run``, or a concept is neither of the two.
         """
-        targets = {concept: _target(value, self.objective) for concept, value in concepts.items()}
+        pairs = {concept: _pair(value, self.objective) for concept, value in concepts.items()}
+        targets = {concept: self._target(*pair) for concept, pair in pairs.items()}
         return run_many(self.denoiser, self.space, self.estimator, targets, RunOptions.of(options, **settings))
 
     def check(
@@ -176,7 +181,7 @@ class Attributor:
             raise ValueError(f"the scores are over {scores.space}, expected {self.space}")
         return held_out(
             self.denoiser,
-            {scores.concept: Target(self.objective, recording)},
+            {scores.concept: self._target(self.objective, recording)},
             self.space,
             [scores],
             ablations,
@@ -197,23 +202,31 @@ class Attributor:
         progress: bool = True,
     ) -> Tensor:
         """Measure J under each ablation; float64 [len(ablations)]."""
+        target = self._target(self.objective, recording)
         return objective_under_ablations(
             self.denoiser,
-            recording,
-            self.objective,
+            target.recording,
+            target.objective,
             self.space,
             ablations,
             rows_per_pass=rows_per_pass,
             progress=progress,
         )
 
+    def _target(self, objective: Objective, recording: Recording) -> Target:
+        """What is measured. Outputs for the empty prompt are added to a recording once."""
+        objective, measured = fitted(objective, self._based.get(recording, recording), self.pipeline)
+        if measured is not recording:
+            self._based[recording] = measured
+        return Target(objective, measured)
 
-def _target(value: Recording | tuple[Objective, Recording], objective: Objective) -> Target:
+
+def _pair(value: Recording | tuple[Objective, Recording], objective: Objective) -> tuple[Objective, Recording]:
     if isinstance(value, Recording):
-        return Target(objective, value)
+        return objective, value
     if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Recording)):
         raise TypeError(f"a concept needs a Recording or (Objective, Recording), got {type(value).__name__}")
-    return Target(*value)
+    return value
 
 
 def attribute(

@@ -11,10 +11,11 @@ from torch import Tensor
 from ..choices import Method
 from ..components.ablation import Ablation
 from ..components.space import ComponentSpace
-from ..objectives import Objective
+from ..objectives import ConceptErasure, Objective, fitted
 from ..recording.data import Recording
 from .attributor import Attributor
 from .held_out import HOLDOUT_SEED
+from .methods.second_order import FEWEST_NETWORKS
 from .regression.design import Design
 from .regression.draws import parts_of
 from .regression.solvers import fit
@@ -43,7 +44,7 @@ def compare_estimators(
 
     - the gradient;
     - the ablated gradient with each of ``partitions``, and with one by the trapezoid rule;
-    - the second order, of no more rows than one partition, for single weights and objectives of one branch;
+    - the second order, of about as many rows as one partition, for single weights and objectives of one branch;
     - ridge on the first so many of one set of ``ablations``, alone and on the residual of the ablated gradient of one
       partition.
 
@@ -66,6 +67,7 @@ def compare_estimators(
     Raises:
         ValueError: As ``Attributor``.
     """
+    objective, recording = fitted(objective or ConceptErasure(), recording, pipeline)
     plain = Attributor(pipeline, objective, components)
     space = plain.space
     held = [Ablation.random(space.n, fraction, HOLDOUT_SEED + number) for number in range(holdout)]
@@ -93,7 +95,9 @@ def compare_estimators(
     before = points[-1]
     run("ablated gradient, trapezoid", "ablated_gradient", fraction=fraction, ablated_weight=0.5)
     if space.kind == "weight" and not plain.objective.both_branches:
-        run("second order", "second_order", fraction=fraction, networks=parts_of(fraction, space.n))
+        # Before, every row is run at the fewest networks, to see where J bends.
+        networks = max(FEWEST_NETWORKS, parts_of(fraction, space.n) - FEWEST_NETWORKS)
+        run("second order", "second_order", fraction=fraction, networks=networks)
     for number in partitions:
         if number > 1:
             run("ablated gradient", "ablated_gradient", fraction=fraction, partitions=number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,32 @@ def fitting_rows(
         output = call.select_rows([0]).run(denoiser)
     budget = CPU_BUDGET if output.device.type == "cpu" else ACCELERATOR_BUDGET
     return min(most, max(1, budget // max(1, kept.bytes)))
+
+
+def require_room(needed: int, device: torch.device, space: ComponentSpace) -> None:
+    """Require so many bytes of free memory, before the work.
+
+    Raises:
+        ValueError: There are fewer. The message says how many are needed, and what needs less.
+    """
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"second_order of {space.n:,} weights needs {needed:,} bytes of memory beside the model, and {device} has "
+            f"{free:,} free: score fewer modules (target_modules), lower share or directions, or use "
+            "method='ablated_gradient', which predicts nearly as well and needs 8 bytes a weight"
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the free memory of a device; None where it cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):

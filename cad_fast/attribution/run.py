@@ -293,7 +293,9 @@ def _finished(part: Path, run: _Run, concept: str, target: Target) -> Scores:
 def target_settings(target: Target) -> dict[str, Any]:
     """What scores depend on of the objective and the recording, as JSON."""
     recording = target.recording
+    based = {} if recording.base_prompts is None else {"base_prompts": recording.base_prompts}
     return {
+        **based,
         "objective": target.objective.config(),
         "prompts": recording.prompts,
         "seeds": recording.seeds,

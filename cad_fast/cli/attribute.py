@@ -286,9 +286,7 @@ def _objective(arguments: argparse.Namespace) -> Objective:
         return DenoisingLoss(timesteps=window(arguments))
     if arguments.images is not None:
         raise ValueError("--images goes with --objective denoising")
-    return ConceptErasure(
-        base="unconditional" if arguments.base_prompt is None else "base", timesteps=window(arguments)
-    )
+    return ConceptErasure(base=None if arguments.base_prompt is None else "base", timesteps=window(arguments))
 
 
 def _record(arguments: argparse.Namespace, pipeline: Any, prompts: list[str]) -> Recording:

@@ -114,24 +114,33 @@ def _pipeline_of(arguments: argparse.Namespace, scores: Scores) -> Any:
     if arguments.samples < 1:
         raise ValueError(f"--samples is {arguments.samples}, expected at least 1")
     objective = scores.provenance["objective"]
-    if objective["name"] != ConceptErasure.name or objective["base"] != "unconditional":
-        raise ValueError("--refine takes scores of the erasure objective against the unconditional output")
+    if objective["name"] != ConceptErasure.name:
+        raise ValueError(f"--refine takes scores of the erasure objective, these are of {objective['name']}")
+    if objective["base"] == "base" and "base_prompts" not in scores.provenance:
+        raise ValueError("--refine: the scores do not say which base prompt they compare with; make them again")
     return load(arguments, arguments.refine)
 
 
 def _recorded(arguments: argparse.Namespace, pipeline: Any, scores: Scores) -> Recording:
-    """Fresh samples of the prompts that the scores were made with."""
+    """Fresh samples of the prompts that the scores were made with, and of their base prompts."""
     from ..diffusion.generation import Generation
-    from ..recording.record import record
+    from ..recording.record import record, with_base
 
     made_with = scores.provenance
-    return record(
+
+    def taking_turns(texts: list[str]) -> list[str]:
+        return list(itertools.islice(itertools.cycle(texts), arguments.samples))
+
+    recording = record(
         pipeline,
-        list(itertools.islice(itertools.cycle(made_with["prompts"]), arguments.samples)),
+        taking_turns(made_with["prompts"]),
         seeds=made_with["seeds"][0],
         progress=not arguments.quiet,
         **Generation.from_dict(made_with).to_kwargs(),
     )
+    if "base_prompts" not in made_with:
+        return recording
+    return with_base(recording, pipeline, taking_turns(made_with["base_prompts"]), progress=not arguments.quiet)
 
 
 def _sensitivity(arguments: argparse.Namespace, pipeline: Any, kept: Scores) -> Scores:

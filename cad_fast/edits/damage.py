@@ -15,7 +15,7 @@ from ..attribution.scores import Scores
 from ..components.ablation import Ablation
 from ..diffusion.denoisers import denoiser_of
 from ..diffusion.timesteps import Window
-from ..objectives import Objective, squared_distance
+from ..objectives import Objective, fitted, squared_distance
 from ..recording.call import DenoiserCall
 from ..recording.data import Recording
 from .data import EditData
@@ -98,10 +98,12 @@ def replayed_damage(
 
     The mean over rows and timesteps in the window of |edited - recorded|^2 / |recorded - unconditional|^2: at 1 an edit
     moves the output as far as the prompt does. The pipeline is left as it is; no picture is drawn.
-    Cost: one forward pass of the recordings' rows. Raises ValueError when the edit or a recording is of another model,
-    or a recording was made without guidance.
+    Of recordings that were made with guidance off the output for a base prompt stands for the unconditional one (see
+    ``objectives.fitted``). Cost: one forward pass of the recordings' rows. Raises ValueError when the edit or a
+    recording is of another model.
     """
-    targets = {concept: Target(Moved(timesteps), recording) for concept, recording in recordings.items()}
+    moved = Moved(timesteps)
+    targets = {concept: Target(*fitted(moved, recording, pipeline)) for concept, recording in recordings.items()}
     return objectives_under(pipeline, edit, targets, strength=strength, rows_per_pass=rows_per_pass)
 
 
@@ -127,14 +129,18 @@ class Moved(Objective):
 
     Args:
         timesteps: the window to look at.
-        base: "unconditional", or "base" for recordings of ``with_base``.
+        base: "unconditional", or "base" for recordings of ``with_base``. None as for ``ConceptErasure``.
     """
 
     name = "moved"
 
-    def __init__(self, timesteps: Window | None = None, base: str = "unconditional") -> None:
+    def __init__(self, timesteps: Window | None = None, base: str | None = None) -> None:
         super().__init__(timesteps)
-        self.needs = f"{base}_output"
+        self.chooses_base = base is None
+        self.needs = f"{base or 'unconditional'}_output"
+
+    def against_base(self) -> Moved | None:
+        return type(self)(self.timesteps, "base") if self.chooses_base else None
 
     def value(self, output: Tensor, call: DenoiserCall) -> Tensor:
         base = getattr(call, str(self.needs))

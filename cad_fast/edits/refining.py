@@ -12,7 +12,7 @@ from ..attribution.methods.ablated_gradient import gradient_at_ablations
 from ..attribution.scores import Scores
 from ..components.ablation import Ablation
 from ..diffusion.denoisers import denoiser_of
-from ..objectives import ConceptErasure, Objective
+from ..objectives import ConceptErasure, Objective, fitted
 from ..recording.data import Recording
 from .selection import Selection, Sign, select
 from .untrusted import warn_if_untrusted
@@ -50,7 +50,8 @@ def refine(
         scores: first-order scores of the concept to start from.
         selection: of the edit that ``Edit.from_scores`` then makes from what is returned.
         sign: "positive" to erase, "negative" to amplify.
-        objective: as for the scores.
+        objective: as for the scores. None for ``ConceptErasure()``, which with guidance off compares with the outputs
+            for a base prompt (see ``objectives.fitted``).
         rounds: how often the components are selected anew.
         rows_per_pass: at most so many rows go through the denoiser at once.
         progress: whether to show a progress bar.
@@ -66,7 +67,7 @@ def refine(
         raise ValueError(f"rounds is {rounds}, expected at least 1")
     denoiser = denoiser_of(pipeline)
     scores.space.fingerprint.require_same(recording.fingerprint, "the scores")
-    objective = objective or ConceptErasure()
+    objective, recording = fitted(objective or ConceptErasure(), recording, pipeline)
     require_unchanged(denoiser, recording, objective)
     current = scores
     for number in tqdm(range(rounds), desc="refining", unit="round", disable=not progress):

@@ -23,7 +23,7 @@ from ..edits.edit import Edit
 from ..edits.refining import refine
 from ..edits.selection import Selection, Sign
 from ..edits.weights import active_edits
-from ..objectives import ConceptErasure, Objective
+from ..objectives import BASE_PROMPT, ConceptErasure, Objective, say_base
 from ..recording.data import Recording
 from ..recording.original import record_original
 from ..recording.record import record, with_base
@@ -78,7 +78,9 @@ class Making:
         drawn = _taking_turns(texts, self.samples if of == self.concept else KEPT_SAMPLES)
         recording = record(self.pipeline, drawn, seeds=self.seed, progress=False, **self.generation.to_kwargs())
         if recording.calls[0].unconditional_output is None:
-            recording = with_base(recording, self.pipeline, "", progress=False)
+            recording = with_base(recording, self.pipeline, BASE_PROMPT, progress=False)
+            if of == self.concept:
+                say_base(self.erasure(recording), recording)
         self._bar.update()
         return recording
 

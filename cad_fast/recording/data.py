@@ -34,6 +34,7 @@ class Recording:
 
     ``generation`` has the steps and the guidance that were used (None where the pipeline has no guidance) and the
     pipeline's further arguments, those with one entry per row in ``row_kwargs``, as far as JSON can hold them.
+    ``base_prompts`` are those of ``with_base``, one per row.
     ``prediction_type`` is epsilon, v_prediction, sample or flow_prediction, None where the scheduler does not tell;
     ``latents`` [n_rows, ...] are the final ones (of ``renoise``: the clean ones); ``denoiser_calls`` counts the
     denoiser evaluations really made: a guided evaluation of one batch at one step counts one. ``not_kept`` names the
@@ -52,6 +53,7 @@ class Recording:
     denoiser_calls: int = 0
     row_kwargs: dict[str, list[Any]] = field(default_factory=dict)
     not_kept: list[str] = field(default_factory=list)
+    base_prompts: list[str] | None = None
 
     def __post_init__(self) -> None:
         if not self.calls or not self.prompts:
@@ -60,7 +62,7 @@ class Recording:
             raise ValueError("generation has no num_inference_steps, expected the number that was used")
         lengths = {f"step {call.step}": call.rows for call in self.calls}
         lengths |= {"seeds": len(self.seeds)} | {name: len(values) for name, values in self.row_kwargs.items()}
-        lengths |= {name: len(value) for name in ("images", "latents") if (value := getattr(self, name)) is not None}
+        lengths |= {name: len(value) for name in _PER_ROW if (value := getattr(self, name)) is not None}
         for name, length in lengths.items():
             if length != self.n_rows:
                 raise ValueError(f"{name} has {length} rows, but there are {self.n_rows} prompts")
@@ -137,6 +139,7 @@ class Recording:
             prompts=pick(self.prompts),
             seeds=pick(self.seeds),
             images=None if self.images is None else pick(self.images),
+            base_prompts=None if self.base_prompts is None else pick(self.base_prompts),
             latents=None if self.latents is None else pick(self.latents),
             row_kwargs={name: pick(values) for name, values in self.row_kwargs.items()},
         )
@@ -153,6 +156,7 @@ class Recording:
         first = parts[0]
         images = [part.images for part in parts]
         latents = [part.latents for part in parts]
+        bases = [part.base_prompts for part in parts]
         return replace(
             first,
             calls=[joiner.join_calls([part.calls[i] for part in parts]) for i in range(first.n_steps)],
@@ -160,6 +164,7 @@ class Recording:
             seeds=[seed for part in parts for seed in part.seeds],
             images=None if any(x is None for x in images) else [image for some in images for image in some or ()],
             latents=None if any(x is None for x in latents) else joiner("latents", latents, True),
+            base_prompts=None if any(x is None for x in bases) else [text for some in bases for text in some or ()],
             denoiser_calls=sum(part.denoiser_calls for part in parts),
             row_kwargs={name: [x for part in parts for x in part.row_kwargs[name]] for name in first.row_kwargs},
         )
@@ -237,6 +242,7 @@ class Recording:
             raise ValueError(f"{path} is not a whole recording: {_reason(error)}") from error
 
 
+_PER_ROW = ("images", "latents", "base_prompts")
 _APART = {"calls", "generation", "fingerprint", "latents", "images"}
 _PLAIN = tuple(entry.name for entry in fields(Recording) if entry.name not in _APART)
 

@@ -196,9 +196,8 @@ def with_base(
                 collected.append(output.detach().to(call.sample.device))
                 bar.update()
     calls = [replace(call, base_output=torch.cat(parts)) for call, parts in zip(recording.calls, outputs, strict=True)]
-    return replace(
-        recording, calls=calls, denoiser_calls=recording.denoiser_calls + len(starts) * (recording.n_steps + 1)
-    )
+    evaluations = len(starts) * (recording.n_steps + 1)
+    return replace(recording, calls=calls, base_prompts=texts, denoiser_calls=recording.denoiser_calls + evaluations)
 
 
 def run_settings(

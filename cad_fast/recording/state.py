@@ -47,8 +47,9 @@ _STATE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "denoiser_calls": (_is_count, "a whole number from 0 on"),
     "row_kwargs": (lambda value: _is_object(value) and all(map(_is_list, value.values())), "an object of lists"),
     "not_kept": (_list_of(_is_text), "a list of texts"),
+    "base_prompts": (lambda value: value is None or _list_of(_is_text)(value), "a list of texts or null"),
 }
-_OPTIONAL = {"denoiser_calls", "row_kwargs", "not_kept"}
+_OPTIONAL = {"denoiser_calls", "row_kwargs", "not_kept", "base_prompts"}
 _CALL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step": (_is_count, "a whole number from 0 on"),
     "timestep": (lambda value: _is_finite(value) or _is_object(value), "a number, or a tensor"),

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ..attribution.attributor import Attributor
 from ..attribution.measuring.plans import Target
 from ..attribution.scores import Scores
+from ..components.space import ComponentSpace
 from ..diffusion.arguments import scheduler_config_of
 from ..diffusion.denoisers import denoiser_of
 from ..diffusion.generation import Generation
@@ -29,9 +30,9 @@ from ..evaluation.outcomes import Evaluation
 from ..evaluation.prompts import PromptSet
 from ..evaluation.scorers import Scorer
 from ..files import read_json, require_writable_folder, write_json
-from ..objectives import ConceptErasure
+from ..objectives import BASE_PROMPT, ConceptErasure, say_base
 from ..recording.data import Recording
-from ..recording.record import record
+from ..recording.record import record, with_base
 from .budget import RULES, Budget, Rule, order_to_try, shortfall_text
 
 # Pictures for choosing and for confirming come from streams of their own (see ``image_seed``).
@@ -194,7 +195,8 @@ class EditSearch:
     ) -> EditSearch:
         """Record ``samples`` trajectories of the target and of every kept concept, and score them.
 
-        ``generation`` is of these trajectories, and of the pictures that are drawn later. Cost: the recordings, and two
+        ``generation`` is of these trajectories, and of the pictures that are drawn later. With guidance off the outputs
+        for the empty prompt stand for the unconditional ones, and a warning is logged. Cost: the recordings, and two
         forward and backward passes of their rows in the window ``timesteps``, a TimestepWindow or two timesteps in
         either order.
         """
@@ -202,22 +204,29 @@ class EditSearch:
         budget.require_judged(prompts, scorer.axes)
         objective = ConceptErasure(timesteps=timesteps)
         generation = Generation.of(generation)
-        first = Attributor(pipeline, objective, target_modules=target_modules)
-        second = Attributor(pipeline, objective, first.space, method="sensitivity")
+        space = ComponentSpace.of(pipeline, "weight", target_modules)
         scores, sensitivity, recordings = {}, {}, {}
         axis = prompts.axes[0]
         for concept in tqdm(concepts, desc="scoring", unit="concept", disable=not progress):
             texts = [entry.prompt for entry in prompts.of(axis, concept)]
-            recordings[concept] = record(
+            recording = record(
                 pipeline,
                 list(itertools.islice(itertools.cycle(texts), samples)),
                 seeds=0,
                 progress=False,
                 **generation.to_kwargs(),
             )
-            scores[concept] = first.run(recordings[concept], concept=concept, progress=False)
+            if recording.calls[0].unconditional_output is None:
+                recording = with_base(recording, pipeline, BASE_PROMPT, progress=False)
+                if objective.chooses_base:  # the first of them
+                    say_base(objective, recording)
+                objective = ConceptErasure("base", timesteps)
+            recordings[concept] = recording
+            first = Attributor(pipeline, objective, space)
+            scores[concept] = first.run(recording, concept=concept, progress=False)
             if concept != budget.erase:
-                sensitivity[concept] = second.run(recordings[concept], concept=concept, progress=False)
+                second = Attributor(pipeline, objective, space, method="sensitivity")
+                sensitivity[concept] = second.run(recording, concept=concept, progress=False)
         return cls(
             pipeline,
             budget,
@@ -253,7 +262,9 @@ class EditSearch:
         )
         scores = self._refined_scores(rule, ratio, selection) if rule.refined else self.scores[target]
         edit = Edit.from_scores(scores, selection, factor=1 - strength)
-        targets = {name: Target(Moved(self.objective.timesteps), self.recordings[name]) for name in kept}
+        targets = {
+            name: Target(Moved(self.objective.timesteps, self.objective.base), self.recordings[name]) for name in kept
+        }
         values = objectives_under(
             self.pipeline, edit, {target: Target(self.objective, self.recordings[target]), **targets}
         )
@@ -264,7 +275,7 @@ class EditSearch:
         """The target's scores refined for an edit of this size: the same ones at every strength."""
         if (rule, ratio) not in self._refined:
             target = self.budget.erase
-            away = ConceptErasure(timesteps=self.objective.timesteps, negative_guidance=1.0)
+            away = ConceptErasure(self.objective.base, self.objective.timesteps, negative_guidance=1.0)
             self._refined[rule, ratio] = refine(
                 self.pipeline,
                 self.recordings[target],

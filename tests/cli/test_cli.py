@@ -299,10 +299,6 @@ def test_env(capsys):
             ["attribute", "zoo:emoji", "--concept", "cat", "--target-modules", "cross-atention-kv", "-o", "OUT"],
             "cross-attention-kv",
         ),
-        (
-            ["attribute", "zoo:emoji", "--concept", "cat", "--guidance-scale", "1", "--steps", "1", "-o", "OUT"],
-            "guidance",
-        ),
         (["attribute", "zoo:emoji", "--concept", "cat", "--images", "x", "-o", "OUT"], "--images goes with"),
         (["attribute", "zoo:emoji", "--concept", "cat", "--samples", "0", "-o", "OUT"], "--samples is 0"),
         (["attribute", "zoo:emoji", "-o", "OUT"], "--concept, --concepts or --prompt is needed"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...components.ablation import Ablation
+from ...components.module_components import ModuleComponents
 from ...components.space import ComponentSpace
 from ...diffusion.layer_calls import input_of
 from ...diffusion.structure import Layer
@@ -18,6 +19,9 @@ from ...recording.call import DenoiserCall
 from ...row_engine.engine import rows
 from ...row_engine.forms import geometry, group_images
 
+# Gets, for a module of the space, its entry and w_i dJ_v/dw_i of every variant, float32 [V, count].
+Take = Callable[[ModuleComponents, Tensor], None]
+
 
 def row_gradients(
     denoiser: nn.Module,
@@ -25,8 +29,12 @@ def row_gradients(
     space: ComponentSpace,
     call: DenoiserCall,
     ablations: Sequence[Ablation],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    take: Take,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run row v of ``call`` forward and backward under ``ablations[v]``.
+
+    The gradients w_i dJ_v/dw_i are those at the ablated networks, also where the ablation removed w_i. They are handed
+    on module by module, so that those of all weights are never there at once.
 
     Args:
         denoiser: The module that is run. Its parameters must not require gradients.
@@ -34,13 +42,13 @@ def row_gradients(
         space: Single weights.
         call: V rows.
         ablations: V of them.
+        take: Gets the gradients of each module, on the way back: once, or once per call of a module that is called
+            several times, whose gradients add up.
 
     Returns:
-        The gradients w_i dJ_v/dw_i, float32 [V, n], at the ablated networks, also where the ablation removed w_i; the
-        predictions and dJ_v / d(prediction), float32 [V, elements]; and J, float32 [V].
+        The predictions and dJ_v / d(prediction), float32 [V, elements]; and J, float32 [V].
     """
-    gradients = torch.zeros(len(ablations), space.n, device=next(denoiser.parameters()).device)
-    with rows(denoiser, ablations, space), _tapped(denoiser, space, gradients), torch.enable_grad():
+    with rows(denoiser, ablations, space), _tapped(denoiser, space, len(ablations), take), torch.enable_grad():
         output = call.run(denoiser)
         leaf = output.detach().requires_grad_()
         values = objective(leaf, call)
@@ -48,16 +56,15 @@ def row_gradients(
         if output.requires_grad:  # else no module of the space has an effect
             torch.autograd.backward(output, cotangent)
     flat = [call.prediction(part).detach().float().flatten(1) for part in (output, cotangent)]
-    return gradients, flat[0], flat[1], values.detach()
+    return flat[0], flat[1], values.detach()
 
 
 @contextmanager
-def _tapped(denoiser: nn.Module, space: ComponentSpace, gradients: Tensor) -> Iterator[None]:
-    """Have every way back through the space's modules add to the gradients [V, n]."""
+def _tapped(denoiser: nn.Module, space: ComponentSpace, variants: int, take: Take) -> Iterator[None]:
+    """Have every way back through the space's modules hand on its gradients."""
     handles = []
     for entry, module in zip(space, space.modules(denoiser).values(), strict=True):
-        columns = gradients[:, entry.offset : entry.offset + entry.count]
-        handles.append(module.register_forward_hook(_tap(columns), with_kwargs=True))
+        handles.append(module.register_forward_hook(_tap(entry, variants, take), with_kwargs=True))
     try:
         yield
     finally:
@@ -65,14 +72,14 @@ def _tapped(denoiser: nn.Module, space: ComponentSpace, gradients: Tensor) -> It
             handle.remove()
 
 
-def _tap(gradients: Tensor) -> Any:
+def _tap(entry: ModuleComponents, variants: int, take: Take) -> Any:
     def hook(module: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         x = input_of(args, kwargs).detach()
         if not output.requires_grad:  # nothing before it asks for a gradient: the graph begins here
             output = output.detach().requires_grad_()
 
         def back(grad: Tensor) -> None:
-            gradients.add_(_per_row(module, x, grad, len(gradients)))
+            take(entry, _per_row(module, x, grad, variants))
 
         output.register_hook(back)
         return output

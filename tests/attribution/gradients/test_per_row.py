@@ -20,7 +20,12 @@ def test_gradients_of_rows_are_those_of_ablated_copies(pipeline, recording, modu
     flags = [(parameter, parameter.requires_grad) for parameter in pipeline.unet.parameters()]
     for parameter, _ in flags:
         parameter.requires_grad_(False)
-    found = row_gradients(pipeline.unet, ConceptErasure(), space, call, ablations)
+    gradients_of_all = torch.zeros(3, space.n)
+
+    def take(entry, gradients) -> None:
+        gradients_of_all[:, entry.offset : entry.offset + entry.count] += gradients
+
+    found = (gradients_of_all, *row_gradients(pipeline.unet, ConceptErasure(), space, call, ablations, take))
     for parameter, flag in flags:
         parameter.requires_grad_(flag)
     intact = space.modules(pipeline.unet)

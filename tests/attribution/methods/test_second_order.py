@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import cad_fast
-from cad_fast import Ablation, ComponentSpace, ConceptErasure
-from cad_fast.attribution import Attributor, Scores
+from cad_fast import Ablation, ComponentSpace, ConceptErasure, zoo
+from cad_fast.attribution import Attributor, Scores, memory
 from cad_fast.attribution.methods import second_order
 from cad_fast.attribution.methods.second_order import NetworksPlan, second_order_scores
 from cad_fast.attribution.trust import predicted_change
@@ -60,8 +60,18 @@ def test_curvature_predicts_what_scores_alone_cannot(pipeline, recording, tmp_pa
     ]
     assert r[1] > r[0] + 0.02
     plan = NetworksPlan.of(recording, ConceptErasure(), 20, 32)
-    assert scores.provenance["cost"]["backward_passes"] == len(plan.passes)
-    assert scores.provenance["estimate"]["rows"] == plan.rows
+    looked = NetworksPlan.looking(recording, ConceptErasure(), 32)
+    assert looked.networks == [3] * len(plan.places) and all(len(pairs) % 3 == 0 for pairs in looked.passes)
+    assert scores.provenance["cost"]["backward_passes"] == len(plan.passes) + len(looked.passes)
+    assert scores.provenance["estimate"]["rows"] == plan.rows + looked.rows
+    # What is kept, in memory and as a file, is at most four times the scores.
+    assert scores.curvature.nbytes == scores.provenance["estimate"]["curvature_bytes"] <= 4 * 4 * len(scores)
+    assert (tmp_path / "scores.safetensors").stat().st_size <= 20.2 * len(scores)
+    everything = Attributor(pipeline, kind="weight", method="second_order", share=1.0).run(recording, progress=False)
+    assert torch.equal(everything.values, scores.values)
+    best = predicted_change(everything.values, ablations, everything.curvature)
+    # Of random weights none matters much more than others. Of trained ones they do: see below.
+    assert r[1] < float(torch.corrcoef(torch.stack([best, measured]))[0, 1]) < r[1] + 0.05
     loaded = Scores.load(tmp_path)
     for name, tensor in scores.curvature.tensors().items():
         assert torch.equal(loaded.curvature.tensors()[name], tensor)
@@ -77,6 +87,24 @@ def test_curvature_predicts_what_scores_alone_cannot(pipeline, recording, tmp_pa
     assert part.curvature.change(within) == pytest.approx(scores.curvature.change(same), rel=1e-6)
     with pytest.raises(ValueError, match="curvature is over"):
         Scores(part.values, part.space, curvature=scores.curvature)
+
+
+def test_a_ninth_of_trained_weights_predicts_nearly_as_well_as_all() -> None:
+    embedded = zoo.load()
+    recording = cad_fast.record(
+        embedded, zoo.prompts("cat")[0], seeds=7, num_inference_steps=4, guidance_scale=3.0, progress=False
+    )
+    space = ComponentSpace.of(embedded, "weight")
+    ablations = [Ablation.random(space.n, 0.05, seed) for seed in range(40)]
+    measured = Attributor(embedded, components=space).measured(recording, ablations, progress=False)
+    r = {}
+    for share in (0.11, 1.0):
+        attributor = Attributor(embedded, components=space, method="second_order", share=share)
+        scores = attributor.run(recording, progress=False)
+        for name, curvature in (("alone", None), (share, scores.curvature)):
+            predicted = predicted_change(scores.values, ablations, curvature)
+            r[name] = float(torch.corrcoef(torch.stack([predicted, measured]))[0, 1])
+    assert r[0.11] > r["alone"] + 0.02 and r[0.11] > r[1.0] - 0.01
 
 
 def test_a_stopped_run_goes_on_where_it_was(pipeline, recording, tmp_path, monkeypatch) -> None:
@@ -98,8 +126,25 @@ def test_a_stopped_run_goes_on_where_it_was(pipeline, recording, tmp_path, monke
         ({"objective": ConceptErasure(both_branches=True)}, {}, "moves both branches; use method='ablated_gradient'"),
         ({}, {"networks": 2}, "networks is 2, expected at least 3"),
         ({}, {"directions": 0}, "directions is 0, expected at least 1"),
+        ({}, {"share": 0.0}, "share is 0.0, expected more than 0 and at most 1"),
+        ({}, {"share": 1.5}, "share is 1.5, expected more than 0 and at most 1"),
     ],
 )
 def test_what_it_refuses(pipeline, recording, settings, options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Attributor(pipeline, **settings, method="second_order", **options).run(recording, progress=False)
+
+
+def test_too_little_memory_is_refused_before_the_work(pipeline, recording, monkeypatch) -> None:
+    space = ComponentSpace.of(pipeline, "weight")
+    plan = NetworksPlan.of(recording, ConceptErasure(), 20, 32)
+    needed = second_order.memory_needed(space, plan, 0.05, 128, 0.11)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
+    passes = interrupt(monkeypatch, second_order, "gather", 1)
+    attributor = Attributor(pipeline, kind="weight", method="second_order")
+    with pytest.raises(ValueError, match=f"needs {needed:,} bytes.*share.*method='ablated_gradient'"):
+        attributor.run(recording, progress=False)
+    assert not passes
+    smaller = Attributor(pipeline, kind="weight", method="second_order", share=0.01)
+    with pytest.raises(KeyboardInterrupt):  # it begins
+        smaller.run(recording, progress=False)
