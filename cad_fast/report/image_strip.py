@@ -148,13 +148,14 @@ def _noise_and_mask(pipeline: Any, image: Image.Image, prompt: str, generation: 
     if reason is not None:
         raise ValueError(f"the picture cannot be turned into noise: {reason}")
     others = {call.step: call for call in without.calls}
-    denoiser, total, sample = denoiser_of(pipeline), 0, None
+    denoiser, sample = denoiser_of(pipeline), None
+    differences = []
     for call, sample in backwards(pipeline, recording, fixed_points=FIXED_POINTS):
         given = {call.sample_key: sample.to(call.sample.dtype)}
         pair = [each.run(denoiser, **given).float().cpu() for each in (call, others[call.step])]
-        total = total + (pair[0] - pair[1]).abs().mean(1)[0]
-    assert sample is not None and isinstance(total, Tensor), "a recording has calls"
-    spread = avg_pool2d(total[None], 3, 1, 1, count_include_pad=False)[0]
+        differences.append((pair[0] - pair[1]).abs().mean(1)[0])
+    assert sample is not None, "a recording has calls"
+    spread = avg_pool2d(torch.stack(differences).sum(0)[None], 3, 1, 1, count_include_pad=False)[0]
     return sample, spread.clamp(max=EXTREME * spread.mean()) / (EXTREME * spread.mean()) > THRESHOLD
 
 

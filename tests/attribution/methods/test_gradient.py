@@ -232,4 +232,4 @@ def test_wrong_settings(pipeline, recording):
         )
     unguided = record(pipeline, "a cat", num_inference_steps=1, guidance_scale=1.0, progress=False)
     with pytest.raises(ValueError, match="guidance"):
-        Attributor(pipeline).run(unguided, progress=False)
+        Attributor(pipeline, ConceptErasure("unconditional")).run(unguided, progress=False)
