@@ -72,7 +72,8 @@ def finished(arguments: argparse.Namespace, edit: Edit) -> dict[str, Any]:
     edit.save_pretrained(arguments.output)
     base = None if Path(arguments.model).exists() else arguments.model.removeprefix("hub:")
     edit.save_card(arguments.output, CardInfo(base_model=base))
-    say(arguments, f"{edit!r}\n{edit.prediction()}\nwritten to {arguments.output}")
+    neighbours = edit.provenance["making"]["neighbours"]
+    say(arguments, f"{edit!r}\n{edit.prediction()}\n{_nearest(neighbours)}written to {arguments.output}")
     return {
         **model_of(arguments),
         "name": edit.name,
@@ -80,4 +81,11 @@ def finished(arguments: argparse.Namespace, edit: Edit) -> dict[str, Any]:
         "n_weights": edit.n_weights,
         "folder": arguments.output,
         "predicted": json.loads(json.dumps(edit.provenance["predicted"])),
+        "neighbours": neighbours,
     }
+
+
+def _nearest(neighbours: dict[str, dict[str, float]]) -> str:
+    """The three concepts that share most of the components, as a line; nothing where that is not known."""
+    shares = [f"{name} {each['components']:.0%}" for name, each in neighbours.items() if "components" in each]
+    return f"shares most of its top components with {', '.join(shares[:3])}\n" if shares else ""

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import zoo
@@ -18,7 +20,7 @@ from ..attribution.scores import Scores
 from ..diffusion.generation import SCHEDULES, Generation
 from ..diffusion.layers import PRESETS
 from ..diffusion.timesteps import TimestepWindow, Window
-from ..edits.damage import Expressed, Moved, objectives_under
+from ..edits.damage import Expressed, Moved, objectives_under, overlap
 from ..edits.edit import Edit
 from ..edits.refining import refine
 from ..edits.selection import Selection, Sign
@@ -35,6 +37,8 @@ from .concepts import prompts_of
 # them, and edits chosen so leave the objects as they were.
 EARLY = 0.15
 KEPT_SAMPLES = 6
+NEIGHBOUR_RATIO = 0.03
+"""Of the components, the share that counts as a concept's own."""
 REFINED_ROUNDS = 12
 # Refining to erase aims as far beyond the base as the concept was on this side of it: edits that only cancel the
 # concept leave traces, which guidance brings out again.
@@ -56,6 +60,8 @@ class Making:
     shown_by: str | None = None
     """What shows the concept to amplify: "images", "samples" or "original"."""
     kept: dict[str, list[str]] = field(default_factory=dict)
+    neighbours: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Per kept concept, the nearest first, what it has in common with the concept."""
     pipeline_kwargs: dict[str, Any] = field(default_factory=dict)
     _bar: Any = field(default=None, repr=False)
 
@@ -136,6 +142,7 @@ class Making:
         else:
             # What suppresses the concept is not what the others are drawn by: only the damage to them counts.
             self._bar.update(len(kept))
+        self.neighbours = self._neighbours(scores, spared.get("keep", ()), kept, recordings)
         sensitivity = Attributor(self.pipeline, sparing, scorer.space, method="sensitivity")
         spared["sensitivity"] = [self._scores(sensitivity, recordings[each], each) for each in kept]
         aim = objective
@@ -154,6 +161,7 @@ class Making:
             "by": f"cad_fast.{verb}",
             "shown_by": self.shown_by,
             "keep": self.kept,
+            "neighbours": self.neighbours,
             "target_modules": self.target_modules
             if isinstance(self.target_modules, str)
             else list(self.target_modules),
@@ -169,6 +177,33 @@ class Making:
         scores = attributor.run(recording, concept=of, progress=False)
         self._bar.update()
         return scores
+
+    def _neighbours(
+        self, scores: Scores, others: Sequence[Scores], kept: Sequence[str], recordings: Mapping[str, Recording]
+    ) -> dict[str, dict[str, float]]:
+        """What each kept concept has in common with the concept, the nearest first; the bar shows the nearest.
+
+        "components" is the share of the top components that both have (see ``overlap``), "prompts" the cosine of their
+        texts' embeddings.
+        """
+        found: dict[str, dict[str, float]] = {each: {} for each in kept}
+        if others:
+            shares = overlap([scores, *others], NEIGHBOUR_RATIO)[0, 1:].tolist()
+            for each, share in zip(kept, shares, strict=True):
+                found[each]["components"] = share
+        texts = {each: _text_embedding(recording) for each, recording in recordings.items()}
+        own = texts[self.concept]
+        if own is not None and all(text is not None and text.shape == own.shape for text in texts.values()):
+            centre = torch.stack([text for text in texts.values() if text is not None]).mean(0)
+            for each in kept:
+                text = texts[each]
+                assert text is not None, "seen above"
+                found[each]["prompts"] = float(torch.cosine_similarity(own - centre, text - centre, dim=0))
+        ranked = sorted(kept, key=lambda each: -found[each].get("components", found[each].get("prompts", 0.0)))
+        if others:
+            nearest = ", ".join(f"{each} {found[each]['components']:.0%}" for each in ranked[:3])
+            self._bar.set_postfix_str(f"shares most with {nearest}")
+        return {each: found[each] for each in ranked}
 
     def _candidate(
         self,
@@ -226,3 +261,9 @@ def _early(recording: Recording) -> TimestepWindow:
     """The first ``EARLY`` of the schedule, at least its first step."""
     highest = max(recording.timesteps)
     return TimestepWindow(highest, min(highest * (1 - EARLY), highest))
+
+
+def _text_embedding(recording: Recording) -> Tensor | None:
+    """The mean of the texts' embeddings over prompts and tokens, float32 [width]; None where there are none."""
+    text = recording.calls[0].inputs.get("encoder_hidden_states")
+    return text.detach().float().flatten(0, -2).mean(0) if isinstance(text, Tensor) and text.ndim >= 2 else None

@@ -57,6 +57,9 @@ def test_what_was_done_is_noted(edit, tmp_path) -> None:
     provenance = json.loads((tmp_path / "edit_config.json").read_text())["provenance"]
     noted = provenance["making"]
     assert noted["by"] == "cad_fast.erase" and set(noted["keep"]) == {"dog", "house"}
+    near = noted["neighbours"]
+    assert set(near) == {"dog", "house"} and list(near) == sorted(near, key=lambda name: -near[name]["components"])
+    assert all(0 <= each["components"] <= 1 and -1 <= each["prompts"] <= 1 for each in near.values())
     assert [each["ratio"] for each in noted["candidates"]] == list(RATIOS)
     assert provenance["predicted"] in noted["candidates"] and noted["chosen_because"]
     assert provenance["prompts"] == ["a photo of a cat", "a picture of a cat"]
