@@ -9,29 +9,17 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from .models import HIDDEN, text_config
 
 PROMPT_LENGTH = 10
-HIDDEN = 64
 ENCODERS = 2
 
 
 def make_projecting_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     """Two layers, of which the pipeline reads the first one's output, and the projected end of the text."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=HIDDEN,
-            intermediate_size=2 * HIDDEN,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=PROMPT_LENGTH,
-            projection_dim=HIDDEN,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return CLIPTextModelWithProjection(text_config(tokenizer, PROMPT_LENGTH))
 
 
 def make_transformer() -> SD3Transformer2DModel:
