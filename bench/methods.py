@@ -20,6 +20,7 @@ import cad_fast
 from bench.baselines import BASELINES, write_checkpoint
 from cad_fast import zoo
 from cad_fast.evaluation import Evaluation, FeatureDistance, compare, evaluate
+from cad_fast.evaluation.intervals import Interval, harmonic_mean, harmonic_mean_interval, wilson
 from cad_fast.files import read_json, require_writable_folder, write_json, write_png, write_text
 from cad_fast.report import contact_sheet
 from cad_fast.zoo.prompt_set import emoji_prompts
@@ -147,6 +148,41 @@ def line(method: str, cells: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(parts)} |\n"
 
 
+PAPERS = ("method", "UA", "IRA", "CRA", "ERB", "FD")
+
+
+def papers_table(cells_of: dict[str, list[dict[str, Any]]]) -> str:
+    """The figures of UnlearnCanvas (UA, IRA, CRA) and FADE (ERB, with all others as the neighbours), pooled.
+
+    The first row is of no edit: what the same figures are of the pictures of before.
+    """
+    lines = [f"| {' | '.join(PAPERS)} |", f"|{'---|' * len(PAPERS)}"]
+    first = next(iter(cells_of.values()))
+    lines.append(_papers_row("no edit", first, "before"))
+    lines += [_papers_row(method, cells, "after") for method, cells in cells_of.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _papers_row(name: str, cells: list[dict[str, Any]], when: str) -> str:
+    def pooled(get: Callable[[dict[str, Any]], dict[str, Any]]) -> tuple[int, int]:
+        changes = [get(cell) for cell in cells]
+        return sum(round(change[when] * change["n"]) for change in changes), sum(change["n"] for change in changes)
+
+    hits, n = pooled(lambda cell: cell["target"])
+    gone, others = (n - hits, n), pooled(lambda cell: cell["others"])
+    figures = [_with_interval(pair[0] / pair[1], wilson(*pair)) for pair in (gone, others)]
+    style = pooled(lambda cell: cell["axes"]["style"])
+    figures.append(_with_interval(style[0] / style[1], wilson(*style)))
+    figures.append(_with_interval(harmonic_mean(gone, others), harmonic_mean_interval(gone, others)))
+    far = statistics.fmean(cell["distances"]["others"]["FD"]["value"] for cell in cells)
+    figures.append("0" if when == "before" else f"{far:.2f}")
+    return f"| {' | '.join([name, *figures])} |"
+
+
+def _with_interval(value: float, interval: Interval) -> str:
+    return f"{value:.2f} [{interval.lower:.2f}, {interval.upper:.2f}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
@@ -155,9 +191,9 @@ def main() -> None:
     parser.add_argument("--per-concept", type=int, default=24, help="pictures of each object (default 24)")
     arguments = parser.parse_args()
     study = Methods(arguments.output, arguments.per_concept)
-    table = HEAD
-    for method in arguments.methods:
-        table += line(method, [study.cell(method, concept) for concept in arguments.concepts])
+    cells_of = {method: [study.cell(method, each) for each in arguments.concepts] for method in arguments.methods}
+    rows = "".join(line(method, cells) for method, cells in cells_of.items())
+    table = f"{HEAD}{rows}\n{papers_table(cells_of)}"
     write_text(arguments.output / "methods.md", table)
     print(table)
 

@@ -42,3 +42,20 @@ def test_a_row_has_the_means_and_the_worst_of_all() -> None:
     for part in ("0.00 0.25", "0.75", "0.10 (fish, without tree)", " 2 ", "12,345", "yes, exactly"):
         assert part in row
     assert "no: one checkpoint each" in methods.line("uce", cells)
+
+
+def test_figures_of_the_papers_pool_their_counts() -> None:
+    def cell(left: int, others: int) -> dict:
+        def change(hits: int, n: int) -> dict:
+            return {"n": n, "before": 1.0, "after": hits / n}
+
+        found = {"target": change(left, 12), "others": change(others, 40), "axes": {"style": change(30, 40)}}
+        return {**found, "distances": {"others": {"FD": {"value": 2.0}}}}
+
+    rows = methods.papers_table({"uce": [cell(0, 40), cell(6, 20)]}).splitlines()
+    assert rows[2].startswith("| no edit | 0.00 [0.00, 0.14] | 1.00 [") and rows[2].endswith("| 0 |")
+    ua, ira, cra, erb, far = [part.strip() for part in rows[3].split("|")[2:-1]]
+    assert (
+        ua.startswith("0.75 [") and ira.startswith("0.75 [") and cra.startswith("0.75 [") and erb.startswith("0.75 [")
+    )
+    assert far == "2.00"
