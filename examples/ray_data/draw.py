@@ -12,6 +12,9 @@ from pathlib import Path
 from cad_fast.extras import require
 from cad_fast.integrations.picture_worker import PictureRun, PictureWorker, remaining
 
+# What Ray counts for an actor. Tasks that read and divide the table need a whole CPU beside them.
+CPUS_OF_A_WORKER = 0.5
+
 
 def main() -> None:
     """Draw what is left of the table, and write ``index.csv``, which says where the picture of each row is."""
@@ -52,15 +55,24 @@ def main() -> None:
 
 
 def by_ray(run: PictureRun, left: list[dict[str, str]], arguments: argparse.Namespace, device: str | None) -> None:
-    """Have Ray Data's actors draw the rows. Each loads the model once; one that dies is replaced by Ray."""
-    data = require("ray.data", "ray-data")
+    """Have Ray Data's actors draw the rows. Each loads the model once; one that dies is replaced by Ray.
+
+    Raises:
+        ValueError: the cluster has no CPU left for reading beside so many actors, which would wait for ever.
+    """
+    data, ray = require("ray.data", "ray-data"), require("ray", "ray-data")
+    ray.init(ignore_reinit_error=True)
+    cpus = ray.cluster_resources().get("CPU", 0)
+    if CPUS_OF_A_WORKER * arguments.workers + 1 > cpus:
+        most = int((cpus - 1) / CPUS_OF_A_WORKER)
+        raise ValueError(f"--workers is {arguments.workers}, and the cluster has {cpus:g} CPUs: at most {most}")
     dataset = data.from_items(left).repartition(4 * arguments.workers)
     dataset.map_batches(
         PictureWorker,
         fn_constructor_args=(run, arguments.batch_size, device),
         batch_size=4 * arguments.batch_size,
         compute=data.ActorPoolStrategy(size=arguments.workers),
-        num_cpus=1,
+        num_cpus=CPUS_OF_A_WORKER,
         num_gpus=arguments.gpus,
     ).materialize()
 

@@ -204,7 +204,8 @@ def example(table, folder, edits, *more):
         2,
         *more,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[2])}
+    paths = [str(EXAMPLE.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
