@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -232,7 +233,10 @@ def test_a_run_that_is_killed_goes_on(engine, edits, tmp_path) -> None:
     assert 3 <= len(before) < count
     again = example(table, tmp_path / "out", edits, "--engine", engine)
     said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0 and f"{count} rows, {count - len(before)} pictures to draw" in said, said
+    found = re.search(rf"{count} rows, (\d+) pictures to draw", said)
+    assert again.returncode == 0 and found is not None, said
+    # Ray's actors outlive the process by a moment, and draw on.
+    assert int(found[1]) == count - len(before) if engine == "local" else int(found[1]) <= count - len(before)
     after = pictures(tmp_path / "out")
     assert len(after) == count and all(after[path] == time_of for path, time_of in before.items())
     whole = example(table, tmp_path / "whole", edits, "--engine", engine)
