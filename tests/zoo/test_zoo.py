@@ -1,6 +1,7 @@
 """The embedded models: what they are, what they weigh, and that they draw what they are asked for."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -130,3 +131,13 @@ def test_a_style_is_erased_and_the_objects_stay(pipeline):
     comparison, _ = study.compare(before, edit, "noto", axis="style")
     assert comparison.target.after <= 0.5 * comparison.target.before
     assert comparison.others.kept >= 80 and comparison.axes["object"].kept >= 80
+
+
+def test_no_config_says_where_it_was_made() -> None:
+    """Neither as diffusers' note of where a part was loaded from, nor as any other absolute path."""
+    for name in zoo.MODELS:
+        for path in zoo.folder(name).rglob("*.json"):
+            text = path.read_text(encoding="utf-8")
+            assert "_name_or_path" not in text, path
+            if path.name != "tokenizer.json":
+                assert not re.search(r'"(/|[A-Z]:\\\\)[^"]', text), path

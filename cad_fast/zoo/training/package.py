@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
-from ...files import write_json, write_whole
+from ...files import read_json, write_json, write_whole
 from ..classifier import EmojiClassifier
 from ..concepts import OBJECTS, STYLES
 from .data import EmojiSet, to_float
@@ -44,6 +44,15 @@ def _save_pictures(folder: Path, data: EmojiSet) -> None:
                 Image.fromarray(pixels).save(folder / object_name / f"{style_name}-{number}.png", optimize=True)
 
 
+def _save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Save in fp16. Configs do not say where parts were loaded from: that is a path of this machine."""
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    for path in folder.rglob("*.json"):
+        config = read_json(path)
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            write_json(path, config)
+
+
 def save_package(
     folder: Path,
     tokenizer_folder: Path,
@@ -57,7 +66,7 @@ def save_package(
     tokenizer = make_tokenizer(tokenizer_folder)
     unet = model.unet.to(memory_format=torch.contiguous_format)
     pipeline = make_pipeline(vae, model.text_encoder, tokenizer, unet)
-    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    _save_pipeline(pipeline, folder)
     state = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in classifier.state_dict().items()
@@ -76,7 +85,7 @@ def save_flow_package(folder: Path, tokenizer_folder: Path, vae: AutoencoderKL, 
     vae.register_to_config(shift_factor=0.0)
     tokenizer = make_tokenizer(tokenizer_folder, PROMPT_LENGTH)
     pipeline = make_flow_pipeline(vae, model.text_encoder, model.text_encoder_2, tokenizer, model.transformer)
-    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    _save_pipeline(pipeline, folder)
     print(f"{folder}: {_megabytes(folder):.2f} MB")
 
 
