@@ -23,6 +23,7 @@ from ..diffusion.timesteps import Window
 from ..edits.data import EditData
 from ..edits.rows.row_edits import RowEdits
 from ..edits.rows.uses import CallFacts, EditUse, RowUses, checked_strength, checked_window
+from ..row_engine.slots import diffusers_hooks_of
 
 try:
     from diffusers.hooks import HookRegistry, ModelHook
@@ -129,7 +130,7 @@ def _mend(module: nn.Module) -> None:
     ``HookRegistry.remove_hook`` (diffusers 0.42.1) makes the hook around the removed one call the forward beneath, past
     its own ``new_forward``.
     """
-    registry = module.__dict__["_diffusers_hook"]
+    registry = diffusers_hooks_of(module)
     for name, reference in zip(registry._hook_order, registry._fn_refs, strict=True):
         run = getattr(registry.hooks[name], "new_forward", None)
         if run is not None and getattr(reference.forward, "func", None) != run:
@@ -139,7 +140,7 @@ def _mend(module: nn.Module) -> None:
 
 def edit_hooks(denoiser: nn.Module) -> list[CadFastEditHook]:
     """Return the hooks of edits that a denoiser has, the innermost first."""
-    registry = denoiser.__dict__.get("_diffusers_hook")
+    registry = diffusers_hooks_of(denoiser)
     if registry is None:
         return []
     hooks = [registry.hooks[name] for name in registry._hook_order]
@@ -191,13 +192,13 @@ def remove_cad_fast_edit(denoiser: Any, *, hook_name: str = HOOK_NAME) -> None:
     """
     module = _denoiser(denoiser)
     if not isinstance(_hook(module, hook_name), CadFastEditHook):
-        registry = module.__dict__.get("_diffusers_hook")
+        registry = diffusers_hooks_of(module)
         names = [] if registry is None else [n for n, h in registry.hooks.items() if isinstance(h, CadFastEditHook)]
         raise ValueError(
             f"{type(module).__name__} has no edit by the hook {hook_name!r}; its hooks of edits are: "
             f"{', '.join(names) or 'none'}"
         )
-    module.__dict__["_diffusers_hook"].remove_hook(hook_name, recurse=False)
+    diffusers_hooks_of(module).remove_hook(hook_name, recurse=False)
 
 
 def _denoiser(denoiser: Any) -> nn.Module:
@@ -208,5 +209,5 @@ def _denoiser(denoiser: Any) -> nn.Module:
 
 
 def _hook(module: nn.Module, name: str) -> Any:
-    registry = module.__dict__.get("_diffusers_hook")
+    registry = diffusers_hooks_of(module)
     return None if registry is None else registry.get_hook(name)

@@ -254,9 +254,14 @@ class _Place:
             self.entries[self.key] = forward or type(self.module).forward.__get__(self.module)
 
 
+def diffusers_hooks_of(module: nn.Module) -> Any:
+    """The ``HookRegistry`` of diffusers that the module has; None where it has none."""
+    return module.__dict__.get("_diffusers_hook")
+
+
 def _innermost(module: nn.Module) -> _Place:
     """Where the forward nearest to the module's own is kept, beneath the hooks of diffusers and of accelerate."""
-    registry = module.__dict__.get("_diffusers_hook")
+    registry = diffusers_hooks_of(module)
     if registry is not None and registry._fn_refs:
         first = vars(registry._fn_refs[0])
         own = first["original_forward"] is None or _is_slot(first["forward"])
