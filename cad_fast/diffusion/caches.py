@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
+
+
+def diffusers_hooks_of(module: nn.Module) -> Any:
+    """The ``HookRegistry`` of diffusers that the module has; None where it has none."""
+    return module.__dict__.get("_diffusers_hook")
 
 
 def cache_of(denoiser: nn.Module) -> tuple[str, str] | None:
@@ -15,7 +22,7 @@ def cache_of(denoiser: nn.Module) -> tuple[str, str] | None:
     if config is not None:
         return type(config).__name__, "disable_cache"
     for module in denoiser.modules():
-        hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
+        hooks = getattr(diffusers_hooks_of(module), "hooks", {})
         for name, hook in hooks.items():
             if getattr(hook, "_is_stateful", False):
                 return type(hook).__name__, f"HookRegistry.remove_hook({name!r}, recurse=True)"

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..diffusion.caches import diffusers_hooks_of
 from ..diffusion.denoisers import denoiser_of, require_one_of_its_kind
 from ..diffusion.timesteps import Window
 from ..edits.data import EditData
 from ..edits.rows.row_edits import RowEdits
 from ..edits.rows.uses import CallFacts, EditUse, RowUses, checked_strength, checked_window
-from ..row_engine.slots import diffusers_hooks_of
 
 try:
     from diffusers.hooks import HookRegistry, ModelHook

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..diffusion.caches import diffusers_hooks_of
 from ..diffusion.quantised import require_plain
 from ..diffusion.structure import Layer
 from ..ops.edited_conv2d import edited_conv2d
@@ -252,11 +253,6 @@ class _Place:
             self.entries.pop(self.key, None)
         else:
             self.entries[self.key] = forward or type(self.module).forward.__get__(self.module)
-
-
-def diffusers_hooks_of(module: nn.Module) -> Any:
-    """The ``HookRegistry`` of diffusers that the module has; None where it has none."""
-    return module.__dict__.get("_diffusers_hook")
 
 
 def _innermost(module: nn.Module) -> _Place:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..diffusion.caches import diffusers_hooks_of
 from ..diffusion.structure import base_name
 
 PROJECTION = re.compile(r"(to|add)_[qkv](_proj)?")
@@ -55,7 +56,7 @@ def switched_off(module: nn.Module | None) -> bool:
 
 def may_be_passed_over(module: nn.Module) -> bool:
     """Whether a hook of diffusers stands in the place of a module's forward and may leave it out, as caches do."""
-    hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
+    hooks = getattr(diffusers_hooks_of(module), "hooks", {})
     return any(hasattr(hook, "new_forward") for hook in hooks.values())
 
 
