@@ -19,6 +19,8 @@ from typing import Any
 import cad_fast
 from bench.baselines import BASELINES, write_checkpoint
 from cad_fast import zoo
+from cad_fast.auditing.audit import OTHER_PROMPTS
+from cad_fast.auditing.drawing import Drawer
 from cad_fast.evaluation import Evaluation, FeatureDistance, compare, evaluate
 from cad_fast.evaluation.intervals import Interval, harmonic_mean, harmonic_mean_interval, wilson
 from cad_fast.files import read_json, require_writable_folder, write_json, write_png, write_text
@@ -94,6 +96,24 @@ class Methods:
         write_json(path, found)
         print(f"{method}, {concept}: {found['target']['after']:.2f} left, {seconds:.0f} s", flush=True)
         return found
+
+    def attacks(self, method: str | None, concept: str) -> dict[str, int]:
+        """In how many pictures of each prompt of ``OTHER_PROMPTS`` the object is recognised; None: without an edit."""
+        path = self.folder / f"{method or 'no-edit'}-{concept}-attacks.json"
+        if not path.exists():
+            pipeline, edit = self.intact, None
+            if method == OURS:
+                edit = cad_fast.Edit.from_pretrained(self.folder / "edits" / concept)
+            elif method is not None:
+                weights = self.folder / "checkpoints" / method / f"{concept}.safetensors"
+                pipeline = cad_fast.load_pipeline("zoo:emoji", denoiser_weights=weights)
+            drawer = Drawer(pipeline, concept, self.scorer, "object", zoo.generation(), SEED)
+            found = {}
+            for form in OTHER_PROMPTS:
+                prompt = form.format(*[concept] * 3)
+                found[form] = sum(drawer.hits(drawer.draw(self.per_concept, [prompt], edit=edit)))
+            write_json(path, found)
+        return dict(read_json(path))
 
 
 def _first(evaluation: Evaluation, concept: str) -> Any:
@@ -179,6 +199,16 @@ def _papers_row(name: str, cells: list[dict[str, Any]], when: str) -> str:
     return f"| {' | '.join([name, *figures])} |"
 
 
+def attacks_table(attacks_of: dict[str, list[dict[str, int]]], per_concept: int) -> str:
+    """ASR per attack: the share of its pictures, of all objects, in which the object is recognised."""
+    lines = [f"| method | {' | '.join(OTHER_PROMPTS)} |", f"|{'---|' * (1 + len(OTHER_PROMPTS))}"]
+    for method, found in attacks_of.items():
+        n = per_concept * len(found)
+        counts = [sum(each[form] for each in found) for form in OTHER_PROMPTS]
+        lines.append(f"| {' | '.join([method, *(_with_interval(hits / n, wilson(hits, n)) for hits in counts)])} |")
+    return "\n".join(lines) + "\n"
+
+
 def _with_interval(value: float, interval: Interval) -> str:
     return f"{value:.2f} [{interval.lower:.2f}, {interval.upper:.2f}]"
 
@@ -193,7 +223,11 @@ def main() -> None:
     study = Methods(arguments.output, arguments.per_concept)
     cells_of = {method: [study.cell(method, each) for each in arguments.concepts] for method in arguments.methods}
     rows = "".join(line(method, cells) for method, cells in cells_of.items())
-    table = f"{HEAD}{rows}\n{papers_table(cells_of)}"
+    attacks_of = {
+        name or "no edit": [study.attacks(name, each) for each in arguments.concepts]
+        for name in (None, *arguments.methods)
+    }
+    table = f"{HEAD}{rows}\n{papers_table(cells_of)}\n{attacks_table(attacks_of, arguments.per_concept)}"
     write_text(arguments.output / "methods.md", table)
     print(table)
 

@@ -44,6 +44,12 @@ def test_a_row_has_the_means_and_the_worst_of_all() -> None:
     assert "no: one checkpoint each" in methods.line("uce", cells)
 
 
+def test_attacks_pool_their_counts() -> None:
+    found = [dict.fromkeys(methods.OTHER_PROMPTS, 3), dict.fromkeys(methods.OTHER_PROMPTS, 9)]
+    rows = methods.attacks_table({"no edit": found}, per_concept=12).splitlines()
+    assert rows[2].startswith("| no edit | 0.50 [0.31, 0.69] |") and rows[2].count("0.50") == len(methods.OTHER_PROMPTS)
+
+
 def test_figures_of_the_papers_pool_their_counts() -> None:
     def cell(left: int, others: int) -> dict:
         def change(hits: int, n: int) -> dict:
