@@ -19,8 +19,10 @@ FLOW = "flow_prediction"
 def refusal(pipeline: Any, recording: Recording) -> str | None:
     """Why noise cannot be found for this pipeline; None where it can."""
     scheduler = pipeline.scheduler
+    if _adds_noise(scheduler):
+        return f"{type(scheduler).__name__} adds new noise in every step, so that no noise leads back to a picture"
     if recording.prediction_type == FLOW:
-        if "Euler" not in type(scheduler).__name__ or getattr(scheduler.config, "stochastic_sampling", False):
+        if "Euler" not in type(scheduler).__name__:
             return f"{type(scheduler).__name__} does not go in steps of Euler, of which the way back is known"
         return None
     if recording.prediction_type != "epsilon" or not hasattr(scheduler, "alphas_cumprod"):
@@ -30,6 +32,13 @@ def refusal(pipeline: Any, recording: Recording) -> str | None:
     if float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0:
         return f"{type(scheduler).__name__} scales its noise, which DDIM does not"
     return None
+
+
+def _adds_noise(scheduler: Any) -> bool:
+    config = scheduler.config
+    name = f"{type(scheduler).__name__} {getattr(config, 'algorithm_type', '')}".lower()
+    named = any(part in name for part in ("ddpm", "ancestral", "sde", "lcm", "tcd"))
+    return named or bool(getattr(config, "stochastic_sampling", False))
 
 
 def inverted_noise(pipeline: Any, recording: Recording, *, fixed_points: int = 0) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, LCMScheduler
 from PIL import Image
 
 import cad_fast
@@ -120,13 +122,18 @@ def test_what_has_no_way_back_is_refused() -> None:
         cad_fast.image_strip(packed, edit, Image.new("RGB", (64, 64)), "a cat", num_inference_steps=2)
 
 
-def test_stochastic_flows_are_refused(pipeline, picture) -> None:
+def test_schedulers_that_add_noise_are_refused(pipeline, picture) -> None:
     recording = cad_fast.record_images(pipeline, [picture[0]], picture[1], timesteps=2)
     assert refusal(pipeline, recording) is None
+    config = pipeline.scheduler.config
     if recording.prediction_type == "flow_prediction":
-        config = pipeline.scheduler.config
-        scheduler = type(pipeline.scheduler).from_config(config, stochastic_sampling=True)
-        assert "Euler" in str(refusal(type("P", (), {"scheduler": scheduler})(), recording))
+        noisy = [type(pipeline.scheduler).from_config(config, stochastic_sampling=True)]
+    else:
+        noisy = [each.from_config(config) for each in (DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler)]
+        noisy += [DPMSolverMultistepScheduler.from_config(config, algorithm_type="sde-dpmsolver++")]
+    for scheduler in noisy:
+        reason = refusal(SimpleNamespace(scheduler=scheduler), recording)
+        assert reason is not None and type(scheduler).__name__ in reason and "adds new noise" in reason
 
 
 def test_from_the_command_line(tmp_path, picture, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -89,7 +90,9 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(text_config(tokenizer, PROMPT_LENGTH))
 
 
-def make_unet() -> UNet2DConditionModel:
+def make_unet(
+    channels: tuple[int, int, int] = (24, 48, 96), layers: int = 1, norm_groups: int = 8
+) -> UNet2DConditionModel:
     """16x16 latents, three levels, cross-attention at 8x8 and 4x4."""
     return UNet2DConditionModel(
         sample_size=16,
@@ -97,37 +100,42 @@ def make_unet() -> UNet2DConditionModel:
         out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(24, 48, 96),
-        layers_per_block=1,
-        norm_num_groups=8,
+        block_out_channels=channels,
+        layers_per_block=layers,
+        norm_num_groups=norm_groups,
         cross_attention_dim=HIDDEN,
         attention_head_dim=4,
     )
 
 
-def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, epsilon prediction, deterministic sampling."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="epsilon",
-    )
+def make_scheduler(**changes: Any) -> DDIMScheduler:
+    """Stable Diffusion's noise schedule, epsilon prediction, deterministic sampling, but for ``changes``."""
+    settings: dict[str, Any] = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "prediction_type": "epsilon",
+    }
+    return DDIMScheduler(**settings | changes)
 
 
 def make_pipeline(
-    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler | None = None,
 ) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=make_scheduler(),
+        scheduler=scheduler or make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

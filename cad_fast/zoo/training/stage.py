@@ -18,7 +18,7 @@ from ...files import write_whole
 CHECKPOINT_EVERY = 250
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recipe:
     """Steps, batch size and peak learning rate of one stage."""
 

@@ -7,8 +7,10 @@ trained twice: without the held-out emoji to measure it, and with all of them to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -65,14 +67,19 @@ class TextToLatent(nn.Module):
         return self.unet(sample, timestep, self.text_encoder(input_ids)[0]).sample
 
 
-def captions(tokenizer: Callable) -> Tensor:
-    """Token ids int64 [n_objects + 1, n_styles + 1, 16]; the last row or column leaves the object or style out."""
-    texts = [caption(obj, style) for obj in (*OBJECTS, None) for style in (*STYLES, None)]
+def captions(tokenizer: Callable, say: Callable[[str | None, str | None], str] = caption) -> Tensor:
+    """Token ids int64 [n_objects + 1, n_styles + 1, 16]; the last row or column leaves the object or style out.
+
+    Args:
+        tokenizer: What makes the ids.
+        say: The text for an object and a style, each a name or None.
+    """
+    texts = [say(obj, style) for obj in (*OBJECTS, None) for style in (*STYLES, None)]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids.view(len(OBJECTS) + 1, len(STYLES) + 1, -1)
 
 
-def sampling_weights(data: EmojiSet, weights: dict[str, float]) -> Tensor:
+def sampling_weights(data: EmojiSet, weights: Mapping[str, float]) -> Tensor:
     """How often each picture is drawn, float [N]: every object alike, but those in ``weights`` so much as often."""
     by_object = 1 / torch.bincount(data.objects, minlength=len(OBJECTS)).float()
     for obj, weight in weights.items():
@@ -80,32 +87,52 @@ def sampling_weights(data: EmojiSet, weights: dict[str, float]) -> Tensor:
     return by_object[data.objects]
 
 
-def train_diffusion(data: EmojiSet, latents: Tensor, work: Path) -> TextToLatent:
+@dataclass(frozen=True)
+class Drawing:
+    """What a model that predicts noise or velocity is, and how it is trained. By default the shipped one's."""
+
+    channels: tuple[int, int, int] = (24, 48, 96)
+    layers: int = 1
+    norm_groups: int = 8
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    """What the noise schedule has otherwise than Stable Diffusion's."""
+    say: Callable[[str | None, str | None], str] = caption
+    """The caption for an object and a style, each a name or None."""
+    seed: int = 0
+    recipe: Recipe = DIFFUSION
+    shown_less: Mapping[str, float] = field(default_factory=lambda: SHOWN_LESS["emoji"])
+
+
+def train_diffusion(data: EmojiSet, latents: Tensor, work: Path, drawing: Drawing | None = None) -> TextToLatent:
     """UNet and text encoder on scaled ``latents`` float [N, 4, 16, 16] of ``data``."""
-    torch.manual_seed(0)
+    drawing = drawing or Drawing()
+    torch.manual_seed(drawing.seed)
     tokenizer = make_tokenizer(work / "tokenizer")
-    unet = make_unet().to(memory_format=torch.channels_last)
-    stage = Stage("diffusion", TextToLatent(make_text_encoder(tokenizer), unet), DIFFUSION, work)
-    ids = captions(tokenizer)
-    scheduler = make_scheduler()
+    unet = make_unet(drawing.channels, drawing.layers, drawing.norm_groups).to(memory_format=torch.channels_last)
+    stage = Stage("diffusion", TextToLatent(make_text_encoder(tokenizer), unet), drawing.recipe, work)
+    ids = captions(tokenizer, drawing.say)
+    scheduler = make_scheduler(**drawing.schedule)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    weights = snr.clamp(max=MIN_SNR) / snr
-    sampling = sampling_weights(data, SHOWN_LESS["emoji"])
+    of_velocity = scheduler.config.prediction_type == "v_prediction"
+    weights = snr.clamp(max=MIN_SNR) / (snr + of_velocity)
+    sampling = sampling_weights(data, drawing.shown_less)
+    batch = drawing.recipe.batch
 
     def loss(generator: torch.Generator, step: int) -> Tensor:
-        rows = torch.multinomial(sampling, DIFFUSION.batch, replacement=True, generator=generator)
+        rows = torch.multinomial(sampling, batch, replacement=True, generator=generator)
         objects, styles = data.objects[rows].clone(), data.styles[rows].clone()
-        dropped = torch.rand(DIFFUSION.batch, generator=generator)
+        dropped = torch.rand(batch, generator=generator)
         objects[(dropped < EMPTY_CAPTION) | ((dropped > 0.82) & (dropped < 0.87))] = len(OBJECTS)
         styles[(dropped < EMPTY_CAPTION) | (dropped > 0.87)] = len(STYLES)
         x0 = latents[rows]
         noise = torch.randn(x0.shape, generator=generator)
-        timesteps = torch.randint(1000, (DIFFUSION.batch,), generator=generator)
+        timesteps = torch.randint(1000, (batch,), generator=generator)
         noisy = scheduler.add_noise(x0, noise, timesteps).to(memory_format=torch.channels_last)
-        error = (stage.module(noisy, timesteps, ids[objects, styles]) - noise).square().mean(dim=(1, 2, 3))
+        aim = scheduler.get_velocity(x0, noise, timesteps) if of_velocity else noise
+        error = (stage.module(noisy, timesteps, ids[objects, styles]) - aim).square().mean(dim=(1, 2, 3))
         return (weights[timesteps] * error).mean()
 
-    return stage.run(loss, seed=2)
+    return stage.run(loss, seed=drawing.seed + 2)
 
 
 def train_classifier(
