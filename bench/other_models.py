@@ -34,7 +34,7 @@ MODELS = {
         channels=(16, 32, 64),
         layers=2,
         seed=11,
-        recipe=Recipe(steps=4000, batch=48, lr=2e-3),
+        recipe=Recipe(steps=3000, batch=48, lr=2e-3),
         shown_less={RARE_OBJECT: 0.01},
     ),
     "other-schedule": Drawing(
@@ -46,7 +46,7 @@ MODELS = {
         },
         say=other_caption,
         seed=23,
-        recipe=Recipe(steps=4000, batch=48, lr=1.5e-3),
+        recipe=Recipe(steps=3000, batch=48, lr=1.5e-3),
         shown_less={RARE_OBJECT: 0.01},
     ),
 }

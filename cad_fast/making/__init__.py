@@ -4,4 +4,5 @@ from .calls import PRESET as PRESET
 from .calls import amplify as amplify
 from .calls import amplify_each as amplify_each
 from .calls import erase as erase
+from .calls import erase_each as erase_each
 from .concepts import prompts_of as prompts_of

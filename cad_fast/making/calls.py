@@ -22,6 +22,7 @@ from .making import REFINED_ROUNDS, Making
 
 PRESET = "cross-attention-kv"
 RATIOS = (0.01, 0.02, 0.03, 0.06, 0.1)
+ALL_ASKED = "every ratio was asked for"
 
 
 def erase(
@@ -69,16 +70,55 @@ def erase(
         ValueError: the modules do not match, a name is unknown to an embedded model, or an edit is in the weights.
         TypeError: the pipeline has no denoiser.
     """
+    ratios = RATIOS if ratio is None else (ratio,)
+    arguments = {"prompts": prompts, "keep": keep, "target_modules": target_modules, "timesteps": timesteps}
+    arguments |= {"samples": samples, "seed": seed, "progress": progress}
+    making, candidates = _erasing(pipeline, concept, ratios, **arguments, **pipeline_kwargs)
+    chosen, reason = choose(candidates, "positive")
+    return making.finished(chosen, candidates, reason, "positive", name)
+
+
+def erase_each(pipeline: Any, concept: str, ratios: Sequence[float], **arguments: Any) -> dict[float, Edit]:
+    """Make the edits of several sizes that ``erase`` chooses from, for the price of one attribution.
+
+    Args:
+        pipeline: as for ``erase``.
+        concept: as for ``erase``.
+        ratios: shares of the components to remove.
+        **arguments: as for ``erase``, without ``ratio`` and ``name``.
+
+    Returns:
+        One edit per ratio.
+
+    Raises:
+        ValueError, TypeError: as ``erase``. ValueError also without ratios.
+    """
+    making, candidates = _erasing(pipeline, concept, _some(ratios), **arguments)
+    return {each.ratio: making.finished(each, candidates, ALL_ASKED, "positive", None) for each in candidates}
+
+
+def _erasing(
+    pipeline: Any,
+    concept: str,
+    ratios: Sequence[float],
+    *,
+    prompts: str | Sequence[str] | None = None,
+    keep: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    target_modules: str | Sequence[str] = PRESET,
+    timesteps: Window | None = None,
+    samples: int = 12,
+    seed: int = 0,
+    progress: bool = True,
+    **pipeline_kwargs: Any,
+) -> tuple[Making, list[Candidate]]:
+    """Candidates of several sizes that erase, and what they were made with."""
     generation = Generation.of(**pipeline_kwargs)
     making = Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, generation)
     concepts = {concept: prompts_of(pipeline, concept, prompts), **concepts_to_keep(pipeline, concept, keep)}
-    ratios = RATIOS if ratio is None else (ratio,)
     with making.bar(2 * len(concepts) + (len(concepts) - 1) + len(ratios) * (REFINED_ROUNDS + 1)):
         recordings = {each: making.record(texts, of=each) for each, texts in concepts.items()}
         objective = making.erasure(recordings[concept])
-        candidates = making.candidates(recordings, objective, "positive", ratios)
-    chosen, reason = choose(candidates, "positive")
-    return making.finished(chosen, candidates, reason, "positive", name)
+        return making, making.candidates(recordings, objective, "positive", ratios)
 
 
 def amplify(
@@ -155,11 +195,14 @@ def amplify_each(pipeline: Any, concept: str, ratios: Sequence[float], **argumen
     Raises:
         ValueError, TypeError, FileNotFoundError: as ``amplify``. ValueError also without ratios.
     """
+    making, candidates = _amplifying(pipeline, concept, _some(ratios), **arguments)
+    return {each.ratio: making.finished(each, candidates, ALL_ASKED, "negative", None) for each in candidates}
+
+
+def _some(ratios: Sequence[float]) -> Sequence[float]:
     if not ratios:
         raise ValueError("there are no ratios: give at least one share of the components")
-    making, candidates = _amplifying(pipeline, concept, ratios, **arguments)
-    reason = "every ratio was asked for"
-    return {each.ratio: making.finished(each, candidates, reason, "negative", None) for each in candidates}
+    return ratios
 
 
 def _amplifying(
