@@ -7,6 +7,7 @@ too: ``record``, ``Attributor``, ``Selection``, ``refine``, ``Edit.from_scores``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from ..diffusion.timesteps import Window
 from ..edits.edit import Edit
 from ..objectives import DenoisingLoss
 from .candidates import Candidate, choose
-from .concepts import concepts_to_keep, prompts_of
-from .making import REFINED_ROUNDS, Making
+from .concepts import bases_of, concepts_to_keep, prompts_of
+from .making import Making
+from .ranking import REFINED_ROUNDS
 
 PRESET = "cross-attention-kv"
 RATIOS = (0.01, 0.02, 0.03, 0.06, 0.1)
+ASKED = "the ratio was given"
 ALL_ASKED = "every ratio was asked for"
 
 
@@ -30,6 +33,7 @@ def erase(
     concept: str,
     *,
     prompts: str | Sequence[str] | None = None,
+    base_prompts: str | Sequence[str] | None = None,
     keep: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     ratio: float | None = None,
     target_modules: str | Sequence[str] = PRESET,
@@ -43,20 +47,27 @@ def erase(
     """Make an edit that erases a concept and spares others (CAD-Erase, arXiv 2412.02542).
 
     The pipeline draws the concept and what is to be kept, and is left as it was. Components are scored to first order,
-    ranked by gain against damage, and refined for the edit as a whole. Without ``ratio`` the smallest of ``RATIOS`` is
-    taken that leaves nothing of the concept and moves little of what is kept, as predicted from the recordings.
+    ranked by gain against damage, and refined for the edit as a whole. Without ``ratio`` edits of growing size are made
+    until one is enough: replayed on the recordings it leaves nothing of the concept and moves little of what is kept,
+    and in ``samples`` pictures that it draws the intact model sees none of the concept (see ``recognised``). No
+    classifier is asked.
 
     Args:
         pipeline: any diffusers pipeline with one denoiser.
         concept: its name, such as "car".
         prompts: prompts that express it. None: for the embedded models those they were trained with, else a few
             sentences around the name.
+        base_prompts: what is left of each of the prompts without the concept, one for all or one each: "a cat" of "a
+            cat in noto style". The outputs for these are what the concept's are to become, which is right for what is
+            only a part of a picture, such as a style. None: the unconditional outputs, but for the embedded models'
+            styles the object alone.
         keep: concepts to spare: names, or {name: prompts}. None: a few everyday things, or for the embedded models the
-            other objects.
+            other objects or styles.
         ratio: share of the components to remove, in place of the choice.
         target_modules: the modules whose weights are edited: a preset, a regular expression or names.
-        timesteps: the window in which the concept is settled. None: the first 15% of the noise schedule.
-        samples: pictures of the concept to record.
+        timesteps: the window in which the concept is settled. None: the first 15% of the noise schedule, and the first
+            35% where no edit made for that is enough; with base prompts what follows the first 15%, down to 40%.
+        samples: pictures of the concept to record, and to look at under each edit.
         seed: of the first picture, the others count on.
         name: of the edit.
         progress: whether to show a progress bar.
@@ -70,11 +81,12 @@ def erase(
         ValueError: the modules do not match, a name is unknown to an embedded model, or an edit is in the weights.
         TypeError: the pipeline has no denoiser.
     """
-    ratios = RATIOS if ratio is None else (ratio,)
-    arguments = {"prompts": prompts, "keep": keep, "target_modules": target_modules, "timesteps": timesteps}
+    arguments: dict[str, Any] = {"prompts": prompts, "base_prompts": base_prompts, "keep": keep}
+    arguments |= {"target_modules": target_modules, "timesteps": timesteps}
     arguments |= {"samples": samples, "seed": seed, "progress": progress}
-    making, candidates = _erasing(pipeline, concept, ratios, **arguments, **pipeline_kwargs)
-    chosen, reason = choose(candidates, "positive")
+    sizes = RATIOS if ratio is None else (ratio,)
+    making, candidates = _erasing(pipeline, concept, sizes, ratio is None, **arguments, **pipeline_kwargs)
+    chosen, reason = choose(candidates, "positive") if ratio is None else (candidates[0], ASKED)
     return making.finished(chosen, candidates, reason, "positive", name)
 
 
@@ -93,7 +105,7 @@ def erase_each(pipeline: Any, concept: str, ratios: Sequence[float], **arguments
     Raises:
         ValueError, TypeError: as ``erase``. ValueError also without ratios.
     """
-    making, candidates = _erasing(pipeline, concept, _some(ratios), **arguments)
+    making, candidates = _erasing(pipeline, concept, _some(ratios), False, **arguments)
     return {each.ratio: making.finished(each, candidates, ALL_ASKED, "positive", None) for each in candidates}
 
 
@@ -101,8 +113,10 @@ def _erasing(
     pipeline: Any,
     concept: str,
     ratios: Sequence[float],
+    until_enough: bool,
     *,
     prompts: str | Sequence[str] | None = None,
+    base_prompts: str | Sequence[str] | None = None,
     keep: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     target_modules: str | Sequence[str] = PRESET,
     timesteps: Window | None = None,
@@ -111,14 +125,31 @@ def _erasing(
     progress: bool = True,
     **pipeline_kwargs: Any,
 ) -> tuple[Making, list[Candidate]]:
-    """Candidates of several sizes that erase, and what they were made with."""
+    """Candidates that erase, and what they were made with: of all sizes, or until one is enough."""
     generation = Generation.of(**pipeline_kwargs)
     making = Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, generation)
     concepts = {concept: prompts_of(pipeline, concept, prompts), **concepts_to_keep(pipeline, concept, keep)}
-    with making.bar(2 * len(concepts) + (len(concepts) - 1) + len(ratios) * (REFINED_ROUNDS + 1)):
+    making.bases = bases_of(pipeline, concept, concepts, base_prompts)
+    each_window = 2 * len(concepts) - 1 + len(ratios) * (REFINED_ROUNDS + 1)
+    with making.bar(len(concepts) + each_window):
         recordings = {each: making.record(texts, of=each) for each, texts in concepts.items()}
-        objective = making.erasure(recordings[concept])
-        return making, making.candidates(recordings, objective, "positive", ratios)
+        windows = making.windows(recordings[concept])
+        candidates: list[Candidate] = []
+        for window in windows if until_enough else windows[:1]:
+            if candidates:
+                making.more(each_window)
+            objective = making.erasure(recordings[concept], window)
+            ranking = making.ranking(recordings, objective, "positive")
+            for ratio in ratios:
+                one = making.candidate(ranking, ratio)
+                if until_enough and one.gentle:
+                    one = replace(one, seen=making.seen(one.edit, concepts))
+                candidates.append(one)
+                if until_enough and one.enough:
+                    return making, candidates
+                if until_enough and not one.gentle:
+                    break  # a larger one moves more
+        return making, candidates
 
 
 def amplify(
@@ -176,7 +207,7 @@ def amplify(
     arguments = {"images": images, "original": original, "prompts": prompts, "keep": keep, "timesteps": timesteps}
     arguments |= {"target_modules": target_modules, "samples": samples, "seed": seed, "progress": progress}
     making, candidates = _amplifying(pipeline, concept, ratios, **arguments, **pipeline_kwargs)
-    chosen, reason = choose(candidates, "negative")
+    chosen, reason = choose(candidates, "negative") if ratio is None else (candidates[0], ASKED)
     return making.finished(chosen, candidates, reason, "negative", name)
 
 
@@ -233,4 +264,5 @@ def _amplifying(
         else:
             recordings = {concept: making.pictures(images, prompts)}
         recordings |= {each: making.record(texts, of=each) for each, texts in kept.items()}
-        return making, making.candidates(recordings, DenoisingLoss(timesteps=timesteps), "negative", ratios)
+        ranking = making.ranking(recordings, DenoisingLoss(timesteps=timesteps), "negative")
+        return making, [making.candidate(ranking, ratio) for ratio in ratios]

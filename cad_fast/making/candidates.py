@@ -10,10 +10,12 @@ from ..edits.edit import Edit
 from ..edits.selection import Sign
 
 # An edit erases enough when no more of the concept is expressed than this (1 before, 0 at the base, see ``Expressed``):
-# edits that stop short of the base leave traces. It costs too much when it moves the outputs on the concepts to keep by
-# so much of what their prompts do (the mean over them). Both were chosen on the embedded model.
+# edits that stop short of the base leave traces. And the model must see the concept in no more than this share of the
+# pictures that the edit draws. It costs too much when it moves the outputs on the concepts to keep by so much of what
+# their prompts do (the mean over them). All three were chosen on the first embedded model.
 ENOUGH_LEFT = -0.05
-MOST_MOVED = 0.1
+ENOUGH_SEEN = 0.0
+MOST_MOVED = 0.2
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class Candidate:
     """An edit of one size, and what it is predicted to do.
 
     ``left``: to erase, how much of the concept is expressed (see ``Expressed``); to amplify, the loss relative to
-    before. ``moved``: per kept concept, how far its outputs move, relative to what its prompt does.
+    before. ``moved``: per kept concept, how far its outputs move, relative to what its prompt does. ``window``: the
+    timesteps that it was made for, [highest, lowest]. ``seen``: to erase, the share of the pictures drawn under the
+    edit in which the intact model sees the concept; None where it was not asked.
     """
 
     ratio: float
@@ -29,33 +33,58 @@ class Candidate:
     left: float
     moved: dict[str, float]
     left_of: str = "concept"
+    window: list[float] | None = None
+    seen: float | None = None
 
     @property
     def damage(self) -> float:
         return sum(self.moved.values()) / len(self.moved)
 
+    @property
+    def gentle(self) -> bool:
+        """Whether it moves what is kept by no more than ``MOST_MOVED``."""
+        return self.damage <= MOST_MOVED
+
+    @property
+    def enough(self) -> bool:
+        """Whether it leaves so little of the concept that no larger one has to be made."""
+        return self.gentle and self.left <= ENOUGH_LEFT and (self.seen is None or self.seen <= ENOUGH_SEEN)
+
     def to_dict(self) -> dict[str, Any]:
-        return {"ratio": self.ratio, "left": self.left, "left_of": self.left_of, "moved": self.moved}
+        """Everything but the edit, as JSON."""
+        return {
+            "ratio": self.ratio,
+            "window": self.window,
+            "left": self.left,
+            "left_of": self.left_of,
+            "seen": self.seen,
+            "moved": self.moved,
+        }
 
 
 def choose(candidates: Sequence[Candidate], sign: Sign) -> tuple[Candidate, str]:
     """The edit to take, and why.
 
-    To erase: the smallest that leaves at most ``ENOUGH_LEFT`` of the concept; if none does, the one that leaves least.
-    To amplify: the one with the least loss left. Edits that move what is kept by more than
-    ``MOST_MOVED`` are left out, unless all do: then the one that moves it least is taken.
+    To erase: the first that is ``enough``; if none is, the one in whose pictures least is seen, then the one that
+    leaves least. To amplify: the one with the least loss left. Edits that are not ``gentle`` are left out, unless none
+    is: then the one that moves least of what is kept is taken.
+
+    Args:
+        candidates: in the order in which they were made, smaller before larger.
+        sign: "positive" to erase, "negative" to amplify.
+
+    Returns:
+        One of them, and the reason in words.
     """
-    if len(candidates) == 1:
-        return candidates[0], "the ratio was given"
-    gentle = [each for each in candidates if each.damage <= MOST_MOVED]
+    gentle = [each for each in candidates if each.gentle]
     if not gentle:
         best = min(candidates, key=lambda each: each.damage)
         return best, f"every size moves what is kept by more than {MOST_MOVED:.0%} of its prompt; this one least"
     if sign == "positive":
-        enough = [each for each in gentle if each.left <= ENOUGH_LEFT]
+        enough = [each for each in gentle if each.enough]
         if enough:
-            return enough[0], f"the smallest size that leaves at most {ENOUGH_LEFT:g} of the concept"
-        return min(
-            gentle, key=lambda each: each.left
-        ), "it leaves least of the concept among those that spare what is kept"
+            looked = "" if enough[0].seen is None else ", and in whose pictures the model sees none of it"
+            return enough[0], f"the smallest size that leaves at most {ENOUGH_LEFT:g} of the concept{looked}"
+        best = min(gentle, key=lambda each: (1.0 if each.seen is None else each.seen, each.left))
+        return best, "it leaves least of the concept among those that spare what is kept"
     return min(gentle, key=lambda each: each.left), "it lowers the loss most among those that spare what is kept"

@@ -45,3 +45,23 @@ def concepts_to_keep(
     if concept in given:
         raise ValueError(f"{concept!r} is to be changed and to be kept")
     return {each: prompts_of(pipeline, each, texts) for each, texts in given.items()}
+
+
+def bases_of(
+    pipeline: Any, concept: str, concepts: Mapping[str, Sequence[str]], base_prompts: str | Sequence[str] | None
+) -> dict[str, list[str]]:
+    """Per concept that has some, its base prompts, one per prompt; an embedded model's style has the object alone.
+
+    Raises ValueError where their number is not that of the prompts.
+    """
+    if base_prompts is not None:
+        own, count = [base_prompts] if isinstance(base_prompts, str) else list(base_prompts), len(concepts[concept])
+        if len(own) not in (1, count):
+            raise ValueError(
+                f"there are {len(own)} base prompts for the {count} prompts of {concept!r}, expected one each or one"
+            )
+        return {concept: own * (count if len(own) == 1 else 1)}
+    if zoo.name_of(pipeline) is None or concept not in zoo.STYLES:
+        return {}
+    objects = [zoo.caption(obj) for obj in zoo.OBJECTS]
+    return {each: objects for each, own in concepts.items() if each in zoo.STYLES and own == zoo.prompts(each)}

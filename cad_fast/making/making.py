@@ -1,8 +1,9 @@
-"""One edit in the making: recording, scoring, sparing, refining, and what is predicted of the result."""
+"""One edit in the making: recordings, scores, and what the model sees in the pictures that an edit draws."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,15 +16,13 @@ from tqdm.auto import tqdm
 
 from .. import zoo
 from ..attribution.attributor import Attributor
-from ..attribution.measuring.plans import Target
 from ..attribution.scores import Scores
 from ..diffusion.generation import SCHEDULES, Generation
 from ..diffusion.layers import PRESETS
 from ..diffusion.timesteps import TimestepWindow, Window
-from ..edits.damage import Expressed, Moved, objectives_under, overlap
+from ..edits.damage import overlap
 from ..edits.edit import Edit
-from ..edits.refining import refine
-from ..edits.selection import Selection, Sign
+from ..edits.selection import Sign
 from ..edits.weights import active_edits
 from ..objectives import BASE_PROMPT, ConceptErasure, Objective, say_base
 from ..recording.data import Recording
@@ -32,17 +31,24 @@ from ..recording.record import record, with_base
 from ..recording.renoise import record_images, renoise
 from .candidates import Candidate
 from .concepts import prompts_of
+from .ranking import REFINED_ROUNDS, Ranking
+from .recognising import recognised
 
-# Objects are settled in the first steps. Over all timesteps the last ones, with the largest distances, would outweigh
-# them, and edits chosen so leave the objects as they were.
-EARLY = 0.15
+# Where a concept is settled, as shares of the first timestep: the window to begin with, and one to try where no edit of
+# that does enough. Over all timesteps the last ones, with the largest distances, would outweigh the first, and edits
+# chosen so leave objects as they were.
+EARLY = ((1.0, 0.85), (1.0, 0.65))
+# What prompts add to their base prompts, such as a style, is settled after that.
+LATER = ((0.85, 0.4),)
 KEPT_SAMPLES = 6
 NEIGHBOUR_RATIO = 0.03
 """Of the components, the share that counts as a concept's own."""
-REFINED_ROUNDS = 12
-# Refining to erase aims as far beyond the base as the concept was on this side of it: edits that only cancel the
-# concept leave traces, which guidance brings out again.
-NEGATIVE_GUIDANCE = 1.0
+# Pictures that edits are judged by have other noise than those that they are made from.
+SEEN_SEED = 100_000
+NOTHING = ""
+"""Names what is seen in a picture of none of the concepts."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,6 +69,10 @@ class Making:
     neighbours: dict[str, dict[str, float]] = field(default_factory=dict)
     """Per kept concept, the nearest first, what it has in common with the concept."""
     pipeline_kwargs: dict[str, Any] = field(default_factory=dict)
+    bases: dict[str, list[str]] = field(default_factory=dict)
+    """Per concept that has some, its base prompts: what is left of each prompt without the concept."""
+    unseen: str | None = None
+    """Why the model cannot judge pictures; None where it can, or was not asked."""
     _bar: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,26 +88,41 @@ class Making:
         self._bar = tqdm(total=steps, desc=self.concept, unit="step", disable=not self.progress)
         return self._bar
 
+    def say(self, doing: str) -> None:
+        """Show on the bar what is being done."""
+        self._bar.set_description(doing)
+
+    def step(self, count: int = 1) -> None:
+        """Move the bar on."""
+        self._bar.update(count)
+
+    def more(self, steps: int) -> None:
+        """Give the bar more steps: one window was not enough."""
+        self._bar.total += steps
+
     def record(self, texts: Sequence[str], *, of: str) -> Recording:
-        """Samples of a concept; of a distilled model with the outputs for an empty prompt as the base."""
-        self._bar.set_description(f"recording {of}")
+        """Samples of a concept, with the outputs for its base prompts; of a distilled model for an empty prompt."""
+        self.say(f"recording {of}")
         drawn = _taking_turns(texts, self.samples if of == self.concept else KEPT_SAMPLES)
         recording = record(self.pipeline, drawn, seeds=self.seed, progress=False, **self.generation.to_kwargs())
-        if recording.calls[0].unconditional_output is None:
+        if of in self.bases:
+            bases = _taking_turns(self.bases[of], recording.n_rows)
+            recording = with_base(recording, self.pipeline, bases, progress=False)
+        elif recording.calls[0].unconditional_output is None:
             recording = with_base(recording, self.pipeline, BASE_PROMPT, progress=False)
             if of == self.concept:
                 say_base(self.erasure(recording), recording)
-        self._bar.update()
+        self.step()
         return recording
 
     def originals(self, original: Any, texts: Sequence[str]) -> Recording:
         """Samples of the concept by the model as it was, whose outputs are the targets."""
-        self._bar.set_description(f"recording {self.concept}")
+        self.say(f"recording {self.concept}")
         self.shown_by = "original"
         drawn = _taking_turns(texts, self.samples)
         settings = self.generation.to_kwargs()
         recording = record_original(self.pipeline, original, drawn, seeds=self.seed, progress=False, **settings)
-        self._bar.update()
+        self.step()
         return recording
 
     def pictures(
@@ -114,43 +139,88 @@ class Making:
             return renoise(recording, self.pipeline, timesteps=recording.num_inference_steps, seed=self.seed)
         captions = prompts or prompts_of(self.pipeline, self.concept, None)[0]
         timesteps = self.generation.num_inference_steps
-        self._bar.set_description(f"encoding {self.concept}")
+        self.say(f"encoding {self.concept}")
         arguments = {name: value for name, value in self.generation.arguments.items() if name not in SCHEDULES}
         recording = record_images(self.pipeline, images, captions, seed=self.seed, timesteps=timesteps, **arguments)
-        self._bar.update()
+        self.step()
         return recording
 
-    def erasure(self, recording: Recording) -> ConceptErasure:
-        """The paper's objective in the window that settles the concept."""
-        window = TimestepWindow.of(self.timesteps) or _early(recording)
-        base = "unconditional" if recording.calls[0].unconditional_output is not None else "base"
-        return ConceptErasure(base=base, timesteps=window)
+    def erasure(self, recording: Recording, window: TimestepWindow | None = None) -> ConceptErasure:
+        """The paper's objective: against the base prompt's outputs where there are some, in the window.
 
-    def candidates(
-        self, recordings: Mapping[str, Recording], objective: Objective, sign: Sign, ratios: Sequence[float]
-    ) -> list[Candidate]:
-        """Score, spare and refine: an edit of each size."""
+        Without a window it is the one asked for, else the first of ``windows``.
+        """
+        base = "unconditional" if recording.calls[0].base_output is None else "base"
+        return ConceptErasure(base=base, timesteps=window or self.windows(recording)[0])
+
+    def windows(self, recording: Recording) -> list[TimestepWindow]:
+        """Return where to look for the concept, the most likely window first; one asked for is the only one."""
+        asked = TimestepWindow.of(self.timesteps)
+        if asked is not None:
+            return [asked]
+        highest = max(recording.timesteps)
+        shares = EARLY if self.concept not in self.bases else LATER
+        return [TimestepWindow(highest * top, min(highest * bottom, highest * top)) for top, bottom in shares]
+
+    def ranking(self, recordings: Mapping[str, Recording], objective: Objective, sign: Sign) -> Ranking:
+        """Score the concept and those to keep, for edits of any size."""
         kept = [each for each in recordings if each != self.concept]
-        # Of the kept ones there are outputs and no targets: what they need is measured on those.
-        base = self.erasure(recordings[kept[0]]).base
-        sparing = ConceptErasure(base, objective.timesteps)
+        window = objective.timesteps
         scorer = Attributor(self.pipeline, objective, target_modules=_checked(self.target_modules))
         scores = self._scores(scorer, recordings[self.concept], self.concept)
+        # Of the kept ones there are outputs and no targets: what they need is measured on those.
+        sparing = {each: self._sparing(recordings[each], window) for each in kept}
         spared: dict[str, Any] = {}
         if sign == "positive":
-            spared["keep"] = [self._scores(scorer, recordings[each], each) for each in kept]
+            spared["keep"] = [
+                self._scores(Attributor(self.pipeline, sparing[each], scorer.space), recordings[each], each)
+                for each in kept
+            ]
         else:
             # What suppresses the concept is not what the others are drawn by: only the damage to them counts.
-            self._bar.update(len(kept))
+            self.step(len(kept))
         self.neighbours = self._neighbours(scores, spared.get("keep", ()), kept, recordings)
-        sensitivity = Attributor(self.pipeline, sparing, scorer.space, method="sensitivity")
-        spared["sensitivity"] = [self._scores(sensitivity, recordings[each], each) for each in kept]
-        aim = objective
-        if isinstance(objective, ConceptErasure):
-            aim = ConceptErasure(objective.base, objective.timesteps, negative_guidance=NEGATIVE_GUIDANCE)
+        spared["sensitivity"] = [
+            self._scores(
+                Attributor(self.pipeline, sparing[each], scorer.space, method="sensitivity"), recordings[each], each
+            )
+            for each in kept
+        ]
         self.kept = {each: recordings[each].prompts for each in kept}
         self.pipeline_kwargs = dict(recordings[kept[0]].generation.arguments)
-        return [self._candidate(ratio, spared, scores, recordings, objective, aim, sparing, sign) for ratio in ratios]
+        return Ranking(self.pipeline, self.concept, recordings, scores, spared, objective, sparing, sign)
+
+    def _sparing(self, recording: Recording, window: TimestepWindow | None) -> ConceptErasure:
+        base = "unconditional" if recording.calls[0].base_output is None else "base"
+        return ConceptErasure(base=base, timesteps=window)
+
+    def candidate(self, ranking: Ranking, ratio: float) -> Candidate:
+        """Refine an edit of one size, and predict what it does."""
+        self.say(f"refining {ratio:.0%}")
+        found = ranking.candidate(ratio)
+        self.step(REFINED_ROUNDS + 1)
+        return found
+
+    def seen(self, edit: Edit, prompts: Mapping[str, Sequence[str]]) -> float | None:
+        """The share of pictures drawn under the edit in which the intact model sees the concept (see ``recognised``).
+
+        None where the model cannot judge: ``unseen`` then says why, and a line in the log once.
+        """
+        if self.unseen is not None:
+            return None
+        self.say(f"looking at {edit.n_weights:,} weights")
+        own = prompts[self.concept]
+        texts, settings = _taking_turns(own, self.samples), self.generation.to_kwargs()
+        with edit.applied(self.pipeline):
+            drawn = record(self.pipeline, texts, seeds=self.seed + SEEN_SEED, progress=False, **settings)
+        nothing = self.bases.get(self.concept, [BASE_PROMPT])
+        try:
+            names = recognised(self.pipeline, drawn, {**prompts, NOTHING: nothing}, seed=self.seed)
+        except ValueError as error:
+            self.unseen = str(error)
+            log.warning("the edit's pictures are not looked at, only its outputs are predicted: %s", error)
+            return None
+        return names.count(self.concept) / len(names)
 
     def finished(
         self, chosen: Candidate, candidates: Sequence[Candidate], reason: str, sign: Sign, name: str | None
@@ -165,17 +235,19 @@ class Making:
             "target_modules": self.target_modules
             if isinstance(self.target_modules, str)
             else list(self.target_modules),
+            "base_prompts": self.bases,
             "pipeline_kwargs": self.pipeline_kwargs,
             "candidates": [candidate.to_dict() for candidate in candidates],
             "chosen_because": reason,
+            "not_looked_at": self.unseen,
         }
         provenance = {**chosen.edit.provenance, "making": making, "predicted": chosen.to_dict()}
         return replace(chosen.edit, name=name or chosen.edit.name, provenance=provenance)
 
     def _scores(self, attributor: Attributor, recording: Recording, of: str) -> Scores:
-        self._bar.set_description(f"scoring {of}")
+        self.say(f"scoring {of}")
         scores = attributor.run(recording, concept=of, progress=False)
-        self._bar.update()
+        self.step()
         return scores
 
     def _neighbours(
@@ -205,47 +277,6 @@ class Making:
             self._bar.set_postfix_str(f"shares most with {nearest}")
         return {each: found[each] for each in ranked}
 
-    def _candidate(
-        self,
-        ratio: float,
-        spared: Mapping[str, Any],
-        scores: Scores,
-        recordings: Mapping[str, Recording],
-        objective: Objective,
-        aim: Objective,
-        sparing: ConceptErasure,
-        sign: Sign,
-    ) -> Candidate:
-        """The edit of one size, and what it is predicted to do."""
-        self._bar.set_description(f"refining {ratio:.0%}")
-        selection = Selection(ratio, **spared)
-        refined = refine(
-            self.pipeline,
-            recordings[self.concept],
-            scores,
-            selection,
-            sign=sign,
-            objective=aim,
-            rounds=REFINED_ROUNDS,
-            progress=False,
-        )
-        self._bar.update(REFINED_ROUNDS)
-        edit = Edit.from_scores(refined, selection, sign=sign)
-        recording = recordings[self.concept]
-        judged = Expressed(sparing.timesteps, sparing.base) if sign == "positive" else objective
-        targets = {self.concept: Target(judged, recording)}
-        for each, recording in recordings.items():
-            if each != self.concept:
-                targets[each] = Target(Moved(sparing.timesteps, base=sparing.base), recording)
-        moved = objectives_under(self.pipeline, edit, targets)
-        left = moved.pop(self.concept)
-        left_of = "concept"
-        if sign == "negative":
-            before = objectives_under(self.pipeline, edit, {self.concept: targets[self.concept]}, strength=0.0)
-            left, left_of = left / before[self.concept], "loss"
-        self._bar.update()
-        return Candidate(ratio, edit, left, moved, left_of)
-
 
 def _taking_turns(texts: Sequence[str], count: int) -> list[str]:
     return list(itertools.islice(itertools.cycle(texts), count))
@@ -255,12 +286,6 @@ def _checked(target_modules: str | Sequence[str]) -> str | Sequence[str]:
     if not isinstance(target_modules, str) and not target_modules:
         raise ValueError(f"target_modules is empty, expected a preset ({', '.join(PRESETS)}), a pattern or names")
     return target_modules
-
-
-def _early(recording: Recording) -> TimestepWindow:
-    """The first ``EARLY`` of the schedule, at least its first step."""
-    highest = max(recording.timesteps)
-    return TimestepWindow(highest, min(highest * (1 - EARLY), highest))
 
 
 def _text_embedding(recording: Recording) -> Tensor | None:

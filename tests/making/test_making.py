@@ -60,7 +60,10 @@ def test_what_was_done_is_noted(edit, tmp_path) -> None:
     near = noted["neighbours"]
     assert set(near) == {"dog", "house"} and list(near) == sorted(near, key=lambda name: -near[name]["components"])
     assert all(0 <= each["components"] <= 1 and -1 <= each["prompts"] <= 1 for each in near.values())
-    assert [each["ratio"] for each in noted["candidates"]] == list(RATIOS)
+    # Sizes grow, in each window, until one is enough or one moves the others too far.
+    for window in {tuple(each["window"]) for each in noted["candidates"]}:
+        tried = [each["ratio"] for each in noted["candidates"] if tuple(each["window"]) == window]
+        assert tried == list(RATIOS[: len(tried)])
     assert provenance["predicted"] in noted["candidates"] and noted["chosen_because"]
     assert provenance["prompts"] == ["a photo of a cat", "a picture of a cat"]
     assert " of the concept is left; " in edit.prediction() and "house" in edit.prediction()
@@ -128,8 +131,8 @@ def test_amplify_towards_the_original(pipeline) -> None:
         cad_fast.amplify(erased, "a cat", images=[Image.new("RGB", (64, 64))], original=pipeline, **settings)
 
 
-def candidate(left: float, damage: float) -> Candidate:
-    return Candidate(0.1, None, left, {"dog": damage})
+def candidate(left: float, damage: float, seen: float | None = None) -> Candidate:
+    return Candidate(0.1, None, left, {"dog": damage}, seen=seen)
 
 
 def test_the_smallest_edit_that_does_enough_is_taken() -> None:
@@ -141,7 +144,16 @@ def test_the_smallest_edit_that_does_enough_is_taken() -> None:
     assert choose(sizes, "positive")[0] is sizes[1]
     sizes = [candidate(0.9, 0.01), candidate(0.7, 0.02), candidate(0.8, 0.01)]
     assert choose(sizes, "negative")[0] is sizes[1]
-    assert "given" in choose(sizes[:1], "positive")[1]
+
+
+def test_what_the_model_sees_counts_more_than_what_is_predicted() -> None:
+    sizes = [candidate(-0.2, 0.01, 0.5), candidate(-0.3, 0.02, 0.0), candidate(-0.5, 0.04, 0.0)]
+    chosen, reason = choose(sizes, "positive")
+    assert chosen is sizes[1] and "sees none of it" in reason
+    sizes = [candidate(-0.2, 0.01, 0.5), candidate(-0.3, 0.02, 0.1), candidate(-0.9, 0.4)]
+    assert choose(sizes, "positive")[0] is sizes[1]
+    # What was not looked at is taken for seen.
+    assert choose([candidate(0.3, 0.01), candidate(0.4, 0.02, 0.5)], "positive")[0].seen == 0.5
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)

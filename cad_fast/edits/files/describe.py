@@ -95,6 +95,9 @@ def prediction_text(predicted: Any) -> str:
     more = f" and {len(moved) - 8} more" if len(moved) > 8 else ""
     loss = predicted.get("left_of") == "loss"
     first = f"the loss on its pictures is {left:.2f} of before" if loss else f"{left:.2f} of the concept is left"
+    seen = _number(predicted, "seen")
+    if seen is not None:
+        first += f", and the model sees it in {seen:.0%} of the pictures drawn"
     return f"predicted: {first}; outputs on others move by {others}{more} of what their prompts do"
 
 

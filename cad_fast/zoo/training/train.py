@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -111,7 +111,14 @@ def train_diffusion(data: EmojiSet, latents: Tensor, work: Path, drawing: Drawin
     unet = make_unet(drawing.channels, drawing.layers, drawing.norm_groups).to(memory_format=torch.channels_last)
     stage = Stage("diffusion", TextToLatent(make_text_encoder(tokenizer), unet), drawing.recipe, work)
     ids = captions(tokenizer, drawing.say)
-    scheduler = make_scheduler(**drawing.schedule)
+    loss = denoising(stage.module, data, latents, ids, make_scheduler(**drawing.schedule), drawing)
+    return stage.run(loss, seed=drawing.seed + 2)
+
+
+def denoising(
+    module: TextToLatent, data: EmojiSet, latents: Tensor, ids: Tensor, scheduler: DDIMScheduler, drawing: Drawing
+) -> Callable[[torch.Generator, int], Tensor]:
+    """The loss of a step: captions with parts left out, min-SNR weights."""
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     of_velocity = scheduler.config.prediction_type == "v_prediction"
     weights = snr.clamp(max=MIN_SNR) / (snr + of_velocity)
@@ -129,10 +136,10 @@ def train_diffusion(data: EmojiSet, latents: Tensor, work: Path, drawing: Drawin
         timesteps = torch.randint(1000, (batch,), generator=generator)
         noisy = scheduler.add_noise(x0, noise, timesteps).to(memory_format=torch.channels_last)
         aim = scheduler.get_velocity(x0, noise, timesteps) if of_velocity else noise
-        error = (stage.module(noisy, timesteps, ids[objects, styles]) - aim).square().mean(dim=(1, 2, 3))
+        error = (module(noisy, timesteps, ids[objects, styles]) - aim).square().mean(dim=(1, 2, 3))
         return (weights[timesteps] * error).mean()
 
-    return stage.run(loss, seed=drawing.seed + 2)
+    return loss
 
 
 def train_classifier(
