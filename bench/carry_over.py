@@ -101,8 +101,8 @@ def line(cell: dict[str, Any]) -> str:
     window = "-" if predicted["window"] is None else "{:.0f} to {:.0f}".format(*predicted["window"])
     return (
         f"| {cell['model']} | {cell['concept']} | {predicted['ratio']:.0%} | {window} "
-        f"| {left['hits'] / left['n']:.2f} | {cell['others']['kept']:.0f}% | {worst['concept']} {worst['after']:.2f} "
-        f"| {beside['kept']:.0f}% | {cell['weights']:,} | {cell['seconds']:.0f} |"
+        f"| {left['hits'] / left['n']:.2f} | {cell['others']['kept_percent']:.0f}% | {worst} {cell['concepts'][worst]['after']:.2f} "
+        f"| {beside['kept_percent']:.0f}% | {cell['weights']:,} | {cell['seconds']:.0f} |"
     )
 
 

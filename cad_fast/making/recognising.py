@@ -49,7 +49,7 @@ def recognised(
         The name of a concept per picture.
 
     Raises:
-        ValueError: There are fewer than two concepts, or the latents cannot be noised (packed, or none kept).
+        ValueError: There are fewer than two concepts, or the latents cannot be noised, or none were kept.
     """
     if len(prompts) < 2:
         raise ValueError(f"there is one concept, {next(iter(prompts), '')!r}: a model tells concepts from each other")
