@@ -49,7 +49,7 @@ def erase(
     The pipeline draws the concept and what is to be kept, and is left as it was. Components are scored to first order,
     ranked by gain against damage, and refined for the edit as a whole. Without ``ratio`` edits of growing size are made
     until one is enough: replayed on the recordings it leaves nothing of the concept and moves little of what is kept,
-    and in ``samples`` pictures that it draws the intact model sees none of the concept (see ``recognised``). No
+    and in twice ``samples`` pictures that it draws the intact model sees none of the concept (see ``recognised``). No
     classifier is asked.
 
     Args:
@@ -67,7 +67,8 @@ def erase(
         target_modules: the modules whose weights are edited: a preset, a regular expression or names.
         timesteps: the window in which the concept is settled. None: the first 15% of the noise schedule, and the first
             35% where no edit made for that is enough; with base prompts what follows the first 15%, down to 40%.
-        samples: pictures of the concept to record, and to look at under each edit.
+        samples: pictures of the concept to record, and to look at under each edit (twice as many where it is seen in
+            none).
         seed: of the first picture, the others count on.
         name: of the edit.
         progress: whether to show a progress bar.

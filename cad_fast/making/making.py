@@ -204,23 +204,28 @@ class Making:
     def seen(self, edit: Edit, prompts: Mapping[str, Sequence[str]]) -> float | None:
         """The share of pictures drawn under the edit in which the intact model sees the concept (see ``recognised``).
 
-        None where the model cannot judge: ``unseen`` then says why, and a line in the log once.
+        Where it is seen in none of ``samples`` pictures, as many more are drawn: few pictures do not tell none from a
+        few. None where the model cannot judge: ``unseen`` then says why, and a line in the log once.
         """
-        if self.unseen is not None:
-            return None
-        self.say(f"looking at {edit.n_weights:,} weights")
-        own = prompts[self.concept]
-        texts, settings = _taking_turns(own, self.samples), self.generation.to_kwargs()
+        names: list[str] = []
+        for first in (0, self.samples):
+            if self.unseen is None and self.concept not in names:
+                self.say(f"looking at pictures of {edit.n_weights:,} weights less")
+                names += self._seen_in(edit, prompts, self.seed + SEEN_SEED + first)
+        return names.count(self.concept) / len(names) if names else None
+
+    def _seen_in(self, edit: Edit, prompts: Mapping[str, Sequence[str]], seed: int) -> list[str]:
+        """Which concept the intact model sees in each of ``samples`` pictures; empty where it cannot judge."""
+        texts, settings = _taking_turns(prompts[self.concept], self.samples), self.generation.to_kwargs()
         with edit.applied(self.pipeline):
-            drawn = record(self.pipeline, texts, seeds=self.seed + SEEN_SEED, progress=False, **settings)
+            drawn = record(self.pipeline, texts, seeds=seed, progress=False, **settings)
         nothing = self.bases.get(self.concept, [BASE_PROMPT])
         try:
-            names = recognised(self.pipeline, drawn, {**prompts, NOTHING: nothing}, seed=self.seed)
+            return recognised(self.pipeline, drawn, {**prompts, NOTHING: nothing}, seed=seed)
         except ValueError as error:
             self.unseen = str(error)
             log.warning("the edit's pictures are not looked at, only its outputs are predicted: %s", error)
-            return None
-        return names.count(self.concept) / len(names)
+            return []
 
     def finished(
         self, chosen: Candidate, candidates: Sequence[Candidate], reason: str, sign: Sign, name: str | None

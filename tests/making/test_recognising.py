@@ -83,7 +83,10 @@ def test_packed_latents_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(calls, "RATIOS", (0.001,))
     settings = {"samples": 2, "progress": False, "num_inference_steps": 3, "height": 32, "width": 32}
     edit = cad_fast.erase(flux(), "a cat", keep=["a dog"], target_modules="attention", **settings)
-    assert edit.provenance["predicted"]["seen"] in (0, 0.5, 1) and edit.provenance["making"]["not_looked_at"] is None
+    assert (
+        edit.provenance["predicted"]["seen"] in {n / 4 for n in range(5)}
+        and edit.provenance["making"]["not_looked_at"] is None
+    )
 
 
 def test_an_edit_says_in_how_many_pictures_the_concept_is_seen() -> None:
@@ -91,7 +94,7 @@ def test_an_edit_says_in_how_many_pictures_the_concept_is_seen() -> None:
     settings = {"samples": 3, "keep": ["cat", "tree"], "num_inference_steps": 8, "progress": False}
     edit = cad_fast.erase(pipeline, "car", **settings)
     tried = edit.provenance["making"]["candidates"]
-    assert all(each["seen"] is None or each["seen"] in (0, 1 / 3, 2 / 3, 1) for each in tried)
+    assert all(each["seen"] is None or each["seen"] in {n / 6 for n in range(7)} for each in tried)
     assert tried[0]["seen"] is not None and tried[0]["window"] == [876, pytest.approx(0.85 * 876)]
     assert f"the model sees it in {edit.provenance['predicted']['seen']:.0%} of the pictures" in edit.prediction()
     assert cad_fast.erase(pipeline, "car", **settings) == edit
