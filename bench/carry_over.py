@@ -98,10 +98,11 @@ def line(cell: dict[str, Any]) -> str:
     """A cell as one line of the table."""
     left, predicted, worst = cell["left"], cell["predicted"], cell["worst_other"]
     beside = next(iter(cell["axes"].values()))
+    worst_after = cell["concepts"][worst]["after"]
     window = "-" if predicted["window"] is None else "{:.0f} to {:.0f}".format(*predicted["window"])
     return (
         f"| {cell['model']} | {cell['concept']} | {predicted['ratio']:.0%} | {window} "
-        f"| {left['hits'] / left['n']:.2f} | {cell['others']['kept_percent']:.0f}% | {worst} {cell['concepts'][worst]['after']:.2f} "
+        f"| {left['hits'] / left['n']:.2f} | {cell['others']['kept_percent']:.0f}% | {worst} {worst_after:.2f} "
         f"| {beside['kept_percent']:.0f}% | {cell['weights']:,} | {cell['seconds']:.0f} |"
     )
 

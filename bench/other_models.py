@@ -1,6 +1,6 @@
 """``python -m bench.other_models NAME --data node_modules --work DIR``: a model that no recipe was tuned on.
 
-Two models draw what the embedded one draws, and nothing was ever chosen on them. One has another seed, width and depth.
+Two models draw what the embedded one draws, and nothing was ever chosen on them. One has another seed and width.
 The other has another seed, noise schedule, prediction and other captions. Both use the embedded autoencoder, so that
 the embedded classifier judges their pictures. A second run goes on where the first stopped.
 """
@@ -31,10 +31,9 @@ def other_caption(obj: str | None = None, style: str | None = None) -> str:
 
 MODELS = {
     "other-size": Drawing(
-        channels=(16, 32, 64),
-        layers=2,
+        channels=(32, 64, 96),
         seed=11,
-        recipe=Recipe(steps=3000, batch=48, lr=2e-3),
+        recipe=Recipe(steps=3000, batch=48, lr=1.5e-3),
         shown_less={RARE_OBJECT: 0.01},
     ),
     "other-schedule": Drawing(

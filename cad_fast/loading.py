@@ -13,7 +13,7 @@ from .diffusion.denoisers import PipelinePart
 from .diffusion.dtypes import as_dtype, choose_dtype, dtype_keyword, dtype_name
 from .diffusion.loaded import Loading, note_loading
 from .diffusion.stored_models import StoredModel, absent_components
-from .zoo.concepts import MODELS
+from .zoo.concepts import MODELS, VARIANTS
 
 # What diffusers' `DiffusionPipeline.download` takes of the arguments of `from_pretrained`.
 _HUB_ARGUMENTS = (
@@ -212,7 +212,7 @@ def _local(name: str) -> Path | None:
             )
         return path
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.endswith((".safetensors", ".ckpt", ".bin")):
-        embedded = ", ".join(f"zoo:{model}" for model in MODELS)
+        embedded = ", ".join(f"zoo:{model}" for model in (*MODELS, *VARIANTS))
         raise FileNotFoundError(
             f"{name} does not exist: expected {embedded}, a folder written by a pipeline's save_pretrained, or a Hub "
             "repository hub:OWNER/NAME"

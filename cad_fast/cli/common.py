@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from ..choices import DTYPES, OFFLOADS
 from ..diffusion.generation import Generation
 from ..texts import printable
-from ..zoo.concepts import MODELS, generation
+from ..zoo.concepts import MODELS, VARIANTS, generation
 
 if TYPE_CHECKING:
     from ..evaluation import PromptSet
 
 EXIT_CODES = "exit codes: 0 done, 1 a run or a check failed, 2 wrong input or arguments, 130 interrupted"
-MODEL_HELP = f"{', '.join(f'zoo:{name}' for name in MODELS)}, a local diffusers folder, or a Hub repository"
+MODEL_HELP = (
+    f"{', '.join(f'zoo:{name}' for name in (*MODELS, *VARIANTS))}, a local diffusers folder, or a Hub repository"
+)
 LOADING = ("dtype", "variant", "revision", "device", "offload", "denoiser_weights", "part")
 
 

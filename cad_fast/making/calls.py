@@ -48,9 +48,9 @@ def erase(
 
     The pipeline draws the concept and what is to be kept, and is left as it was. Components are scored to first order,
     ranked by gain against damage, and refined for the edit as a whole. Without ``ratio`` edits of growing size are made
-    until one is enough: replayed on the recordings it leaves nothing of the concept and moves little of what is kept,
-    and in twice ``samples`` pictures that it draws the intact model sees none of the concept (see ``recognised``). No
-    classifier is asked.
+    until one is enough, and one more, which is taken where it costs little. Enough means: replayed on the recordings it
+    leaves nothing of the concept and moves little of what is kept, and in twice ``samples`` pictures that it draws the
+    intact model sees none of the concept (see ``recognised``). No classifier is asked.
 
     Args:
         pipeline: any diffusers pipeline with one denoiser.
@@ -146,10 +146,10 @@ def _erasing(
                 if until_enough and one.gentle:
                     one = replace(one, seen=making.seen(one.edit, concepts))
                 candidates.append(one)
-                if until_enough and one.enough:
-                    return making, candidates
-                if until_enough and not one.gentle:
-                    break  # a larger one moves more
+                if until_enough and (not one.gentle or any(each.enough for each in candidates[:-1])):
+                    break  # a larger one moves more, or is not needed
+            if any(each.enough for each in candidates):
+                break
         return making, candidates
 
 

@@ -12,10 +12,12 @@ from ..edits.selection import Sign
 # An edit erases enough when no more of the concept is expressed than this (1 before, 0 at the base, see ``Expressed``):
 # edits that stop short of the base leave traces. And the model must see the concept in no more than this share of the
 # pictures that the edit draws. It costs too much when it moves the outputs on the concepts to keep by so much of what
-# their prompts do (the mean over them). All three were chosen on the first embedded model.
+# their prompts do (the mean over them). All four were chosen on the first embedded model.
 ENOUGH_LEFT = -0.05
 ENOUGH_SEEN = 0.0
 MOST_MOVED = 0.2
+# A few pictures in which nothing is seen do not tell none from a few. So one size more is taken, where it costs little.
+LITTLE_MOVED = 0.1
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class Candidate:
 def choose(candidates: Sequence[Candidate], sign: Sign) -> tuple[Candidate, str]:
     """The edit to take, and why.
 
-    To erase: the first that is ``enough``; if none is, the one in whose pictures least is seen, then the one that
-    leaves least. To amplify: the one with the least loss left. Edits that are not ``gentle`` are left out, unless none
-    is: then the one that moves least of what is kept is taken.
+    To erase: the first that is ``enough``, or the one after it, if that is too and moves what is kept by no more than
+    ``LITTLE_MOVED``; if none is, the one in whose pictures least is seen, then the one that leaves least. To amplify:
+    the one with the least loss left. Edits that are not ``gentle`` are left out, unless none is: then the one that
+    moves least of what is kept is taken.
 
     Args:
         candidates: in the order in which they were made, smaller before larger.
@@ -81,10 +84,14 @@ def choose(candidates: Sequence[Candidate], sign: Sign) -> tuple[Candidate, str]
         best = min(candidates, key=lambda each: each.damage)
         return best, f"every size moves what is kept by more than {MOST_MOVED:.0%} of its prompt; this one least"
     if sign == "positive":
-        enough = [each for each in gentle if each.enough]
-        if enough:
-            looked = "" if enough[0].seen is None else ", and in whose pictures the model sees none of it"
-            return enough[0], f"the smallest size that leaves at most {ENOUGH_LEFT:g} of the concept{looked}"
+        first = next((number for number, each in enumerate(candidates) if each.enough), None)
+        if first is not None:
+            chosen, size = candidates[first], "the smallest size"
+            following = candidates[first + 1 : first + 2]
+            if following and following[0].enough and following[0].damage <= LITTLE_MOVED:
+                chosen, size = following[0], "one size more than the smallest"
+            looked = "" if chosen.seen is None else ", and in whose pictures the model sees none of it"
+            return chosen, f"{size} that leaves at most {ENOUGH_LEFT:g} of the concept{looked}"
         best = min(gentle, key=lambda each: (1.0 if each.seen is None else each.seen, each.left))
         return best, "it leaves least of the concept among those that spare what is kept"
     return min(gentle, key=lambda each: each.left), "it lowers the loss most among those that spare what is kept"

@@ -6,7 +6,17 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .concepts import MODELS, OBJECTS, RARE_OBJECT, STYLES, caption, generation, known
+from .concepts import (
+    MODELS,
+    OBJECTS,
+    RARE_OBJECT,
+    STYLES,
+    SUPPRESSED_OBJECT,
+    VARIANTS,
+    caption,
+    generation,
+    known,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +31,8 @@ __all__ = [
     "OBJECTS",
     "RARE_OBJECT",
     "STYLES",
+    "SUPPRESSED_OBJECT",
+    "VARIANTS",
     "caption",
     "folder",
     "generation",
@@ -37,15 +49,26 @@ _FIRST = "emoji"
 
 
 def folder(name: str = "emoji") -> Path:
-    """Where the files of a model lie. Raises ValueError for an unknown name."""
-    return Path(__file__).parent / known(name)
+    """Where the files of a model lie; of a variant, those of the model that it was made of.
+
+    Raises:
+        ValueError: There is no model of that name.
+    """
+    known(name)
+    return Path(__file__).parent / VARIANTS.get(name, name)
 
 
 def load(name: str = "emoji", **kwargs: Any) -> DiffusionPipeline:
-    """The model as an ordinary pipeline, in float32 unless ``dtype`` says otherwise (before diffusers 0.42:
-    ``torch_dtype``): "emoji" is a StableDiffusionPipeline, "emoji-flow" a StableDiffusion3Pipeline.
+    """Load a model as an ordinary pipeline, in float32 unless ``dtype`` says otherwise.
 
-    ``kwargs`` go to ``DiffusionPipeline.from_pretrained``.
+    "emoji" is a StableDiffusionPipeline, "emoji-flow" a StableDiffusion3Pipeline. Of ``VARIANTS`` some weights differ.
+
+    Args:
+        name: Of a model or a variant.
+        **kwargs: Go to ``DiffusionPipeline.from_pretrained`` (``dtype`` is ``torch_dtype`` before diffusers 0.42).
+
+    Raises:
+        ValueError: There is no model of that name.
     """
     import diffusers
     import torch
@@ -58,11 +81,18 @@ def load(name: str = "emoji", **kwargs: Any) -> DiffusionPipeline:
     settings = {**dtype, **absent, "local_files_only": True, "use_safetensors": True, **kwargs}
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder(name), **settings)
     pipeline.set_progress_bar_config(leave=False)
+    if name in VARIANTS:
+        from ..edits.files.denoiser_weights import put_denoiser_weights
+
+        put_denoiser_weights(pipeline, Path(__file__).parent / "variants" / f"{name}.safetensors")
     return pipeline
 
 
 def name_of(pipeline: Any) -> str | None:
-    """Return the zoo's name of a pipeline that ``load`` or ``load_pipeline`` made; None for any other."""
+    """Return the zoo's name of a pipeline that ``load`` or ``load_pipeline`` made; None for any other.
+
+    Of a variant it is that of the model that it was made of, whose captions and pictures it shares.
+    """
     source = str((getattr(pipeline, "config", None) or {}).get("_name_or_path"))
     return next((name for name in MODELS if source in (str(folder(name)), f"zoo:{name}")), None)
 

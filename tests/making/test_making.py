@@ -136,7 +136,7 @@ def candidate(left: float, damage: float, seen: float | None = None) -> Candidat
 
 
 def test_the_smallest_edit_that_does_enough_is_taken() -> None:
-    sizes = [candidate(0.5, 0.01), candidate(-0.1, 0.02), candidate(-0.3, 0.04)]
+    sizes = [candidate(0.5, 0.01), candidate(-0.1, 0.02), candidate(-0.3, 0.14)]
     assert choose(sizes, "positive")[0] is sizes[1]
     sizes = [candidate(0.5, 0.01), candidate(0.4, 0.02), candidate(-0.3, 0.4)]
     assert choose(sizes, "positive")[0] is sizes[1]
@@ -147,11 +147,17 @@ def test_the_smallest_edit_that_does_enough_is_taken() -> None:
 
 
 def test_what_the_model_sees_counts_more_than_what_is_predicted() -> None:
-    sizes = [candidate(-0.2, 0.01, 0.5), candidate(-0.3, 0.02, 0.0), candidate(-0.5, 0.04, 0.0)]
+    sizes = [candidate(-0.2, 0.01, 0.5), candidate(-0.3, 0.02, 0.0), candidate(-0.5, 0.14, 0.0)]
     chosen, reason = choose(sizes, "positive")
     assert chosen is sizes[1] and "sees none of it" in reason
     sizes = [candidate(-0.2, 0.01, 0.5), candidate(-0.3, 0.02, 0.1), candidate(-0.9, 0.4)]
     assert choose(sizes, "positive")[0] is sizes[1]
+    # One size more is taken where it costs little, and is enough itself.
+    sizes = [candidate(-0.2, 0.01, 0.0), candidate(-0.3, 0.09, 0.0)]
+    chosen, reason = choose(sizes, "positive")
+    assert chosen is sizes[1] and "one size more" in reason
+    for costs_or_shows in (candidate(-0.3, 0.11, 0.0), candidate(-0.3, 0.05, 0.1)):
+        assert choose([sizes[0], costs_or_shows], "positive")[0] is sizes[0]
     # What was not looked at is taken for seen.
     assert choose([candidate(0.3, 0.01), candidate(0.4, 0.02, 0.5)], "positive")[0].seen == 0.5
 
