@@ -1,4 +1,4 @@
-"""The demonstration: record, attribute, erase, amplify and evaluate on an embedded model, with a report to look at."""
+"""The demonstration: record, attribute, erase, bring back and evaluate on an embedded model, with a report."""
 
 from __future__ import annotations
 
@@ -17,21 +17,40 @@ from ..evaluation.comparison import Comparison
 from ..evaluation.outcomes import Evaluation
 from ..extras import require
 from ..files import require_writable_folder, write_bytes, write_json, write_png
+from ..making import amplify
 from ..report.html import Figure, Figures, Heading, Paragraph, Picture, Section, Table, write_report
 from ..report.plots import bars_before_after, module_share_plot, tradeoff_plot
 from ..report.sheets import before_after_sheet, contact_sheet
 from ..zoo import load
-from ..zoo.concepts import RARE_OBJECT, caption
+from ..zoo.concepts import SUPPRESSED_OBJECT, VARIANTS, caption
 from .study import CROSS_ATTENTION, FEED_FORWARD, Study
 
 ERASED = "car"
 RATIO = 0.06
 CURVE_RATIOS = (0.01, 0.03, 0.06)
-AMPLIFY_RATIO = 0.01
+# Of the weights whose removal brings a suppressed object back, and what else must not suffer.
+BACK_RATIO = 0.05
+BACK_KEPT = ("cat", "dog", "tree", "clock")
+BACK_TIMESTEPS = 10
+PER_BACK, PER_BACK_KEPT = 24, 6
 STRENGTHS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
 PER_CONCEPT = 12
-PER_RARE = 48
+TOLD = {
+    "emoji-weak": ("Amplifying", "was fine-tuned against it until it came out in a third of the pictures"),
+    "emoji-erased": ("Recalling", "was fine-tuned against it until it was gone, as ESD does (arXiv 2303.07345)"),
+}
 NAMES = {CROSS_ATTENTION: "cross-attention K/V", FEED_FORWARD: "feed-forward (the paper's set)"}
+
+
+@dataclass
+class BroughtBack:
+    """What an edit brings back of an object that fine-tuning suppressed, and what it does to others."""
+
+    variant: str
+    object: Comparison
+    others: Comparison
+    edit: Edit
+    picture: Image.Image
 
 
 @dataclass
@@ -41,8 +60,7 @@ class Results:
     erased: Comparison
     curves: dict[str, list[dict[str, Any]]]
     comparisons: dict[str, dict[str, Any]]
-    amplified: Comparison
-    amplified_others: Comparison
+    back: list[BroughtBack]
     edit: Edit
     generation: Generation
     cost: dict[str, Any]
@@ -80,20 +98,14 @@ def run_demo(
         {NAMES[modules]: points for modules, points in curves.items()}, before=100 * erased.target.before
     )
 
-    drawing = study.attribute_drawing(RARE_OBJECT)
-    stronger = study.amplified(drawing, AMPLIFY_RATIO)
-    rare: dict[str, Any] = {"concepts": [RARE_OBJECT], "per_concept": PER_RARE, "keep_images": True}
-    rare_before = study.evaluate(**rare)
-    amplified, rare_after = study.compare(rare_before, stronger, RARE_OBJECT, **rare)
-    pictures["amplify"] = before_after_sheet(rare_before, rare_after, target=RARE_OBJECT, columns=8)
-    amplified_others, _ = study.compare(before, stronger, RARE_OBJECT)
+    back = [brought_back(variant, per_concept, progress) for variant, of in VARIANTS.items() if of == model]
+    pictures |= {each.variant: each.picture for each in back}
 
     results = Results(
         erased=erased,
         curves=curves,
         comparisons=comparisons,
-        amplified=amplified,
-        amplified_others=amplified_others,
+        back=back,
         edit=edit,
         generation=study.generation,
         cost=scores[ERASED].provenance["cost"],
@@ -105,13 +117,35 @@ def run_demo(
         else:
             write_png(folder / f"{name}.png", picture)
     edit.save_pretrained(folder / "edits" / edit.name)
-    stronger.save_pretrained(folder / "edits" / stronger.name)
+    for each in back:
+        each.edit.save_pretrained(folder / "edits" / each.edit.name)
     summary = to_dict(results, before)
     write_json(folder / "results.json", summary)
-    report = write_report(
-        folder / "report.html", f"Erasing {ERASED!r}, amplifying {RARE_OBJECT!r}", sections(results, pictures)
-    )
+    title = f"Erasing {ERASED!r}" + (", and bringing it back" if back else "")
+    report = write_report(folder / "report.html", title, sections(results, pictures))
     return results, {**summary, "report": str(report)}
+
+
+def brought_back(variant: str, per_concept: int | None, progress: bool) -> BroughtBack:
+    """Amplify the object that a variant suppresses by its shipped pictures, and evaluate it on the variant."""
+    count, kept = (PER_BACK, PER_BACK_KEPT) if per_concept is None else (per_concept, per_concept)
+    study = Study(per_concept=count, progress=progress, pipeline=load(variant))
+    edit = amplify(
+        study.pipeline,
+        SUPPRESSED_OBJECT,
+        keep=BACK_KEPT,
+        ratio=BACK_RATIO,
+        num_inference_steps=BACK_TIMESTEPS,
+        name=f"{variant}-{SUPPRESSED_OBJECT}-amplify",
+        progress=progress,
+    )
+    own: dict[str, Any] = {"concepts": [SUPPRESSED_OBJECT], "keep_images": True}
+    before = study.evaluate(**own)
+    compared, after = study.compare(before, edit, SUPPRESSED_OBJECT, **own)
+    both: dict[str, Any] = {"concepts": [SUPPRESSED_OBJECT, *BACK_KEPT], "per_concept": kept}
+    others, _ = study.compare(study.evaluate(**both), edit, SUPPRESSED_OBJECT, **both)
+    picture = before_after_sheet(before, after, target=SUPPRESSED_OBJECT, columns=8)
+    return BroughtBack(variant, compared, others, edit, picture)
 
 
 def trade_off(
@@ -153,9 +187,33 @@ def table(results: Results) -> str:
     return (
         f"\nErase {ERASED} ({NAMES[CROSS_ATTENTION]}, {RATIO:.0%} of the weights, same seeds)\n"
         f"{results.erased.table()}\n\n"
-        f"Amplify {RARE_OBJECT} ({NAMES[CROSS_ATTENTION]}, {AMPLIFY_RATIO:.0%})\n{results.amplified.table()}\n\n"
-        f"done in {results.seconds:.0f} s"
+        + "".join(
+            f"{TOLD[each.variant][0]} {SUPPRESSED_OBJECT} in zoo:{each.variant} ({BACK_RATIO:.0%})\n"
+            f"{each.object.table()}\n{each.others.table()}\n\n"
+            for each in results.back
+        )
+        + f"done in {results.seconds:.0f} s"
     )
+
+
+def _about(back: BroughtBack) -> list[Section]:
+    """What was brought back in one variant."""
+    verb, history = TOLD[back.variant]
+    change = back.object.target
+    low, high = change.difference_interval
+    return [
+        Heading(f"{verb} {SUPPRESSED_OBJECT}"),
+        Paragraph(
+            f"The model {back.variant} is the same one, but it {history}. The objective is minus the denoising loss on "
+            f"nine real pictures, and the weights whose removal raises it ({BACK_RATIO:.0%} of the cross-attention "
+            f"keys and values) are set to zero. The change is {100 * change.difference:+.0f} percentage points, 95% "
+            f"interval [{100 * low:+.0f}, {100 * high:+.0f}]"
+            + (": no effect can be claimed." if low <= 0 <= high else ".")
+        ),
+        Picture(back.picture, f"Pictures of {SUPPRESSED_OBJECT} before and after, in {back.variant}"),
+        Table("Accuracy before and after", back.object.columns, back.object.cells()),
+        Table("Other objects under the same edit", back.others.columns, back.others.cells()),
+    ]
 
 
 def to_dict(results: Results, before: Evaluation) -> dict[str, Any]:
@@ -164,8 +222,9 @@ def to_dict(results: Results, before: Evaluation) -> dict[str, Any]:
         "before": before.summary(),
         "erase": results.erased.to_dict(),
         "trade_off": results.comparisons,
-        "amplify": results.amplified.to_dict(),
-        "amplify_others": results.amplified_others.to_dict(),
+        "brought_back": {
+            each.variant: {"object": each.object.to_dict(), "others": each.others.to_dict()} for each in results.back
+        },
         "attribution_cost": results.cost,
         "seconds": round(results.seconds, 1),
     }
@@ -173,10 +232,9 @@ def to_dict(results: Results, before: Evaluation) -> dict[str, Any]:
 
 def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list[Section]:
     """The report, in order."""
-    erased, amplified, cost = results.erased, results.amplified, results.cost
+    erased, cost = results.erased, results.cost
     generation = results.generation
     others, style = erased.others, erased.axes["style"]
-    low, high = amplified.target.difference_interval
     assert others is not None and others.kept is not None and style.kept is not None
     return [
         Paragraph(
@@ -190,9 +248,12 @@ def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list
                 Figure(f"{100 * erased.target.before:.0f}% → {100 * erased.target.after:.0f}%", f"{ERASED} recognised"),
                 Figure(f"{others.kept:.0f}%", "of the other objects kept"),
                 Figure(f"{style.kept:.0f}%", "of the style kept"),
-                Figure(
-                    f"{100 * amplified.target.before:.0f}% → {100 * amplified.target.after:.0f}%",
-                    f"{RARE_OBJECT} amplified",
+                *(
+                    Figure(
+                        f"{100 * each.object.target.before:.0f}% → {100 * each.object.target.after:.0f}%",
+                        f"{SUPPRESSED_OBJECT} brought back in {each.variant}",
+                    )
+                    for each in results.back
                 ),
             ]
         ),
@@ -224,17 +285,7 @@ def sections(results: Results, pictures: dict[str, Image.Image | bytes]) -> list
             "the erased object is still recognised. Right: what remains of everything else."
         ),
         Picture(pictures["curves"], "Target accuracy and collateral damage over the share of edited weights"),
-        Heading(f"Amplifying {RARE_OBJECT}"),
-        Paragraph(
-            f"{RARE_OBJECT.capitalize()} was rare in training. Here the objective is minus the denoising loss on real "
-            f"pictures, and the weights whose removal raises it ({AMPLIFY_RATIO:.0%} of the cross-attention keys and "
-            f"values) are set to zero. The change is {100 * amplified.target.difference:+.0f} percentage points, 95% "
-            f"interval [{100 * low:+.0f}, {100 * high:+.0f}]"
-            + (": no effect can be claimed." if low <= 0 <= high else ".")
-        ),
-        Picture(pictures["amplify"], f"Pictures of {RARE_OBJECT} before and after amplifying"),
-        Table("Accuracy before and after", amplified.columns, amplified.cells()),
-        Table("The other objects under the same edit", amplified.columns, results.amplified_others.cells()),
+        *(part for each in results.back for part in _about(each)),
         Heading("How this was measured"),
         Paragraph(
             f"{generation.num_inference_steps} denoising steps, guidance {generation.guidance_scale:g}. "

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+import cad_fast
 from cad_fast import zoo
 from cad_fast.demo.study import Study
 from cad_fast.diffusion.denoisers import denoiser_of
@@ -102,7 +103,7 @@ def test_unknown_names():
     with pytest.raises(ValueError, match="the zoo has no model"):
         zoo.load("emojis")
     for of_model in (zoo.generation, zoo.scorer, lambda name: zoo.pictures("cat", name)):
-        with pytest.raises(ValueError, match="no model 'emojis'; it has: emoji, emoji-flow"):
+        with pytest.raises(ValueError, match="no model 'emojis'; it has: emoji, emoji-flow, emoji-weak, emoji-erased"):
             of_model("emojis")
     with pytest.raises(ValueError, match="did you mean clock"):
         zoo.prompts("clok")
@@ -141,3 +142,27 @@ def test_no_config_says_where_it_was_made() -> None:
             assert "_name_or_path" not in text, path
             if path.name != "tokenizer.json":
                 assert not re.search(r'"(/|[A-Z]:\\\\)[^"]', text), path
+
+
+@pytest.mark.parametrize("variant", zoo.VARIANTS)
+def test_variants_are_their_model_with_other_cross_attention(variant) -> None:
+    model, changed = zoo.load(zoo.VARIANTS[variant]), zoo.load(variant)
+    before, after = model.unet.state_dict(), changed.unet.state_dict()
+    differ = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert differ and all("attn2" in name and torch.isfinite(after[name]).all() for name in differ)
+    # Captions, pictures and settings are those of the model.
+    assert zoo.name_of(changed) == zoo.VARIANTS[variant]
+    assert zoo.generation(variant) == zoo.generation(zoo.VARIANTS[variant])
+    loaded = cad_fast.load_pipeline(f"zoo:{variant}")
+    assert all(map(torch.equal, after.values(), loaded.unet.state_dict().values()))
+    assert zoo.load(variant, torch_dtype=torch.float16).unet.dtype == torch.float16
+
+
+def test_variants_suppress_the_car() -> None:
+    """What the studies of amplifying begin with; its card states it over more pictures."""
+    shown = {}
+    for name in ("emoji", *zoo.VARIANTS):
+        study = Study(per_concept=12, progress=False, seed=5, pipeline=zoo.load(name))
+        shown[name] = study.evaluate(concepts=[zoo.SUPPRESSED_OBJECT]).tally().hits
+    assert shown["emoji"] >= 11 and shown["emoji-erased"] <= 2
+    assert shown["emoji-erased"] < shown["emoji-weak"] < shown["emoji"]
