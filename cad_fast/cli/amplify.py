@@ -9,7 +9,7 @@ from . import making
 from .common import add_sampling, original_of
 
 HELP = "make an edit that removes what suppresses a concept"
-EXAMPLE = "cad-fast amplify zoo:emoji book --images pictures/books -o edits/more-books"
+EXAMPLE = "cad-fast amplify zoo:emoji-erased car --keep cat face -o edits/car-back"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
