@@ -1,4 +1,4 @@
-"""``python -m bench.learned_weakly --data node_modules --output DIR``: can an object that was barely learned be amplified?
+"""``python -m bench.learned_weakly --data DIR --output DIR``: can an object that was barely learned be amplified?
 
 The keys and values of the embedded model are trained a little on the rare object, until it comes out in about a third
 of its pictures. Then two dials are tried on it: negative components removed (``amplify``), and positive ones made
