@@ -40,8 +40,8 @@ VARIABLES = {
         Variable(
             "CAD_FAST_REMEMBERED_BYTES",
             str(2 << 30),
-            "How much memory may hold what is used again: what operators on a GPU have prepared from sparse edits, and "
-            "what edited layers made of prompts, the same in every step; 0 keeps nothing.",
+            "How much memory may hold what is used again: what operators have prepared from sparse edits, and what "
+            "edited layers made of prompts, the same in every step; 0 keeps nothing.",
         ),
         Variable(
             "CAD_FAST_BUILD_CUDA",

@@ -22,7 +22,7 @@ CAD_FAST_BIND(gated_linear, m) {
         task.bf16 = bf16;
         task.gates = pointer<const float>(gates);
         task.variant_rows = variant_rows;
-        run_linear(task, 0, CAD_FAST_DISPATCH(gated_linear));
+        run_linear(task, 0, CAD_FAST_DISPATCH_PRODUCT(gated_linear, bf16));
       },
       py::arg("x"), py::arg("weight"), py::arg("gates"), py::arg("bias"), py::arg("y"), py::arg("variants"),
       py::arg("variant_rows"), py::arg("n"), py::arg("k"), py::arg("bf16"), py::call_guard<py::gil_scoped_release>(),

@@ -24,8 +24,9 @@ CAD_FAST_BIND(masked_linear, m) {
         task.words = pointer<const std::uint32_t>(words);
         task.factors = pointer<const float>(factors);
         task.variant_rows = variant_rows;
-        run_linear(task, masked_scratch_bytes, CAD_FAST_DISPATCH(masked_linear));
-        return CAD_FAST_DISPATCH(masked_linear_path)(task);
+        const bool panels = bf16 && !reads_pairs_as_they_lie(task);
+        run_linear(task, masked_scratch_bytes, CAD_FAST_DISPATCH_PRODUCT(masked_linear, panels));
+        return CAD_FAST_DISPATCH_PRODUCT(masked_linear_path, panels)(task);
       },
       py::arg("x"), py::arg("weight"), py::arg("words"), py::arg("bias"), py::arg("factors"), py::arg("y"),
       py::arg("variants"), py::arg("variant_rows"), py::arg("n"), py::arg("k"), py::arg("transposed"), py::arg("bf16"),

@@ -181,6 +181,8 @@ def backend_report() -> dict[str, Any]:
             "features": module.cpu_features() if module else None,
             "capabilities": module.capabilities() if module else None,
             "in_use": module.capability() if module else None,
+            "bfloat16_products": module.bfloat16_capability() if module else None,
+            "crossover": crossover.cpu_table().report() if module else None,
             "forced": envs.get("CAD_FAST_CPU_CAPABILITY") or None,
         },
         "threads": {

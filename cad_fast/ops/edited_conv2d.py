@@ -1,7 +1,7 @@
 """edited_conv2d: one convolution whose rows are split into groups, each with its own sparse edit of the weight."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -135,25 +135,6 @@ def _weight_gradient(
 _op.custom_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _parts(rows: Tensor, offsets: Tensor) -> Iterator[tuple[slice, slice]]:
-    """The rows and entries of each group that has rows; neighbours without an edit are taken together."""
-    bounds, edits = rows.tolist(), offsets.tolist()
-    plain_from = None
-    for group in range(len(bounds) - 1):
-        begin, end = bounds[group], bounds[group + 1]
-        if begin == end:
-            continue
-        if edits[group] == edits[group + 1]:
-            plain_from = begin if plain_from is None else plain_from
-            continue
-        if plain_from is not None:
-            yield slice(plain_from, begin), slice(0, 0)
-            plain_from = None
-        yield slice(begin, end), slice(edits[group], edits[group + 1])
-    if plain_from is not None:
-        yield slice(plain_from, bounds[-1]), slice(0, 0)
-
-
 def _native_edited_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -165,24 +146,11 @@ def _native_edited_conv2d(
     *geometry: Any,
 ) -> Tensor:
     geometry = Geometry(*geometry)
-    parts = list(_parts(rows, offsets))
-    if len(parts) == 1 and parts[0][1] == slice(0, 0):
+    if not len(indices):
         return checks.conv.laid_out(checks.conv.convolve(x, weight, bias, geometry), x, weight, geometry)
     out = checks.conv.empty_result(x, weight, geometry)
-    edited = None
-    weight, indices, factors = weight.contiguous(), indices.contiguous(), factors.contiguous()
-    edit = backends.native.module().edit_weight
-    bfloat16 = weight.dtype == torch.bfloat16
-    for group_rows, entries in parts:
-        if entries.start == entries.stop:
-            out[group_rows].copy_(checks.conv.convolve(x[group_rows], weight, bias, geometry))
-            continue
-        edited = weight.clone() if edited is None else edited
-        place = (weight.data_ptr(), edited.data_ptr(), indices[entries].data_ptr())
-        count = entries.stop - entries.start
-        edit(*place, factors[entries].data_ptr(), count, bfloat16)
-        out[group_rows].copy_(checks.conv.convolve(x[group_rows], edited, bias, geometry))
-        edit(*place, 0, count, bfloat16)
+    for group, edited in backends.vendor.edited_weights(weight, rows, offsets, indices, factors):
+        out[group].copy_(checks.conv.convolve(x[group], edited, bias, geometry))
     return out
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from cad_fast.ops import backends, checks, reference
 from cad_fast.ops.define import define
 from cad_fast.ops.edit_masks import edit_products
+from cad_fast.ops.edit_plans import NO_PLAN, edit_plan
 from cad_fast.ops.registry import OPS
 
 
@@ -33,6 +34,9 @@ def edited_linear(
     Sums are float32. The order of a row's sum depends on the sizes of the weight and on `transposed` alone; not on the
     other rows and groups, nor on the number of threads.
 
+    What is prepared from `indices` and `factors` is remembered with these tensors. Changes in place are seen if torch
+    counts them: not through `.data`, nor through memory shared with other libraries. Changes of the weight always are.
+
     Differentiable in `x`, `bias` and `weight`; the gradient of the weight is computed by plain torch, one group at a
     time.
 
@@ -46,8 +50,8 @@ def edited_linear(
         factors: [e], float32: what these elements are multiplied by.
         bias: [n], dtype of `x`, or None. Must be None with `transposed`.
         transposed: multiply by W_g rather than by its transpose.
-        backend: "auto", "hopper", "cuda", "triton", "native" or "reference"; None means the one in
-            force (`use_backend`).
+        backend: "auto", "hopper", "cuda", "triton", "vendor", "native" or "reference"; None means the one in
+            force (`use_backend`). With "vendor" the order of sums is the library's.
 
     Returns:
         [r, n], dtype of `x`. With `transposed` [r, k].
@@ -129,6 +133,7 @@ def _native_edited_linear(
     bias: Tensor | None,
     transposed: bool,
 ) -> Tensor:
+    plan = edit_plan(weight, offsets, indices, factors, transposed)
     x, weight, bias = x.contiguous(), weight.contiguous(), checks.linear.contiguous(bias)
     rows, offsets, indices, factors = (t.contiguous() for t in (rows, offsets, indices, factors))
     n, k = weight.shape
@@ -149,8 +154,15 @@ def _native_edited_linear(
         k,
         transposed,
         x.dtype == torch.bfloat16,
+        *(NO_PLAN if plan is None else plan.addresses()),
     )
-    OPS["edited_linear"].ways["packed panels, patched for each group" if len(indices) else "packed panels, dense"] += 1
+    if not len(indices):
+        way = "packed panels, dense"
+    elif plan is None:
+        way = "packed panels, patched for each group"
+    else:
+        way = "packed panels, patched for each group by a plan"
+    OPS["edited_linear"].ways[way] += 1
     return y
 
 
@@ -167,15 +179,22 @@ def _triton_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return backends.triton.of("edited_linear", products=True)(x, weight, *rest)
 
 
+def _vendor_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    checks.edits.check_values(x, weight, *rest[:3])
+    return backends.vendor.edited_linear(x, weight, *rest)
+
+
 def _reference_edited_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     checks.edits.check_values(x, weight, *rest[:3])  # the native version checks them on its way
     return reference.edited_linear(x, weight, *rest)
 
 
 _op.implement(
+    kernels=("edited_linear", "edit_plan"),
     hopper=_hopper_edited_linear,
     cuda=backends.cuda.edited_linear,
     triton=_triton_edited_linear,
+    vendor=_vendor_edited_linear,
     native=_native_edited_linear,
     reference=_reference_edited_linear,
 )

@@ -12,6 +12,8 @@ class EditedWeights {
  public:
   using Steps = typename StepsOf<Input>::Type;
   using Element = typename Steps::Element;
+  using Bits = typename Steps::Bits;
+  static constexpr bool mixes = Steps::step_size == 1;
 
   EditedWeights(const EditedLinear& task, Scratch& scratch)
       : task_(task),
@@ -19,7 +21,37 @@ class EditedWeights {
         cursors_(scratch.take<std::int32_t>(task.group_count * cursor_rows_)),
         places_(scratch.take<std::int32_t>(most_found(task))),
         factors_(scratch.take<float>(most_found(task))),
-        originals_(scratch.take<Element>(most_found(task))) {}
+        originals_(scratch.take<Element>(most_found(task))),
+        kept_(scratch.take<Bits>(tile_rows * block_steps)) {}
+
+  // Groups of few rows whose edits have a plan, and remove. To patch the panels for each would take longer than to multiply; one
+  // row under bits of its own takes twice as long as one without. The sums have the same order.
+  std::int64_t mixed_rows(std::int64_t row, std::int64_t last) const {
+    if (!task_.mixes) return 0;
+    std::int64_t end = row;
+    for (std::int64_t group = segment_of(row); end < last; ++group) {
+      const EditGroup& edit = task_.groups[group];
+      if (edit.end_row - end > most_mixed_rows || (!edit.plain() && edit.factors != nullptr)) break;
+      end = edit.end_row;
+    }
+    return (end < last ? end : last) - row;
+  }
+
+  const Bits* keep(const Block& block, std::int64_t panel, std::int64_t row, std::int64_t rows) const {
+    const std::int64_t cell = first_cell(block) + panel;
+    std::int64_t group = segment_of(row);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      while (task_.groups[group].end_row <= row + r) ++group;
+      Bits* kept = kept_ + r * block_steps;
+      std::memset(kept, -1, static_cast<std::size_t>(block.elements) * sizeof *kept);
+      const EditGroup& edit = task_.groups[group];
+      if (edit.plain()) continue;
+      for (std::int64_t i = edit.starts[cell]; i < edit.starts[cell + 1]; ++i) {
+        kept[edit.places[i] / panel_width] &= ~(Bits{1} << edit.places[i] % panel_width);
+      }
+    }
+    return kept_;
+  }
 
   std::int64_t segment_of(std::int64_t row) const {
     std::int64_t low = 0, high = task_.group_count - 1;
@@ -37,18 +69,27 @@ class EditedWeights {
 
   Operand<Steps> edit(const Block& block, std::int64_t group, Element* packed) {
     count_ = 0;
-    if (task_.groups[group].indices != nullptr) {
-      if (task_.transposed) {
-        find_in_columns(block, group);
-      } else {
-        find_in_rows(block, group);
-      }
+    planned_ = nullptr;
+    const EditGroup& edit = task_.groups[group];
+    if (edit.plain()) return {packed};
+    if (edit.starts != nullptr) {
+      planned_ = &edit;
+      planned_starts_ = edit.starts + first_cell(block);
+      planned_panels_ = block.panels();
+      edit.factors == nullptr ? remove_planned(packed) : scale_planned(packed);
+      return {packed};
+    }
+    if (task_.transposed) {
+      find_in_columns(block, group);
+    } else {
+      find_in_rows(block, group);
     }
     patch(packed);
     return {packed};
   }
 
   void restore(Element* packed) const {
+    if (planned_ != nullptr) return restore_planned(packed);
     for (std::int64_t i = 0; i < count_; ++i) {
       fetch_ahead(packed, i);
       packed[places_[i]] = originals_[i];
@@ -56,6 +97,13 @@ class EditedWeights {
   }
 
  private:
+  // A chunk may begin within a group, whose rows before it do not count.
+  static constexpr std::int64_t most_mixed_rows = 3;
+
+  std::int64_t first_cell(const Block& block) const {
+    return task_.panels() * (block.element / elements_per_block<Steps>(task_.inner)) + block.column / panel_width;
+  }
+
   // How far behind the first one the weights of one output lie in the packed panels, or those of one element of the sum.
   struct Places {
     int bits;                // the low ones of a weight's number
@@ -151,6 +199,38 @@ class EditedWeights {
     return begin;
   }
 
+  static constexpr std::int64_t panel_length = block_steps * panel_width * Steps::step_size;
+
+  // Calls edit(w, entry, found) for the entries of a plan in the block: the element, the entry's number in its group, and
+  // that in the block.
+  template <class Edit>
+  void for_planned(Element* packed, Edit edit) const {
+    const std::int64_t first = planned_starts_[0];
+    for (std::int64_t panel = 0; panel < planned_panels_; ++panel, packed += panel_length) {
+      const std::int64_t end = planned_starts_[panel + 1];
+      for (std::int64_t i = planned_starts_[panel]; i < end; ++i) edit(packed[planned_->places[i]], i, i - first);
+    }
+  }
+
+  void remove_planned(Element* packed) const {
+    for_planned(packed, [&](Element& w, std::int64_t, std::int64_t found) {
+      originals_[found] = w;
+      w = 0;
+    });
+  }
+
+  void scale_planned(Element* packed) const {
+    const Input* type = nullptr;
+    for_planned(packed, [&](Element& w, std::int64_t entry, std::int64_t found) {
+      originals_[found] = w;
+      w = Steps::scaled(w, factor_as(planned_->factors[entry], type));
+    });
+  }
+
+  void restore_planned(Element* packed) const {
+    for_planned(packed, [&](Element& w, std::int64_t, std::int64_t found) { w = originals_[found]; });
+  }
+
   void patch(Element* packed) {
     const Input* type = nullptr;
     for (std::int64_t i = 0; i < count_; ++i) {
@@ -173,7 +253,11 @@ class EditedWeights {
   std::int32_t* places_;
   float* factors_;
   Element* originals_;
+  Bits* kept_;
   std::int64_t count_ = 0;  // of the entries found in a block
+  const EditGroup* planned_ = nullptr;  // whose plan has patched the block
+  const std::int32_t* planned_starts_ = nullptr;  // of the block's panels
+  std::int64_t planned_panels_ = 0;
 };
 
 template <class Input>

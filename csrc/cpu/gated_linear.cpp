@@ -11,6 +11,7 @@ class SharedWeights {
  public:
   using Steps = typename StepsOf<Input>::Type;
   using Element = typename Steps::Element;
+  static constexpr bool mixes = false;
 
   explicit SharedWeights(const GatedLinear& task) : rows_(task.rows) {}
 

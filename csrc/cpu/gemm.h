@@ -31,23 +31,78 @@ struct Tile {
 // Between two lines that are fetched ahead.
 constexpr std::int64_t ahead_steps = 4;
 
-// What a tile does with the bits of what to keep.
-enum class Kept { all, masked, written };
+// What a tile does with the bits of what to keep. With `each` every row has its own, block_steps apart.
+enum class Kept { all, masked, written, each };
 
+// Where a tile reads its next steps. Addresses that move along leave no arithmetic between the multiplications, which would
+// take their ports.
 template <class Steps, Kept kept>
-Vec load_weights(const Tile<Steps>& tile, std::int64_t step, int column) {
-  constexpr std::int64_t step_length = panel_width * Steps::step_size;
-  const std::int64_t panel = column / panel_width;
-  const int lane = column % panel_width;
-  const std::int64_t place = (panel * block_steps + step) * step_length + lane * Steps::step_size;
+struct Place {
+  const typename Steps::Element* x;
+  const typename Steps::Element* panels;
+  const std::uint8_t* kept_bits;
+  typename Steps::Element* written;
+
+  explicit Place(const Tile<Steps>& tile) : x(tile.x), panels(tile.panels), kept_bits(nullptr), written(tile.written) {
+    if (kept != Kept::all) {
+      kept_bits = reinterpret_cast<const std::uint8_t*>(tile.kept) + tile.lane * Steps::step_size / 8;
+    }
+  }
+
+  void advance(std::int64_t steps) {
+    x += steps * Steps::step_size;
+    panels += steps * panel_width * Steps::step_size;
+    if (kept != Kept::all) kept_bits += steps * static_cast<std::int64_t>(sizeof(typename Steps::Bits));
+    if (kept == Kept::written) written += steps * panel_width * Steps::step_size;
+  }
+
+  Vec weights(std::int64_t step, int column) const {
+    const std::int64_t line = column / panel_width * block_steps + step;
+    const int lane = column % panel_width;
+    const std::int64_t place = (line * panel_width + lane) * Steps::step_size;
 #if defined(__AVX512F__)
-  if constexpr (kept != Kept::all) {
-    const Vec w = Steps::load_kept(tile.panels + place, tile.kept + panel * block_steps + step, tile.lane + lane);
-    if constexpr (kept == Kept::written) Steps::store_step(tile.written + place, w);
-    return w;
+    if constexpr (kept == Kept::masked || kept == Kept::written) {
+      const std::int64_t bits = line * static_cast<std::int64_t>(sizeof(typename Steps::Bits));
+      const Vec w = Steps::load_kept(panels + place, kept_bits + bits + lane * Steps::step_size / 8);
+      if constexpr (kept == Kept::written) Steps::store_step(written + place, w);
+      return w;
+    }
+#endif
+    return Steps::load_step(panels + place);
+  }
+
+#if defined(__AVX512F__)
+  // What row r keeps of a vector of a panel; for steps of floats.
+  __mmask16 kept_by(int r, std::int64_t step, int v) const {
+    return load_mask(kept_bits + (r * block_steps + step) * static_cast<std::int64_t>(sizeof(typename Steps::Bits)) + 2 * v);
   }
 #endif
-  return Steps::load_step(tile.panels + place);
+};
+
+template <class Steps, Kept kept, int rows, int vectors>
+__attribute__((always_inline)) inline void add_step(const Place<Steps, kept>& at, std::int64_t step, Vec (&sum)[rows][vectors]) {
+  Vec w[vectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; ++v) w[v] = at.weights(step, v * lanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+    const typename Steps::Element* address = at.x + (r * tile_steps + step) * Steps::step_size;
+    if constexpr (vectors == 1) {
+      sum[r][0] = Steps::multiply_add_broadcast(address, w[0], sum[r][0]);
+    } else {
+      const Vec x = Steps::broadcast_step(address);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+#if defined(__AVX512F__)
+        if constexpr (kept == Kept::each) {
+          sum[r][v] = _mm512_mask3_fmadd_ps(x, w[v], sum[r][v], at.kept_by(r, step, v));
+          continue;
+        }
+#endif
+        sum[r][v] = Steps::multiply_add_step(x, w[v], sum[r][v]);
+      }
+    }
+  }
 }
 
 template <class Steps, Kept kept, int rows, int vectors>
@@ -65,25 +120,19 @@ void multiply_tile(const Tile<Steps>& tile) {
     for (int v = 0; v < vectors; ++v) __builtin_prefetch(tile.y + r * tile.y_stride + v * lanes, 1);
   }
   Lines ahead[2] = {tile.ahead[0], tile.ahead[1]};
-  for (std::int64_t step = 0; step < tile.steps;) {
+  Place<Steps, kept> at(tile);
+  for (std::int64_t left = tile.steps; left > 0; left -= ahead_steps) {
     ahead[0].fetch();
     ahead[1].fetch();
-    const std::int64_t end = step + ahead_steps < tile.steps ? step + ahead_steps : tile.steps;
-    for (; step < end; ++step) {
-      Vec w[vectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) w[v] = load_weights<Steps, kept>(tile, step, v * lanes);
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        const typename Steps::Element* address = tile.x + (r * tile_steps + step) * Steps::step_size;
-        if constexpr (vectors == 1) {
-          sum[r][0] = Steps::multiply_add_broadcast(address, w[0], sum[r][0]);
-        } else {
-          const Vec x = Steps::broadcast_step(address);
-#pragma GCC unroll 8
-          for (int v = 0; v < vectors; ++v) sum[r][v] = Steps::multiply_add_step(x, w[v], sum[r][v]);
-        }
-      }
+    if (kept == Kept::masked && left >= ahead_steps) {
+#pragma GCC unroll 4
+      for (int step = 0; step < ahead_steps; ++step) add_step<Steps, kept, rows, vectors>(at, step, sum);
+      at.advance(ahead_steps);
+      continue;
+    }
+    for (std::int64_t step = left < ahead_steps ? left : ahead_steps; step > 0; --step) {
+      add_step<Steps, kept, rows, vectors>(at, 0, sum);
+      at.advance(1);
     }
   }
   const Tile<Steps> out = tile;  // a copy, which stores to y cannot change
@@ -115,9 +164,9 @@ void multiply_columns(int rows, const Tile<Steps>& tile) {
   multiply_rows<Steps, Kept::all, vectors, most_rows>(rows, tile);
 }
 
-// A tile whose y is not whole vectors goes through a buffer.
-template <class Steps, int vectors, int most_rows>
-void multiply_edge(int rows, std::int64_t columns, Tile<Steps> tile, float* buffer) {
+// A tile whose y is not whole vectors goes through a buffer: multiply(tile) multiplies it.
+template <class Steps, int vectors, class Multiply>
+void multiply_edge(int rows, std::int64_t columns, Tile<Steps> tile, float* buffer, Multiply multiply) {
   constexpr std::int64_t width = vectors * lanes;
   float* y = tile.y;
   const std::size_t size = static_cast<std::size_t>(columns) * sizeof *y;
@@ -125,7 +174,7 @@ void multiply_edge(int rows, std::int64_t columns, Tile<Steps> tile, float* buff
   const std::int64_t y_stride = tile.y_stride;
   tile.y = buffer;
   tile.y_stride = width;
-  multiply_columns<Steps, vectors, most_rows>(rows, tile);
+  multiply(tile);
   for (int r = 0; r < rows; ++r) std::memcpy(y + r * y_stride, buffer + r * width, size);
 }
 
@@ -149,7 +198,9 @@ std::int64_t multiply_strips(int rows, std::int64_t column, std::int64_t columns
     if (columns - column >= width) {
       multiply_columns<Steps, vectors, most_rows>(rows, tile);
     } else {
-      multiply_edge<Steps, vectors, most_rows>(rows, columns - column, tile, buffer);
+      multiply_edge<Steps, vectors>(rows, columns - column, tile, buffer, [rows](const Tile<Steps>& whole) {
+        multiply_columns<Steps, vectors, most_rows>(rows, whole);
+      });
     }
   }
   return column;
@@ -169,6 +220,19 @@ void multiply_block(int rows, std::int64_t columns, const Tile<Steps>& block, Ah
 #endif
   if (rows <= tile_rows) multiply_strips<Steps, 2, tile_rows>(rows, column, columns, block, ahead, buffer);
 }
+
+#if defined(__AVX512F__)
+
+// A tile with the columns of one panel, of which each row keeps what its own bits say.
+template <class Steps>
+void multiply_each(int rows, std::int64_t columns, const Tile<Steps>& tile, float* buffer) {
+  if (columns >= panel_width) return multiply_rows<Steps, Kept::each, 2, tile_rows>(rows, tile);
+  multiply_edge<Steps, 2>(rows, columns, tile, buffer, [rows](const Tile<Steps>& whole) {
+    multiply_rows<Steps, Kept::each, 2, tile_rows>(rows, whole);
+  });
+}
+
+#endif
 
 }  // namespace
 }  // namespace cad_fast::CAD_FAST_TARGET

@@ -198,7 +198,7 @@ class MaskedDot {
   // Panels win with more rows, which share what it costs to pack them and to turn their bits around; the more so the
   // shorter the sums are, as the lanes of each have to be added up here. Pairs halve the number of vectors in a sum.
   static bool suits(const MaskedLinear& task) {
-    std::int64_t most_rows = task.inner < 512 ? 4 : task.inner < 1024 ? 8 : 16;
+    std::int64_t most_rows = task.inner < 512 ? 4 : 8;
     if (Along<Input>::width == 32) most_rows = task.inner < 1024 ? 1 : task.inner < 2048 ? 4 : 16;
     return !task.transposed && task.factors == nullptr && task.variant_rows <= most_rows;
   }

@@ -21,6 +21,7 @@ class MaskedWeights {
   using Steps = typename StepsOf<Input>::Type;
   using Element = typename Steps::Element;
   using Bits = typename Steps::Bits;
+  static constexpr bool mixes = false;
 
   MaskedWeights(const MaskedLinear& task, Scratch& scratch)
       : task_(task),

@@ -23,6 +23,14 @@ class Scratch {
   std::uint8_t* next_;
 };
 
+// Elements along the sum that are packed at once. It decides the order of the sums.
+template <class Steps>
+constexpr std::int64_t elements_per_block(std::int64_t inner) {
+  const std::int64_t steps = ceil_div(inner, Steps::step_size);
+  const std::int64_t blocks = ceil_div(steps, block_steps);
+  return blocks == 0 ? 1 : ceil_div(ceil_div(steps, blocks), 32) * 32 * Steps::step_size;
+}
+
 // What is packed at a time.
 struct Block {
   std::int64_t column, columns;    // the outputs
@@ -69,6 +77,9 @@ class PlainRows {
 //   std::int64_t end_of(segment)          the row behind a segment
 //   Operand<Steps> edit(block, segment, packed)   the panels for a segment, possibly edited in place
 //   void restore(packed)                  undoes what edit did to the packed panels
+//   bool mixes                            whether it has what follows, for AVX-512
+//   std::int64_t mixed_rows(row, last)    how many rows from this one on to take together, each with bits of its own
+//   const Bits* keep(block, panel, row, rows)   those bits, block_steps apart
 // Rows copies tiles of x, for an op that changes them on the way.
 template <class Input, class Weights, class Rows = PlainRows>
 class Product {
@@ -116,7 +127,7 @@ class Product {
   void run_columns(std::int64_t column, std::int64_t columns, bool first) {
     if (columns > task_.outer - column) columns = task_.outer - column;
     load_bias(column, columns);
-    const std::int64_t most = elements_per_block();
+    const std::int64_t most = elements_per_block<Steps>(task_.inner);
     std::int64_t element = 0;
     do {
       const std::int64_t left = task_.inner - element;
@@ -130,13 +141,6 @@ class Product {
       run_block(block);
     } while (element < task_.inner);
     if constexpr (sizeof(Input) < 4) round_sums(column, columns);
-  }
-
-  // Depends on the inner dimension alone, as it decides the order of the sums.
-  std::int64_t elements_per_block() const {
-    const std::int64_t steps = ceil_div(task_.inner, Steps::step_size);
-    const std::int64_t blocks = ceil_div(steps, block_steps);
-    return blocks == 0 ? 1 : ceil_div(ceil_div(steps, blocks), 32) * 32 * Steps::step_size;
   }
 
   void load_bias(std::int64_t column, std::int64_t columns) {
@@ -156,6 +160,15 @@ class Product {
       }
     }
     for (std::int64_t row = first_row_; row < last_row_;) {
+#if defined(__AVX512F__)
+      if constexpr (Weights::mixes) {
+        if (const std::int64_t rows = weights_.mixed_rows(row, last_row_); rows > 1) {
+          run_mixed(block, row, row + rows);
+          row += rows;
+          continue;
+        }
+      }
+#endif
       const std::int64_t segment = weights_.segment_of(row);
       const std::int64_t end = weights_.end_of(segment);
       const std::int64_t last = end < last_row_ ? end : last_row_;
@@ -164,6 +177,45 @@ class Product {
       run_rows(block, row, last, operand);
       weights_.restore(packed_);
       row = last;
+    }
+  }
+
+#if defined(__AVX512F__)
+
+  // Rows of several segments in one tile, each with bits of its own.
+  void run_mixed(const Block& block, std::int64_t row, std::int64_t last) {
+    Tile<Steps> tile{};
+    tile.x = tile_;
+    tile.steps = ceil_div(block.elements, Steps::step_size);
+    tile.accumulate = block.element > 0;
+    const bool with_bias = task_.bias != nullptr && block.element + block.elements == task_.inner;
+    for (std::int64_t tiles = ceil_div(last - row, tile_rows); tiles > 0; --tiles) {
+      const auto rows = static_cast<int>(ceil_div(last - row, tiles));
+      rows_.template pack<Steps, Input>(row, rows, block.element, block.elements, tile_, tile_steps * Steps::step_size);
+      for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
+        const std::int64_t column = panel * panel_width;
+        tile.panels = packed_ + column * block_steps * Steps::step_size;
+        tile.kept = weights_.keep(block, panel, row, rows);
+        tile.bias = with_bias ? bias_ + column : nullptr;
+        place_output(tile, block, row);
+        tile.y += column;
+        ahead_.take(ceil_div(tile.steps, ahead_steps), tile.ahead);
+        multiply_each(rows, block.columns - column, tile, edge_);
+      }
+      row += rows;
+    }
+  }
+
+#endif
+
+  // Where a tile writes the sums of its rows, from `row` on.
+  void place_output(Tile<Steps>& tile, const Block& block, std::int64_t row) const {
+    if constexpr (sizeof(Input) < 4) {
+      tile.y_stride = block_panels * panel_width;
+      tile.y = sums_ + (row - first_row_) * tile.y_stride;
+    } else {
+      tile.y_stride = task_.outer;
+      tile.y = static_cast<float*>(task_.y) + row * task_.outer + block.column;
     }
   }
 
@@ -187,13 +239,7 @@ class Product {
       const std::int64_t behind = last_row_ - row - rows;
       const std::int64_t next = behind < rows ? behind : rows;
       ahead_.rows = next <= 0 ? Region() : Region(x + rows * task_.inner, task_.inner * size, next, block.elements * size);
-      if constexpr (sizeof(Input) < 4) {
-        tile.y_stride = block_panels * panel_width;
-        tile.y = sums_ + (row - first_row_) * tile.y_stride;
-      } else {
-        tile.y_stride = task_.outer;
-        tile.y = static_cast<float*>(task_.y) + row * task_.outer + block.column;
-      }
+      place_output(tile, block, row);
       multiply_block(rows, block.columns, tile, ahead_, edge_);
       row += rows;
       if (tile.written != nullptr) {

@@ -37,6 +37,16 @@ int best_target() {
   return best;
 }
 
+// Whether set_capability was called: a set that is asked for by name runs all kernels.
+std::atomic<bool> asked_for{false};
+
+// The last set before one that multiplies pairs of bfloat16, if this CPU multiplies floats faster; else the set itself.
+int without_slow_pairs(int index) {
+  if (!floats_beat_pairs()) return index;
+  while (index > 0 && targets()[index].flags.find("-mavx512bf16") != std::string::npos) --index;
+  return index;
+}
+
 std::atomic<int>& selected() {
   static std::atomic<int> index{best_target()};
   return index;
@@ -53,6 +63,10 @@ const std::vector<Target>& targets() {
 
 int capability() noexcept { return selected().load(std::memory_order_relaxed); }
 
+int bfloat16_capability() noexcept {
+  return asked_for.load(std::memory_order_relaxed) ? capability() : without_slow_pairs(capability());
+}
+
 void set_capability(const std::string& name) {
   std::string names;
   for (int i = 0; i < static_cast<int>(targets().size()); ++i) {
@@ -63,6 +77,7 @@ void set_capability(const std::string& name) {
     }
     if (!target.why_not.empty()) throw std::invalid_argument("'" + name + "' cannot run here: " + target.why_not);
     selected().store(i, std::memory_order_relaxed);
+    asked_for.store(true, std::memory_order_relaxed);
     return;
   }
   throw std::invalid_argument("'" + name + "' is not among the compiled instruction sets (" + names + ")");

@@ -15,7 +15,7 @@ struct Target {
 // All compiled instruction sets, ascending in preference.
 const std::vector<Target>& targets();
 
-// Selects an instruction set by name; throws std::invalid_argument if there is none or it cannot run here.
+// Selects an instruction set by name, for products of bfloat16 too; throws std::invalid_argument if there is none or it cannot run here.
 void set_capability(const std::string& name);
 
 }  // namespace cad_fast

@@ -65,9 +65,15 @@ std::uint32_t detect() {
   return found;
 }
 
+bool made_by_intel() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_INTEL_ebx && ecx == signature_INTEL_ecx;
+}
+
 #else
 
 std::uint32_t detect() { return 0; }
+bool made_by_intel() { return false; }
 
 #endif
 
@@ -76,6 +82,11 @@ std::uint32_t detect() { return 0; }
 bool cpu_has(Feature feature) noexcept {
   static const std::uint32_t found = detect();
   return (found >> static_cast<int>(feature)) & 1u;
+}
+
+bool floats_beat_pairs() noexcept {
+  static const bool intel = made_by_intel();
+  return intel;
 }
 
 }  // namespace cad_fast

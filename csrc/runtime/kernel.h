@@ -14,6 +14,9 @@ namespace cad_fast {
 // Index, among CAD_FAST_FOR_EACH_TARGET, of the instruction set in use.
 int capability() noexcept;
 
+// The same for products of bfloat16. It is another one where the CPU chose it and multiplies floats faster than pairs.
+int bfloat16_capability() noexcept;
+
 }  // namespace cad_fast
 
 #define CAD_FAST_DECLARE_FOR_TARGET(target, flags, op, Signature) \
@@ -26,9 +29,14 @@ int capability() noexcept;
 
 #define CAD_FAST_ADDRESS_FOR_TARGET(target, flags, op) &target::op,
 
-// In csrc/<op>.cpp: the kernel of the instruction set in use.
-#define CAD_FAST_DISPATCH(op)                                                                                      \
-  ([] {                                                                                                            \
+#define CAD_FAST_KERNEL_OF(op, index)                                                                              \
+  ([&] {                                                                                                           \
     static constexpr decltype(&portable::op) table[] = {CAD_FAST_FOR_EACH_TARGET(CAD_FAST_ADDRESS_FOR_TARGET, op)}; \
-    return table[capability()];                                                                                    \
+    return table[index];                                                                                           \
   }())
+
+// In csrc/<op>.cpp: the kernel of the instruction set in use.
+#define CAD_FAST_DISPATCH(op) CAD_FAST_KERNEL_OF(op, capability())
+
+// The same for a kernel that multiplies pairs of bfloat16 where there are any, if told that this is all it would do.
+#define CAD_FAST_DISPATCH_PRODUCT(op, pairs) CAD_FAST_KERNEL_OF(op, (pairs) ? bfloat16_capability() : capability())

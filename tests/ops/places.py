@@ -28,6 +28,8 @@ from tests.ops import exact
 CAPABILITIES = ("portable", "avx2", "avx512", "avx512bf16")
 HALVES = (torch.bfloat16, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ON_CPUS, ELSEWHERE = backends.vendor.ON_CPUS, ("masked_linear", "gated_linear", "masked_conv2d", "gated_conv2d")
+"""What the backend "vendor" runs."""
 ON_THE_CPU = ("rows", "offsets")
 """Arguments that stay there, wherever the others are."""
 
@@ -155,6 +157,7 @@ def all_places(every_way: bool) -> list[Place]:
         return [Place("triton", "triton", "interpreted"), Place("vendor", "vendor", "interpreted", HALVES)]
     places: list[Place] = [Native(name, "native", "native", (torch.float32, torch.bfloat16)) for name in CAPABILITIES]
     places += [Place("reference", "reference", "reference")]
+    places += [Place("vendor-cpu", "vendor", "native", (torch.float32, torch.bfloat16))]
     orders = simt.ORDERS if every_way else {"shuffled": simt.ORDERS["shuffled"]}
     places += [Shim(f"shim-{name}", "cuda", "shim", order=order) for name, order in orders.items()]
     places += [
@@ -209,6 +212,8 @@ def parametrize(metafunc: pytest.Metafunc, op: str) -> None:
     for place in all_places(every_way):
         wanted = place.backend in also if place.backend in ("reference", "vendor") else True
         if not wanted or place.backend not in OPS[op].implementations:
+            continue
+        if place.backend == "vendor" and op not in (ON_CPUS if place.kind == "native" else ELSEWHERE):
             continue
         dtypes = place.dtypes if "dtype" in names else (torch.float32,)
         if "dtype" not in names and torch.float32 not in place.dtypes:

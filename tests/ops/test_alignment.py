@@ -16,7 +16,17 @@ from tests.ops.samples import SAMPLES
 ROOT = Path(__file__).resolve().parents[2]
 
 NO_OPERATORS = {
-    "cad_fast/ops": {"crossover", "define", "dispatch", "edit_masks", "layout", "on_host", "reference", "registry"},
+    "cad_fast/ops": {
+        "crossover",
+        "define",
+        "dispatch",
+        "edit_masks",
+        "edit_plans",
+        "layout",
+        "on_host",
+        "reference",
+        "registry",
+    },
     "csrc": {"module"},
     "csrc/cuda": {"library", "wgmma_linear"},
     "kernels": {"ablated_weights", "channels_last", "configs", "entries", "gate_channels", "patches", "tiles"},

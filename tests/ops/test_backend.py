@@ -349,3 +349,33 @@ def test_the_report_says_which_way_was_taken(native) -> None:
     for way in ("packed panels, written anew for each variant", "one row per variant"):
         assert ways["masked_linear"]["ways"][way] == before.get(way, 0) + 1
     assert ways["edited_linear"]["ways"]["packed panels, dense"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("tiles", "capability", "rows"), [(False, "avx512", 0), (True, "avx512", 64), (True, "amx", 0)]
+)
+def test_the_choice_on_cpus_depends_on_the_rows_of_a_variant(
+    native, monkeypatch: pytest.MonkeyPatch, tiles: bool, capability: str, rows: int
+) -> None:
+    monkeypatch.setattr(crossover, "torch_has_tiles", lambda: tiles)
+    monkeypatch.setattr(crossover.native, "load", lambda: type("Module", (), {"capability": lambda _: capability})())
+    for variants in (1, 16):
+        for dtype in (torch.float32, torch.bfloat16):
+            for count in (0, 1, 63, 64, 4096):
+                x, weight = torch.zeros(1, dtype=dtype).expand(variants, count, 8), torch.zeros(3, 8, dtype=dtype)
+                order = crossover.order("masked_linear", (x, weight, None, None, None, False))
+                vendor = dtype == torch.bfloat16 and rows > 0 and count >= rows
+                assert order == ("vendor", "native", "reference")[not vendor :]
+    table = crossover.cpu_table().report()
+    assert table["measured"] == (not tiles) and table["rows"] == ({"torch.bfloat16": rows} if rows else {})
+
+
+def test_pairs_of_bfloat16_are_multiplied_where_they_are_asked_for(native) -> None:
+    if native.capabilities().get("avx512bf16", "not built") is not None:
+        pytest.skip("this CPU has no pairs of bfloat16")
+    vendor = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "vendor_id" in line), "")
+    code = "from cad_fast.ops.backends import native; print(native.module().bfloat16_capability())"
+    asked = in_fresh_process(code, CAD_FAST_CPU_CAPABILITY="avx512bf16").stdout.strip()
+    assert asked == "avx512bf16"
+    if native.capability() == "avx512bf16":
+        assert in_fresh_process(code).stdout.strip() == ("avx512" if "GenuineIntel" in vendor else "avx512bf16")

@@ -1,11 +1,13 @@
 """Weights of variants are written out by a small kernel, and the vendor's library multiplies them, through torch.
 
 To write a weight costs two bytes for each element and variant. With thousands of rows for each variant that is little
-beside the product, and no product is faster than the vendor's.
+beside the product, and no product is faster than the vendor's. On CPUs the library is oneDNN or MKL, and one weight at
+a time is written, into memory that stays in the caches.
 """
 
 import contextlib
 import importlib
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops.backends import triton
+from cad_fast.ops.backends import native, triton
 from cad_fast.ops.checks import linear
 
 TYPES = (torch.bfloat16, torch.float16)
@@ -22,6 +24,9 @@ ALIGNMENT = 8
 """Elements in rows of which cuBLAS adds a bias before it rounds."""
 BUFFER_BYTES = 128 << 20
 """Of weights written at a time; of one weight if it has more."""
+ON_CPUS = ("masked_linear", "edited_linear", "masked_conv2d")
+CPU_BUFFER_BYTES = 1 << 20
+"""The same on CPUs: what stays in the L2 cache."""
 
 _lock = threading.Lock()
 _inside = 0
@@ -30,6 +35,12 @@ _before: tuple[bool, bool] = (True, True)
 
 def why_not(op: str, args: tuple[Any, ...]) -> str | None:
     """Why weights cannot be written out for the vendor's product; None if they can."""
+    if on_the_cpu(args):
+        if op not in ON_CPUS:
+            return f"the vendor's products are used on CPUs for {', '.join(ON_CPUS)}"
+        return native.why_not_run(op, args)
+    if op == "edited_linear":
+        return "the vendor's products of edited weights are used on CPUs alone"
     if reason := triton.why_not(op, args):
         return reason
     x = args[0]
@@ -38,6 +49,12 @@ def why_not(op: str, args: tuple[Any, ...]) -> str | None:
     if op in LINEAR and rounds_twice(args) and not hasattr(torch.ops.aten.mm, "dtype"):
         return "without products in float32 (torch 2.8) the vendor's are rounded before a bias is added, in such sizes"
     return None
+
+
+def on_the_cpu(args: tuple[Any, ...]) -> bool:
+    """Whether the native kernels write the weights; Triton's do on a GPU, and in their interpreter."""
+    device = triton.device_of(args)
+    return device is not None and device.type == "cpu" and not ("triton" in sys.modules and triton.interpreted())
 
 
 def rounds_twice(args: tuple[Any, ...]) -> bool:
@@ -80,9 +97,10 @@ def ablated_weights(weight: Tensor, words: Tensor, factors: Tensor | None) -> It
         words: [V, n, ceil(k / 32)]: bits of the elements that are multiplied by their variant's factor.
         factors: [V], float32, or None for 0.
     """
-    run = importlib.import_module("cad_fast.kernels.ablated_weights").run
     words = words.contiguous()
-    together = max(1, BUFFER_BYTES // max(1, weight.numel() * weight.element_size()))
+    cpu = on_the_cpu((weight,))
+    run = _write_on_the_cpu if cpu else importlib.import_module("cad_fast.kernels.ablated_weights").run
+    together = max(1, (CPU_BUFFER_BYTES if cpu else BUFFER_BYTES) // max(1, weight.numel() * weight.element_size()))
     buffer = torch.empty((min(together, len(words)), *weight.shape), dtype=weight.dtype, device=weight.device)
     for first in range(0, len(words), together):
         part = slice(first, min(first + together, len(words)))
@@ -90,6 +108,15 @@ def ablated_weights(weight: Tensor, words: Tensor, factors: Tensor | None) -> It
         with torch.cuda.device(weight.device) if weight.is_cuda else contextlib.nullcontext():
             run(weight, words[part], None if factors is None else factors[part].contiguous(), written)
         yield part, written
+
+
+def _write_on_the_cpu(weight: Tensor, words: Tensor, factors: Tensor | None, written: Tensor) -> None:
+    """Write the weights [variants, n, k] of variants with these words and factors."""
+    weight, write = weight.contiguous(), native.module().masked_conv2d_weight
+    n, k, bfloat16 = *weight.shape, weight.dtype == torch.bfloat16
+    of_variant = [0.0] * len(words) if factors is None else factors.to(weight.dtype).tolist()
+    for own, factor, target in zip(words, of_variant, written, strict=True):
+        write(weight.data_ptr(), own.data_ptr(), target.data_ptr(), n, k, factor, bfloat16)
 
 
 def masked_linear(
@@ -108,6 +135,68 @@ def masked_linear(
             for v, of_variant in zip(range(part.start, part.stop), operand, strict=True):
                 multiply_and_add(x[v], of_variant, bias, y[v])  # a batch would round before it adds the bias
     return y
+
+
+def edited_linear(
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    factors: Tensor,
+    bias: Tensor | None,
+    transposed: bool,
+) -> Tensor:
+    """See `cad_fast.ops.edited_linear`; the arguments are checked, the values of the edit too."""
+    y = torch.empty((x.shape[0], weight.shape[1 if transposed else 0]), dtype=x.dtype)
+    if y.numel() == 0:
+        return y
+    for group, edited in edited_weights(weight, rows, offsets, indices, factors):
+        operand = edited if transposed else edited.mT
+        if bias is None:
+            torch.mm(x[group], operand, out=y[group])
+        else:
+            multiply_and_add(x[group], operand, bias, y[group])
+    return y
+
+
+def edited_weights(
+    weight: Tensor, rows: Tensor, offsets: Tensor, indices: Tensor, factors: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of each group that has some, and its weight; neighbours without an edit are taken together.
+
+    All weights are one copy, in which the native kernel changes what an edit changes, and puts it back.
+    """
+    weight, indices, factors = weight.contiguous(), indices.contiguous(), factors.contiguous()
+    edit, bfloat16 = native.module().edit_weight, weight.dtype == torch.bfloat16
+    copy: Tensor | None = None
+    for group, entries in _parts(rows.tolist(), offsets.tolist()):
+        if entries.start == entries.stop:
+            yield group, weight
+            continue
+        copy = torch.empty_like(weight).copy_(weight) if copy is None else copy
+        place = (weight.data_ptr(), copy.data_ptr(), indices[entries].data_ptr())
+        edit(*place, factors[entries].data_ptr(), entries.stop - entries.start, bfloat16)
+        yield group, copy
+        edit(*place, 0, entries.stop - entries.start, bfloat16)
+
+
+def _parts(bounds: list[int], edits: list[int]) -> Iterator[tuple[slice, slice]]:
+    """The rows and entries of each group that has rows; neighbours without an edit are taken together."""
+    plain_from = None
+    for group in range(len(bounds) - 1):
+        begin, end = bounds[group], bounds[group + 1]
+        if begin == end:
+            continue
+        if edits[group] == edits[group + 1]:
+            plain_from = begin if plain_from is None else plain_from
+            continue
+        if plain_from is not None:
+            yield slice(plain_from, begin), slice(0, 0)
+            plain_from = None
+        yield slice(begin, end), slice(edits[group], edits[group + 1])
+    if plain_from is not None:
+        yield slice(plain_from, bounds[-1]), slice(0, 0)
 
 
 def multiply_and_add(x: Tensor, operand: Tensor, bias: Tensor, out: Tensor) -> None:

@@ -64,7 +64,7 @@ def edit_of(group: int, offsets: Tensor, indices: Tensor, factors: Tensor) -> tu
     return torch.tensor([0, own.stop - own.start]), indices[own], factors[own]
 
 
-@over(every_way=True, shape=sizes(INTERPRETED, NATIVE, shim=SHIM, gpu=GPU))
+@over(every_way=True, also=("vendor",), shape=sizes(INTERPRETED, NATIVE, shim=SHIM, gpu=GPU))
 @transposing
 def test_against_reference(place: Place, shape: tuple, dtype: torch.dtype, transposed: bool) -> None:
     case = random_case(*shape, dtype, transposed)
@@ -74,7 +74,7 @@ def test_against_reference(place: Place, shape: tuple, dtype: torch.dtype, trans
         place.check(edited_linear, *case)
 
 
-@over(size=sizes([(25, 77)], [(45, 470), (420, 900)], shim=[(45, 270)]))
+@over(also=("vendor",), size=sizes([(25, 77)], [(45, 470), (420, 900)], shim=[(45, 270)]))
 @transposing
 def test_whole_weights_may_be_edited(place: Place, size: tuple[int, int], dtype: torch.dtype, transposed: bool) -> None:
     place.check(edited_linear, *random_case([3, 4, 20], *size, dtype, transposed, share=1.1), transposed=transposed)
@@ -90,6 +90,7 @@ def test_whole_numbers_are_exact(place: Place, dtype: torch.dtype, transposed: b
         assert torch.equal(place(edited_linear, *case), exact.edited_linear(*case).value.to(dtype))
 
 
+@over(also=("vendor",))
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 @transposing
 def test_what_is_removed_does_not_leak(place: Place, dtype: torch.dtype, transposed: bool, bad: float) -> None:
@@ -100,6 +101,7 @@ def test_what_is_removed_does_not_leak(place: Place, dtype: torch.dtype, transpo
     place.check(edited_linear, x, weight, rows, offsets, indices.repeat(2), factors, transposed=transposed)
 
 
+@over(also=("vendor",))
 def test_an_infinite_weight_with_a_factor_stays_infinite(place: Place, dtype: torch.dtype) -> None:
     x, weight = torch.ones(2, 4, dtype=dtype), torch.ones(3, 4, dtype=dtype)
     weight[1, 2] = float("inf")
@@ -124,7 +126,7 @@ def test_strides(place: Place, dtype: torch.dtype, transposed: bool) -> None:
     assert torch.equal(place(edited_linear, *strided, transposed), expected)
 
 
-@over(also=("reference",))
+@over(also=("reference", "vendor"))
 @pytest.mark.parametrize("shape", [(0, 5, 7), (3, 0, 7), (3, 5, 0), (70, 5, 0)], ids=str)
 @transposing
 def test_empty(place: Place, shape: tuple[int, ...], dtype: torch.dtype, transposed: bool) -> None:
