@@ -17,7 +17,7 @@ from ..diffusion.generation import Generation
 from ..diffusion.timesteps import Window
 from ..edits.edit import Edit
 from ..objectives import DenoisingLoss
-from .candidates import Candidate, choose
+from .candidates import LITTLE_MOVED, Candidate, choose
 from .concepts import bases_of, concepts_to_keep, prompts_of
 from .making import Making
 from .ranking import REFINED_ROUNDS
@@ -49,8 +49,8 @@ def erase(
     The pipeline draws the concept and what is to be kept, and is left as it was. Components are scored to first order,
     ranked by gain against damage, and refined for the edit as a whole. Without ``ratio`` edits of growing size are made
     until one is enough, and one more, which is taken where it costs little. Enough means: replayed on the recordings it
-    leaves nothing of the concept and moves little of what is kept, and in twice ``samples`` pictures that it draws the
-    intact model sees none of the concept (see ``recognised``). No classifier is asked.
+    leaves nothing of the concept, the intact model sees none of it in twice ``samples`` pictures that the edit draws,
+    and in pictures of what is kept it still sees that (see ``recognised``). No classifier is asked.
 
     Args:
         pipeline: any diffusers pipeline with one denoiser.
@@ -143,6 +143,8 @@ def _erasing(
             ranking = making.ranking(recordings, objective, "positive")
             for ratio in ratios:
                 one = making.candidate(ranking, ratio)
+                if until_enough and one.damage > LITTLE_MOVED:
+                    one = replace(one, kept=making.kept_in(one.edit, concepts))
                 if until_enough and one.gentle:
                     one = replace(one, seen=making.seen(one.edit, concepts))
                 candidates.append(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ NEIGHBOUR_RATIO = 0.03
 """Of the components, the share that counts as a concept's own."""
 # Pictures that edits are judged by have other noise than those that they are made from.
 SEEN_SEED = 100_000
+KEPT_LOOKS = 2
 NOTHING = ""
 """Names what is seen in a picture of none of the concepts."""
 
@@ -71,6 +73,7 @@ class Making:
     pipeline_kwargs: dict[str, Any] = field(default_factory=dict)
     bases: dict[str, list[str]] = field(default_factory=dict)
     """Per concept that has some, its base prompts: what is left of each prompt without the concept."""
+    _kept_before: list[str] | None = field(default=None, repr=False)
     unseen: str | None = None
     """Why the model cannot judge pictures; None where it can, or was not asked."""
     _bar: Any = field(default=None, repr=False)
@@ -214,11 +217,34 @@ class Making:
                 names += self._seen_in(edit, prompts, self.seed + SEEN_SEED + first)
         return names.count(self.concept) / len(names) if names else None
 
+    def kept_in(self, edit: Edit, prompts: Mapping[str, Sequence[str]]) -> float | None:
+        """The share of what the model saw before, in pictures of what is kept, that it still sees under the edit.
+
+        ``KEPT_LOOKS`` pictures of each kept concept, with the same noise before and after. None where the model cannot
+        judge, or saw none of it before.
+        """
+        self.say(f"looking at what {edit.n_weights:,} weights less leave")
+        wanted = [each for each in self.kept for _ in range(KEPT_LOOKS)]
+        texts = [prompts[each][row % len(prompts[each])] for row, each in enumerate(wanted)]
+        seed = self.seed + SEEN_SEED
+        if self._kept_before is None:
+            self._kept_before = self._names(texts, prompts, seed, None)
+        after = self._names(texts, prompts, seed, edit)
+        pairs = [(now == each) for each, was, now in zip(wanted, self._kept_before, after, strict=False) if was == each]
+        return sum(pairs) / len(pairs) if after and pairs else None
+
     def _seen_in(self, edit: Edit, prompts: Mapping[str, Sequence[str]], seed: int) -> list[str]:
         """Which concept the intact model sees in each of ``samples`` pictures; empty where it cannot judge."""
-        texts, settings = _taking_turns(prompts[self.concept], self.samples), self.generation.to_kwargs()
-        with edit.applied(self.pipeline):
-            drawn = record(self.pipeline, texts, seeds=seed, progress=False, **settings)
+        return self._names(_taking_turns(prompts[self.concept], self.samples), prompts, seed, edit)
+
+    def _names(
+        self, texts: Sequence[str], prompts: Mapping[str, Sequence[str]], seed: int, edit: Edit | None
+    ) -> list[str]:
+        """Which concept the intact model sees in pictures of these texts; empty where it cannot judge."""
+        if self.unseen is not None:
+            return []
+        with contextlib.nullcontext() if edit is None else edit.applied(self.pipeline):
+            drawn = record(self.pipeline, texts, seeds=seed, progress=False, **self.generation.to_kwargs())
         nothing = self.bases.get(self.concept, [BASE_PROMPT])
         try:
             return recognised(self.pipeline, drawn, {**prompts, NOTHING: nothing}, seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,10 @@ def test_what_the_model_sees_counts_more_than_what_is_predicted() -> None:
     assert chosen is sizes[1] and "one size more" in reason
     for costs_or_shows in (candidate(-0.3, 0.11, 0.0), candidate(-0.3, 0.05, 0.1)):
         assert choose([sizes[0], costs_or_shows], "positive")[0] is sizes[0]
+    # What the model says of what is kept counts more than how far outputs move.
+    moves_but_keeps = replace(candidate(-0.3, 0.4, 0.0), kept=0.95)
+    assert choose([candidate(-0.2, 0.01, 0.5), moves_but_keeps], "positive")[0] is moves_but_keeps
+    assert not replace(candidate(-0.3, 0.15, 0.0), kept=0.9).gentle
     # What was not looked at is taken for seen.
     assert choose([candidate(0.3, 0.01), candidate(0.4, 0.02, 0.5)], "positive")[0].seen == 0.5
 

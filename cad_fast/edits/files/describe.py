@@ -98,6 +98,9 @@ def prediction_text(predicted: Any) -> str:
     seen = _number(predicted, "seen")
     if seen is not None:
         first += f", and the model sees it in {seen:.0%} of the pictures drawn"
+    kept = _number(predicted, "kept")
+    if kept is not None:
+        first += f" and still sees {kept:.0%} of what is kept"
     return f"predicted: {first}; outputs on others move by {others}{more} of what their prompts do"
 
 
