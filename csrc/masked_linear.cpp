@@ -24,8 +24,10 @@ CAD_FAST_BIND(masked_linear, m) {
         task.words = pointer<const std::uint32_t>(words);
         task.factors = pointer<const float>(factors);
         task.variant_rows = variant_rows;
-        run_linear(task, masked_scratch_bytes, CAD_FAST_DISPATCH(masked_linear));
-        return CAD_FAST_DISPATCH(masked_linear_path)(task);
+        const bool tiles = tiles_in_use() && tiles_suit(task);
+        run_linear(task, tiles ? tile_scratch_bytes(task) : masked_scratch_bytes,
+                   CAD_FAST_DISPATCH_TILES(masked_linear, tiles));
+        return tiles ? "tiles, written anew for each variant" : CAD_FAST_DISPATCH(masked_linear_path)(task);
       },
       py::arg("x"), py::arg("weight"), py::arg("words"), py::arg("bias"), py::arg("factors"), py::arg("y"),
       py::arg("variants"), py::arg("variant_rows"), py::arg("n"), py::arg("k"), py::arg("transposed"), py::arg("bf16"),

@@ -14,6 +14,9 @@ namespace cad_fast {
 // Index, among CAD_FAST_FOR_EACH_TARGET, of the instruction set in use.
 int capability() noexcept;
 
+// Whether the kernels for the tile unit are in use, beside those of the last of these sets.
+bool tiles_in_use() noexcept;
+
 }  // namespace cad_fast
 
 #define CAD_FAST_DECLARE_FOR_TARGET(target, flags, op, Signature) \
@@ -32,3 +35,13 @@ int capability() noexcept;
     static constexpr decltype(&portable::op) table[] = {CAD_FAST_FOR_EACH_TARGET(CAD_FAST_ADDRESS_FOR_TARGET, op)}; \
     return table[capability()];                                                                                    \
   }())
+
+// The same for a kernel that the tile unit has, too: declares cad_fast::amx::<op>, and chooses that one where tiles are in use
+// and suit the task.
+#if defined(CAD_FAST_TILE_FLAGS)
+#define CAD_FAST_DECLARE_TILE_KERNEL(op, Signature) CAD_FAST_DECLARE_FOR_TARGET(amx, , op, Signature)
+#define CAD_FAST_DISPATCH_TILES(op, suits) (tiles_in_use() && (suits) ? &amx::op : CAD_FAST_DISPATCH(op))
+#else
+#define CAD_FAST_DECLARE_TILE_KERNEL(op, Signature)
+#define CAD_FAST_DISPATCH_TILES(op, suits) CAD_FAST_DISPATCH(op)
+#endif
