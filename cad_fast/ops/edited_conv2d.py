@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, layout, reference
+from cad_fast.ops import backends, checks, image_rows, layout, reference
 from cad_fast.ops.checks.conv import Geometry
 from cad_fast.ops.define import define
 from cad_fast.ops.edit_masks import edit_products
+from cad_fast.ops.registry import OPS
 
 
 def edited_conv2d(
@@ -168,6 +169,9 @@ def _native_edited_conv2d(
     parts = list(_parts(rows, offsets))
     if len(parts) == 1 and parts[0][1] == slice(0, 0):
         return checks.conv.laid_out(checks.conv.convolve(x, weight, bias, geometry), x, weight, geometry)
+    if image_rows.pays(x, weight, geometry):
+        y = _by_rows(x, weight, rows, (offsets, indices, factors), bias, geometry)
+        return checks.conv.laid_out(y, x, weight, geometry)
     out = checks.conv.empty_result(x, weight, geometry)
     edited = None
     weight, indices, factors = weight.contiguous(), indices.contiguous(), factors.contiguous()
@@ -184,6 +188,20 @@ def _native_edited_conv2d(
         out[group_rows].copy_(checks.conv.convolve(x[group_rows], edited, bias, geometry))
         edit(*place, 0, count, bfloat16)
     return out
+
+
+def _by_rows(
+    x: Tensor, weight: Tensor, rows: Tensor, edits: tuple[Tensor, ...], bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Patches as rows of edited_linear, for the tile unit."""
+    linear = OPS["edited_linear"].implementations["native"]
+
+    def product(patches: Tensor, part: slice) -> Tensor:
+        bounds = (rows.clamp(part.start, part.stop) - part.start) * patches.shape[1]
+        transposed = geometry.input_size is not None
+        return linear(patches.flatten(0, 1), weight.flatten(1), bounds, *edits, bias, transposed)
+
+    return image_rows.multiply(x, weight, geometry, 1, product)
 
 
 def _hopper_edited_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:

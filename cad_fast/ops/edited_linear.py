@@ -150,7 +150,8 @@ def _native_edited_linear(
         transposed,
         x.dtype == torch.bfloat16,
     )
-    OPS["edited_linear"].ways["packed panels, patched for each group" if len(indices) else "packed panels, dense"] += 1
+    panels = "tiles" if backends.native.has_tiles(x.dtype) else "packed panels"
+    OPS["edited_linear"].ways[f"{panels}, {'patched for each group' if len(indices) else 'dense'}"] += 1
     return y
 
 

@@ -1,9 +1,9 @@
 """Where the cases of tests/ops/cases run: a backend, the device it runs on, what it computes, and how it is called.
 
 What a process offers is known when it collects tests. With TRITON_INTERPRET=1 it is the Triton kernels on the CPU and
-nothing else (tests/kernels/test_interpreted.py). Otherwise it is the native kernels with each instruction set, those for
-the tile unit on its twin of tests/tiles, the CUDA kernels in the shim of tests/cuda, and on a GPU the kernels for it,
-marked gpu.
+nothing else (tests/kernels/test_interpreted.py). Otherwise it is the native kernels with each instruction set, those
+for the tile unit on its twin of tests/tiles, the CUDA kernels in the shim of tests/cuda, and on a GPU the kernels for
+it, marked gpu.
 """
 
 import contextlib
@@ -168,7 +168,7 @@ def all_places(op: str, every_way: bool) -> list[Place]:
     if INTERPRETED:
         return [Place("triton", "triton", "interpreted"), Place("vendor", "vendor", "interpreted", HALVES)]
     places: list[Place] = [Native(name, "native", "native", (torch.float32, torch.bfloat16)) for name in CAPABILITIES]
-    if op in twin.KERNELS:
+    if op in twin.OPS:
         places += [TileTwin("amx-twin", "native", "native", (torch.bfloat16,))]
     places += [Place("reference", "reference", "reference")]
     orders = simt.ORDERS if every_way else {"shuffled": simt.ORDERS["shuffled"]}

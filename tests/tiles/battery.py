@@ -1,7 +1,7 @@
 """Some of everything on one build of the twin: what a planted bug must fail, also under AddressSanitizer.
 
-Run as a program: python -m tests.tiles.battery LIBRARY OPERATOR; tensors are then no larger than they must be, so that the
-sanitizer sees a step outside. A process of its own, as the twin ends it where hardware would.
+Run as a program, as the twin ends its process where hardware would: python -m tests.tiles.battery LIBRARY OPERATOR.
+Under AddressSanitizer there are no guard zones, so that it sees a step outside.
 """
 
 import os
@@ -21,8 +21,8 @@ from tests.ops import exact
 from tests.rounding import assert_right
 from tests.tiles import twin
 
-# (variants, rows, n, k): strips of 16 and of 32 rows with rests, panels with rests of less than a tile and more, several blocks
-# of the sum with rests, and odd k.
+# (variants, rows, n, k): strips of 16 and of 32 rows with rests, panels with rests of less than a tile and more,
+# several blocks of the sum with rests, and odd k.
 MASKED = ((3, 3, 67, 129), (2, 16, 40, 72), (2, 33, 53, 1057), (1, 70, 597, 38), (40, 2, 33, 31))
 
 # Rows of each group, n, k.

@@ -1,5 +1,4 @@
-"""Mistakes put into copies of the kernels for the tile unit: the checks must fail with every one of them, or they check
-nothing."""
+"""Mistakes put into copies of the kernels for the tile unit: the checks must fail with every one."""
 
 import os
 import subprocess
@@ -13,14 +12,26 @@ from tests.tiles import battery, twin
 
 pytestmark = pytest.mark.skipif(twin.why_not() is not None, reason=str(twin.why_not()))
 
-MASKED = "masked_linear"
+MASKED, EDITED, SCORES = "masked_linear", "edited_linear", "masked_linear_scores"
 
 WRONG, REFUSED, OUTSIDE = "AssertionError", "tile twin: ", "ERROR: AddressSanitizer"
 
 # name: (operator, what shows it, file, text, what takes its place)
 BUGS = {
-    "a row too few": (MASKED, WRONG, "multiply.h", "low ? rows - tile_side : rows;", "low ? rows - tile_side : rows - 1;"),
-    "tiles as the strip before had them": (MASKED, REFUSED, "multiply.h", "if (rows == rows_) return;", "if (rows_) return;"),
+    "a row too few": (
+        MASKED,
+        WRONG,
+        "multiply.h",
+        "low ? rows - tile_side : rows;",
+        "low ? rows - tile_side : rows - 1;",
+    ),
+    "tiles as the strip before had them": (
+        MASKED,
+        REFUSED,
+        "multiply.h",
+        "if (rows == rows_) return;",
+        "if (rows_) return;",
+    ),
     "half of each row": (MASKED, REFUSED, "multiply.h", "== 0 ? 0 : 2 * tile_depth", "== 0 ? 0 : tile_depth"),
     "tiles that are not set": (MASKED, REFUSED, "multiply.h", "    TileUnit::configure(config);\n", ""),
     "tiles that are not given up": (MASKED, REFUSED, "multiply.h", "if (rows_ != 0) TileUnit::release();", ""),
@@ -59,16 +70,81 @@ BUGS = {
     "a rest of the weight with what is behind it": (
         MASKED,
         WRONG,
-        "masked_linear.cpp",
-        "first_elements(block.elements - i);",
-        "~0u;",
+        "block.h",
+        "first_elements(block.elements - i)",
+        "~0u",
     ),
     "no zeros below a transposed weight": (
-        MASKED,
+        EDITED,
         WRONG,
-        "masked_linear.cpp",
-        "if (i >= block.elements) return",
-        "if (i > block.elements) return",
+        "block.h",
+        "i < block.elements ?",
+        "i <= block.elements ?",
+    ),
+    "edits that are not taken back": (EDITED, WRONG, "product.h", "if (segment >= 0) weights_.restore(block_);", ""),
+    "an edit one element too far": (
+        EDITED,
+        WRONG,
+        "edited_linear.cpp",
+        "_mm512_mask_cmplt_epi64_mask(",
+        "_mm512_mask_cmple_epi64_mask(",
+    ),
+    "edits that begin anew in each block": (
+        EDITED,
+        WRONG,
+        "edited_linear.cpp",
+        "block.element == 0 ? begin[0] : cursors[o]",
+        "begin[0]",
+    ),
+    "edits that begin anew in each panel": (
+        EDITED,
+        WRONG,
+        "edited_linear.cpp",
+        "block.first_panel ? lower_bound(edit.indices, begin[0], begin[1], first) : cursors[row]",
+        "begin[0]",
+    ),
+    "edits out of their order": (
+        EDITED,
+        WRONG,
+        "edited_linear.cpp",
+        "_mm256_and_si256(output, _mm256_set1_epi32(4)), 3)",
+        "_mm256_and_si256(output, _mm256_set1_epi32(4)), 2)",
+    ),
+    "the variant's sums go on from the one before": (
+        SCORES,
+        WRONG,
+        "masked_linear_scores.cpp",
+        "products_ + tile * side * side, !first)",
+        "products_ + tile * side * side, !first || i > 0)",
+    ),
+    "only the last rows of a variant": (
+        SCORES,
+        WRONG,
+        "masked_linear_scores.cpp",
+        "products_ + tile * side * side, !first)",
+        "products_ + tile * side * side, false)",
+    ),
+    "rows of the next variant": (
+        SCORES,
+        WRONG,
+        "masked_linear_scores.cpp",
+        "r < row_count ? there : 0",
+        "r <= row_count ? there : 0",
+    ),
+    "sums that are not zero at first": (
+        SCORES,
+        WRONG,
+        "masked_linear_scores.cpp",
+        "    std::memset(sums_, 0,",
+        "    if (problem_.variants < 0) std::memset(sums_, 0,",
+    ),
+    "kept for ablated": (SCORES, WRONG, "masked_linear_scores.cpp", "_knot_mask16(ablated)", "ablated"),
+    "columns behind the last one": (
+        SCORES,
+        WRONG,
+        "masked_linear_scores.cpp",
+        "first_elements(block_.k_end - k - j));",
+        "first_elements(block_.k_end + 1 - k - j));",
     ),
     "a factor for what is not there": (MASKED, WRONG, "masked_linear.cpp", "there & ablated, Pairs", "ablated, Pairs"),
     "the mask of the next variant": (
@@ -94,13 +170,19 @@ BUGS = {
         "const __mmask32 there = first_elements(outputs);",
         "const __mmask32 there = first_elements(outputs + 1);",
     ),
-    "rows behind the last one": (MASKED, WRONG, "turn.h", "if (first + r < rows) _mm512", "if (first + r <= rows) _mm512"),
+    "rows behind the last one": (
+        MASKED,
+        WRONG,
+        "turn.h",
+        "if (first + r < rows) _mm512",
+        "if (first + r <= rows) _mm512",
+    ),
 }
 
 
 def battery_of(op: str, *patches: twin.Patch, flags: Sequence[str] = (), **environment: str) -> str:
     """What the battery says in a process of its own; nothing if all is right."""
-    library = twin.build(*patches, flags=flags)
+    library = twin.build(*patches, flags=flags, only=op)
     command = [sys.executable, "-m", "tests.tiles.battery", str(library), op]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(twin.ROOT)} | environment
     result = subprocess.run(command, cwd=twin.ROOT, env=environment, capture_output=True, text=True, check=False)

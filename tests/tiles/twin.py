@@ -1,5 +1,7 @@
-"""The kernels for the tile unit on CPUs without one: builds them with g++ and tests/tiles/twin.h in the place of the
-instructions, as an extension module that has the instruction set `amx` wherever there is AVX-512 with bfloat16."""
+"""The kernels for the tile unit on CPUs without one: builds them with g++ and twin.h in the place of the instructions.
+
+They come as an extension module that has the instruction set `amx` wherever there is AVX-512 with bfloat16.
+"""
 
 import contextlib
 import fcntl
@@ -26,6 +28,9 @@ BUILD = ROOT / "build" / "tiles"
 
 KERNELS = sorted(path.stem for path in (CSRC / "cpu" / "tiles").glob("*.cpp"))
 """The operators that have kernels for tiles."""
+
+OPS = (*KERNELS, "masked_conv2d", "edited_conv2d")
+"""Also those that call them."""
 
 VECTORS = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mlzcnt -mpopcnt -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl "
 VECTORS += "-mavx512bf16 -mavx512vpopcntdq -mavx512vbmi -mgfni"
@@ -91,8 +96,11 @@ def compiled(texts: dict[str, str], units: Sequence[str], *flags: str) -> list[P
     return objects
 
 
-def build(*patches: Patch, flags: Sequence[str] = ()) -> Path:
-    """The extension module; one built from the same is used again. Only what a patch touches is compiled anew."""
+def build(*patches: Patch, flags: Sequence[str] = (), only: str = "") -> Path:
+    """The extension module; one built from the same is used again.
+
+    With `only`, the patches are in that operator alone.
+    """
     import pybind11
 
     texts = sources()
@@ -101,10 +109,10 @@ def build(*patches: Patch, flags: Sequence[str] = ()) -> Path:
     runtime = sorted(name for name in texts if name.startswith("runtime/") and name.endswith(".cpp"))
     objects = compiled(rest, ["module.cpp", *runtime, *(f"{name}.cpp" for name in KERNELS)], "-O1", *includes)
     objects += compiled(rest, [f"cpu/{name}.cpp" for name in KERNELS], "-O1", "-DCAD_FAST_TARGET=portable", *flags)
-    texts = sources(*patches)
+    patched = sources(*patches)
     for name in KERNELS:
-        # Of the other operators a patch changes nothing, unless it is one of a header.
-        own = {path: text for path, text in texts.items() if path.endswith(".h") or path == f"cpu/tiles/{name}.cpp"}
+        own = patched if only in ("", name) else texts
+        own = {path: text for path, text in own.items() if path.endswith(".h") or path == f"cpu/tiles/{name}.cpp"}
         own_flags = ["-O3", "-DCAD_FAST_TARGET=amx", *VECTORS.split(), *flags]
         objects += compiled(own, [f"cpu/tiles/{name}.cpp"], *own_flags)
     key = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
