@@ -175,5 +175,5 @@ def test_only_the_kernels_for_tiles_use_them() -> None:
         elif used := re.search(r"\t(tdp\w+|tile\w+|ldtilecfg|sttilecfg)\b", line):
             found.setdefault(used[1], set()).add(function)
     assert found.keys() == {"tdpbf16ps", "tileloadd", "tilestored", "tilezero", "ldtilecfg", "tilerelease"}
-    others = {name for names in found.values() for name in names if not name.startswith("cad_fast::amx::")}
+    others = {name for names in found.values() for name in names if not re.match("(void )?cad_fast::amx::", name)}
     assert not others
