@@ -33,9 +33,8 @@ def patches(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     if list(weight.shape[2:]) == [1, 1] and list(geometry.padding) == [0, 0]:
         seen = x[..., :: geometry.stride[0], :: geometry.stride[1]]
         return seen.movedim(-3, -1).flatten(1, 2).contiguous()
-    columns = torch.nn.functional.unfold(
-        x, list(weight.shape[2:]), list(geometry.dilation), list(geometry.padding), list(geometry.stride)
-    )
+    moves = (tuple(pair) for pair in (geometry.dilation, geometry.padding, geometry.stride))
+    columns = torch.nn.functional.unfold(x, tuple(weight.shape[2:]), *moves)
     return columns.mT.contiguous()
 
 

@@ -71,7 +71,7 @@ BUGS = {
         WRONG,
         "product.h",
         "_mm512_maskz_loadu_epi16(there, x + r",
-        "_mm512_maskz_loadu_epi16(~0u, x + r",
+        "_mm512_maskz_loadu_epi16(there | ~0u, x + r",
     ),
     "a rest of the weight with what is behind it": (
         MASKED,
@@ -128,7 +128,7 @@ BUGS = {
         WRONG,
         "masked_linear_scores.cpp",
         "products_ + tile * side * side, !first)",
-        "products_ + tile * side * side, false)",
+        "products_ + tile * side * side, first && last && i < 0)",
     ),
     "rows of the next variant": (
         SCORES,
@@ -145,12 +145,12 @@ BUGS = {
         "    if (problem_.variants < 0) std::memset(sums_, 0,",
     ),
     "kept for ablated": (SCORES, WRONG, "masked_linear_scores.cpp", "_knot_mask16(ablated)", "ablated"),
-    "columns behind the last one": (
+    "a column too few": (
         SCORES,
         WRONG,
         "masked_linear_scores.cpp",
         "first_elements(block_.k_end - k - j));",
-        "first_elements(block_.k_end + 1 - k - j));",
+        "first_elements(block_.k_end - 1 - k - j));",
     ),
     "a factor for what is not there": (MASKED, WRONG, "masked_linear.cpp", "there & ablated, Pairs", "ablated, Pairs"),
     "the mask of the next variant": (

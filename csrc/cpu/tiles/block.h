@@ -1,5 +1,5 @@
-// A block of the weight as the tile unit takes it: rows of outputs, or, of a transposed weight, pairs of rows. Both end in zeros
-// up to a whole step of the sum.
+// A block of the weight as the tile unit takes it: rows of outputs, or, of a transposed weight, pairs of rows. Both end in
+// zeros up to a whole step of the sum.
 #pragma once
 
 #include "cpu/tiles/turn.h"
