@@ -28,8 +28,8 @@ VARIABLES = {
         Variable(
             "CAD_FAST_CPU_CAPABILITY",
             "",
-            "Instruction set of the native kernels: portable, avx2, avx512 or avx512bf16. Unset: the best of this CPU. "
-            "A set that is not built in or not supported raises an error.",
+            "Instruction set of the native kernels: portable, avx2, avx512, avx512bf16 or amx. Unset: the best of this "
+            "CPU. A set that is not built in or not supported raises an error.",
         ),
         Variable(
             "CAD_FAST_FLOAT32_PRECISION",

@@ -127,7 +127,9 @@ void run_edited(EditedLinear task, const Edits& edits, std::int64_t n, std::int6
   for (std::int64_t g = 0; g < edits.groups; ++g) {
     task.most_entries = std::max(task.most_entries, edits.offsets[g + 1] - edits.offsets[g]);
   }
-  run_linear(task, edited_scratch_bytes(task), CAD_FAST_DISPATCH_PRODUCT(edited_linear, task.bf16));
+  const bool tiles = tiles_in_use() && task.bf16;
+  run_linear(task, edited_scratch_bytes(task) + (tiles ? tile_scratch_bytes(task) : 0),
+             CAD_FAST_DISPATCH_TILES(edited_linear, tiles, CAD_FAST_DISPATCH_PRODUCT(edited_linear, task.bf16)));
 }
 
 }  // namespace

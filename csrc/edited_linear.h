@@ -2,6 +2,7 @@
 
 #include "linear.h"
 #include "runtime/kernel.h"
+#include "tiles.h"
 
 namespace cad_fast {
 
@@ -23,6 +24,20 @@ struct EditedLinear : Linear {
   std::int64_t most_entries;  // in a group
   bool mixes;                 // whether there is a plan, and x is finite: a weight of zero may then be left out
 };
+
+// The group that a row belongs to.
+constexpr std::int64_t group_of(const EditedLinear& task, std::int64_t row) {
+  std::int64_t low = 0, high = task.group_count - 1;
+  while (low < high) {
+    const std::int64_t middle = (low + high) / 2;
+    if (task.groups[middle].end_row > row) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
 
 // Entries found at a time: those of one group in a block of the weight, whose steps are two elements at most, and what a vector
 // of them reaches beyond.
@@ -47,5 +62,6 @@ using EditedLinearKernel = void(const EditedLinear& task, std::int64_t begin, st
                                 std::uint8_t* scratch) noexcept;
 
 CAD_FAST_DECLARE_KERNEL(edited_linear, EditedLinearKernel)
+CAD_FAST_DECLARE_TILE_KERNEL(edited_linear, EditedLinearKernel)
 
 }  // namespace cad_fast

@@ -24,9 +24,12 @@ CAD_FAST_BIND(masked_linear, m) {
         task.words = pointer<const std::uint32_t>(words);
         task.factors = pointer<const float>(factors);
         task.variant_rows = variant_rows;
+        const bool tiles = tiles_in_use() && tiles_suit(task);
         const bool panels = bf16 && !reads_pairs_as_they_lie(task);
-        run_linear(task, masked_scratch_bytes, CAD_FAST_DISPATCH_PRODUCT(masked_linear, panels));
-        return CAD_FAST_DISPATCH_PRODUCT(masked_linear_path, panels)(task);
+        run_linear(task, tiles ? tile_scratch_bytes(task) : masked_scratch_bytes,
+                   CAD_FAST_DISPATCH_TILES(masked_linear, tiles, CAD_FAST_DISPATCH_PRODUCT(masked_linear, panels)));
+        return tiles ? "tiles, written anew for each variant"
+                     : CAD_FAST_DISPATCH_PRODUCT(masked_linear_path, panels)(task);
       },
       py::arg("x"), py::arg("weight"), py::arg("words"), py::arg("bias"), py::arg("factors"), py::arg("y"),
       py::arg("variants"), py::arg("variant_rows"), py::arg("n"), py::arg("k"), py::arg("transposed"), py::arg("bf16"),

@@ -2,6 +2,7 @@
 
 #include "linear.h"
 #include "runtime/kernel.h"
+#include "tiles.h"
 
 namespace cad_fast {
 
@@ -26,6 +27,14 @@ using MaskedLinearKernel = void(const MaskedLinear& task, std::int64_t begin, st
                                 std::uint8_t* scratch) noexcept;
 
 CAD_FAST_DECLARE_KERNEL(masked_linear, MaskedLinearKernel)
+CAD_FAST_DECLARE_TILE_KERNEL(masked_linear, MaskedLinearKernel)
+
+// With one row per variant, or two and long sums, dot products take no longer than the tile unit needs to be given the
+// weight. By count of instructions; no CPU has been measured.
+constexpr bool tiles_suit(const MaskedLinear& task) {
+  const bool dots = task.variant_rows == 1 || (task.variant_rows == 2 && task.inner >= 1024 && task.factors == nullptr);
+  return task.bf16 && (task.transposed || !dots);
+}
 
 // In words, the way in which masked_linear multiplies.
 using MaskedLinearPath = const char*(const MaskedLinear& task) noexcept;

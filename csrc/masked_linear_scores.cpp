@@ -21,26 +21,29 @@ std::int64_t even_part(std::int64_t size, std::int64_t most, std::int64_t tile) 
 // Threads own disjoint blocks of the output. How it is cut does not change the order in which an element is summed.
 void add_scores(const MaskedLinearScores& problem) {
   if (problem.n == 0 || problem.k == 0 || problem.variants == 0 || problem.rows == 0) return;
-  const auto kernel = CAD_FAST_DISPATCH(masked_linear_scores);
+  const bool tiles = tiles_in_use() && tiles_suit(problem);
+  const auto kernel = CAD_FAST_DISPATCH_TILES(masked_linear_scores, tiles, CAD_FAST_DISPATCH(masked_linear_scores));
   const std::int64_t threads = num_threads();
+  const std::int64_t tile_n = tiles ? 2 * tile_side : scores_tile_n;
+  const std::int64_t worker_scratch = tiles ? scores_tile_scratch : scores_scratch;
 
-  std::int64_t block_n = even_part(problem.n, scores_max_n, scores_tile_n);
+  std::int64_t block_n = even_part(problem.n, scores_max_n, tile_n);
   const std::int64_t block_k = even_part(problem.k, scores_max_k, scores_tile_k);
   const std::int64_t across = ceil_div(problem.k, block_k);
-  while (threads > 1 && block_n >= 32 && ceil_div(problem.n, block_n) * across < 8 * threads) {
-    block_n = even_part(block_n, block_n / 2, scores_tile_n);
+  while (threads > 1 && block_n >= std::max<std::int64_t>(32, 2 * tile_n) && ceil_div(problem.n, block_n) * across < 8 * threads) {
+    block_n = even_part(block_n, block_n / 2, tile_n);
   }
   const std::int64_t blocks = ceil_div(problem.n, block_n) * across;
 
   const std::int64_t workers = std::min(threads, blocks);
-  const ScratchMemory scratch = make_scratch(workers * scores_scratch * static_cast<std::int64_t>(sizeof(float)));
+  const ScratchMemory scratch = make_scratch(workers * worker_scratch * static_cast<std::int64_t>(sizeof(float)));
   auto* const memory = reinterpret_cast<float*>(scratch.get());
   parallel_for(workers, 1, [=, &problem](std::int64_t begin, std::int64_t end) noexcept {
     for (std::int64_t worker = begin; worker < end; ++worker) {
       for (std::int64_t i = worker; i < blocks; i += workers) {
         const std::int64_t n = i / across * block_n, k = i % across * block_k;
         const ScoresBlock block{n, std::min(n + block_n, problem.n), k, std::min(k + block_k, problem.k)};
-        kernel(problem, block, memory + worker * scores_scratch);
+        kernel(problem, block, memory + worker * worker_scratch);
       }
     }
   });

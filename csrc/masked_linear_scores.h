@@ -1,6 +1,7 @@
 #pragma once
 
 #include "runtime/kernel.h"
+#include "tiles.h"
 
 namespace cad_fast {
 
@@ -36,5 +37,17 @@ using MaskedLinearScoresKernel = void(const MaskedLinearScores& problem, const S
                                       float* scratch) noexcept;
 
 CAD_FAST_DECLARE_KERNEL(masked_linear_scores, MaskedLinearScoresKernel)
+CAD_FAST_DECLARE_TILE_KERNEL(masked_linear_scores, MaskedLinearScoresKernel)
+
+// A tile's sums go through memory for each variant, which takes as long as the multiplications of some ten rows do without
+// tiles. By count of instructions; no CPU has been measured.
+constexpr bool tiles_suit(const MaskedLinearScores& problem) { return problem.bfloat16 && problem.rows >= tile_side; }
+
+// With tiles a block begins at a multiple of 32 in both directions. Rows are packed with zeros up to a whole step of the unit.
+constexpr std::int64_t scores_tile_rows = 256;
+
+// Floats of scratch then: grad with rows along the sum, pairs of x, the sums of a variant, and those of either bit.
+constexpr std::int64_t scores_tile_scratch = scores_max_n * (scores_tile_rows + tile_depth) / 2 +
+                                             scores_max_k * scores_tile_rows / 2 + 3 * scores_max_n * scores_max_k;
 
 }  // namespace cad_fast

@@ -76,7 +76,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("build_info", &build_info, "Version, compiler and flags, and the flags of each compiled instruction set.");
   m.def("cpu_features", &cpu_features, "Feature name -> whether CPU and operating system support it.");
   m.def("capabilities", &capabilities, "Compiled instruction set -> None, or why it cannot run here.");
-  m.def("capability", [] { return targets()[capability()].name; }, "The instruction set in use.");
+  m.def("capability", &capability_name, "The instruction set in use.");
   m.def("bfloat16_capability", [] { return targets()[bfloat16_capability()].name; },
         "The instruction set that multiplies bfloat16.");
   m.def("set_capability", &set_capability, py::arg("name"), "Selects an instruction set; ValueError if it cannot run.");

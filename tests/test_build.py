@@ -14,7 +14,7 @@ import cad_fast
 from cad_fast.ops import backends
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNELS = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+KERNELS = sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) + sorted((ROOT / "csrc" / "cpu" / "tiles").glob("*.cpp"))
 MANY_TILES = {"masked_linear", "gated_linear", "edited_linear"}
 
 
@@ -126,7 +126,14 @@ def test_version_is_the_package_version() -> None:
 @pytest.mark.parametrize(
     "source",
     # Those of many register tiles take the compiler a minute each.
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in MANY_TILES else []) for path in KERNELS],
+    [
+        pytest.param(
+            path,
+            id=f"{path.parent.name}-{path.stem}",
+            marks=[pytest.mark.slow] if path.stem in MANY_TILES and path.parent.name == "cpu" else [],
+        )
+        for path in KERNELS
+    ],
 )
 def test_kernels_share_no_code_between_instruction_sets(source: Path, tmp_path: Path) -> None:
     """A weak function could be merged across instruction sets, and a static initialiser would run on every CPU."""
@@ -134,9 +141,13 @@ def test_kernels_share_no_code_between_instruction_sets(source: Path, tmp_path: 
     if not (compiler and nm and module):
         pytest.skip("needs g++, nm and the native kernels")
     flags = module.build_info()["targets"]
+    tiles = flags.pop("amx", "")
     config = (ROOT / "csrc" / "build_config.h.in").read_text()
     target_list = "".join(f' X({target}, "", __VA_ARGS__)' for target in flags)
     config = config.replace("@CAD_FAST_TARGET_LIST@", target_list).replace("@CAD_FAST_OP_LIST@", "")
+    config = config.replace("#cmakedefine CAD_FAST_TILE_FLAGS", "#define CAD_FAST_TILE_FLAGS")
+    if source.parent.name == "tiles":
+        flags = {"amx": tiles}
     (tmp_path / "build_config.h").write_text(config)
     for target, target_flags in flags.items():
         compiled = tmp_path / f"{target}.o"
@@ -148,3 +159,21 @@ def test_kernels_share_no_code_between_instruction_sets(source: Path, tmp_path: 
         assert not shared
         exported = [line.split(" T ")[1] for line in symbols.splitlines() if " T " in line]
         assert exported and all(name.startswith(f"cad_fast::{target}::{source.stem}") for name in exported)
+
+
+def test_only_the_kernels_for_tiles_use_them() -> None:
+    """Other code runs where nobody asked whether there are tiles."""
+    objdump, module = shutil.which("objdump"), backends.native.load()
+    if not (objdump and module) or "amx" not in module.build_info()["targets"]:
+        pytest.skip("needs objdump and native kernels with amx")
+    command = [objdump, "--disassemble", "--demangle", "--no-show-raw-insn", module.__file__]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found, function = {}, ""
+    for line in listing.splitlines():
+        if named := re.fullmatch(r"[0-9a-f]+ <(.*)>:", line):
+            function = named[1]
+        elif used := re.search(r"\t(tdp\w+|tile\w+|ldtilecfg|sttilecfg)\b", line):
+            found.setdefault(used[1], set()).add(function)
+    assert found.keys() == {"tdpbf16ps", "tileloadd", "tilestored", "tilezero", "ldtilecfg", "tilerelease"}
+    others = {name for names in found.values() for name in names if not re.match("(void )?cad_fast::amx::", name)}
+    assert not others

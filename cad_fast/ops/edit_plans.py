@@ -37,13 +37,15 @@ NO_PLAN = (0, 0, 0, 0)
 def edit_plan(weight: Tensor, offsets: Tensor, indices: Tensor, factors: Tensor, transposed: bool) -> EditPlan | None:
     """The plan of an edit, remembered with `indices` and `factors`; None where nothing would be kept.
 
-    To make a plan takes longer than to find the entries once.
+    To make a plan takes longer than to find the entries once. The kernels for the tile unit patch the weight itself.
 
     Raises:
         ValueError: `offsets` do not ascend from 0 to the number of entries, or indices are out of range, or do not
             ascend strictly within a group.
     """
     if indices.is_inference() or factors.is_inference() or remembered.limit() == 0:
+        return None
+    if backends.native.has_tiles(weight.dtype):
         return None
     module = backends.native.module()
     bfloat16 = weight.dtype == torch.bfloat16

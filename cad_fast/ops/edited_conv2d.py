@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cad_fast.ops import backends, checks, layout, reference
+from cad_fast.ops import backends, checks, image_rows, layout, reference
 from cad_fast.ops.checks.conv import Geometry
 from cad_fast.ops.define import define
 from cad_fast.ops.edit_masks import edit_products
+from cad_fast.ops.registry import OPS
 
 
 def edited_conv2d(
@@ -148,10 +149,27 @@ def _native_edited_conv2d(
     geometry = Geometry(*geometry)
     if not len(indices):
         return checks.conv.laid_out(checks.conv.convolve(x, weight, bias, geometry), x, weight, geometry)
+    if image_rows.pays(x, weight, geometry):
+        y = _by_rows(x, weight, rows, (offsets, indices, factors), bias, geometry)
+        return checks.conv.laid_out(y, x, weight, geometry)
     out = checks.conv.empty_result(x, weight, geometry)
     for group, edited in backends.vendor.edited_weights(weight, rows, offsets, indices, factors):
         out[group].copy_(checks.conv.convolve(x[group], edited, bias, geometry))
     return out
+
+
+def _by_rows(
+    x: Tensor, weight: Tensor, rows: Tensor, edits: tuple[Tensor, ...], bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Patches as rows of edited_linear, for the tile unit."""
+    linear = OPS["edited_linear"].implementations["native"]
+
+    def product(patches: Tensor, part: slice) -> Tensor:
+        bounds = (rows.clamp(part.start, part.stop) - part.start) * patches.shape[1]
+        transposed = geometry.input_size is not None
+        return linear(patches.flatten(0, 1), weight.flatten(1), bounds, *edits, bias, transposed)
+
+    return image_rows.multiply(x, weight, geometry, 1, product)
 
 
 def _hopper_edited_conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:

@@ -156,12 +156,13 @@ def _native_edited_linear(
         x.dtype == torch.bfloat16,
         *(NO_PLAN if plan is None else plan.addresses()),
     )
+    panels = "tiles" if backends.native.has_tiles(x.dtype) else "packed panels"
     if not len(indices):
-        way = "packed panels, dense"
+        way = f"{panels}, dense"
     elif plan is None:
-        way = "packed panels, patched for each group"
+        way = f"{panels}, patched for each group"
     else:
-        way = "packed panels, patched for each group by a plan"
+        way = f"{panels}, patched for each group by a plan"
     OPS["edited_linear"].ways[way] += 1
     return y
 

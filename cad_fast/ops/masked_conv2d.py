@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cad_fast.ops import backends, checks, layout, reference
+from cad_fast.ops import backends, checks, image_rows, layout, reference
 from cad_fast.ops.checks.conv import Geometry
 from cad_fast.ops.define import define
 from cad_fast.ops.registry import OPS
@@ -147,6 +147,9 @@ def _native_masked_conv2d(
     out = checks.conv.empty_result(x, weight, geometry)
     if out.numel() == 0:
         return out
+    if image_rows.pays(x, weight, geometry):
+        OPS["masked_conv2d"].ways["patches as rows of masked_linear"] += 1
+        return checks.conv.laid_out(_by_rows(x, weight, words, bias, factors, geometry), x, weight, geometry)
     rounded = None if factors is None else factors.to(x.dtype).float()
     product = product_pays(x, weight, geometry)
     OPS["masked_conv2d"].ways["own product" if product else "torch's convolution, one variant at a time"] += 1
@@ -164,6 +167,23 @@ def product_pays(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     most_positions, most_elements = SMALL[x.dtype]
     elements = positions * math.prod(weight.shape[1:])
     return positions <= most_positions or (positions <= 256 and elements <= most_elements)
+
+
+def _by_rows(
+    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, factors: Tensor | None, geometry: Geometry
+) -> Tensor:
+    variants, images = x.shape[:2]
+    linear = OPS["masked_linear"].implementations["native"]
+
+    def product(rows: Tensor, part: slice) -> Tensor:
+        own = slice(part.start // images, part.stop // images)
+        of_variants = rows.reshape(own.stop - own.start, -1, rows.shape[-1])
+        some_factors = None if factors is None else factors[own]
+        transposed = geometry.input_size is not None
+        return linear(of_variants, weight.flatten(1), words[own], bias, some_factors, transposed).flatten(0, 1)
+
+    y = image_rows.multiply(x.flatten(0, 1), weight, geometry, images, product)
+    return y.unflatten(0, (variants, images))
 
 
 def _by_variant(

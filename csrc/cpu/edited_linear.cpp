@@ -53,18 +53,7 @@ class EditedWeights {
     return kept_;
   }
 
-  std::int64_t segment_of(std::int64_t row) const {
-    std::int64_t low = 0, high = task_.group_count - 1;
-    while (low < high) {
-      const std::int64_t middle = (low + high) / 2;
-      if (task_.groups[middle].end_row > row) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    return low;
-  }
+  std::int64_t segment_of(std::int64_t row) const { return group_of(task_, row); }
   std::int64_t end_of(std::int64_t group) const { return task_.groups[group].end_row; }
 
   Operand<Steps> edit(const Block& block, std::int64_t group, Element* packed) {

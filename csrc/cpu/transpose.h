@@ -48,12 +48,9 @@ void transpose_eight_rows(const std::uint8_t* source, std::int64_t stride, int c
 
 #if defined(__AVX512F__)
 
-// target[c][r] = word c of row r, for r below 16 and c below count (16 at most): whole cache lines of the source at a time.
-void transpose_sixteen_rows(const std::uint8_t* source, std::int64_t stride, int count, std::uint32_t* target) {
-  const auto there = static_cast<__mmask16>((1u << count) - 1);
-  __m512i row[16], pair[16], quad[16], half[16];
-#pragma GCC unroll 16
-  for (int r = 0; r < 16; ++r) row[r] = _mm512_maskz_loadu_epi32(there, source + r * stride);
+// Word c of row r becomes word r of row c.
+__attribute__((always_inline)) inline void transpose_sixteen(__m512i (&row)[16]) {
+  __m512i pair[16], quad[16], half[16];
 #pragma GCC unroll 8
   for (int r = 0; r < 16; r += 2) {
     pair[r] = _mm512_unpacklo_epi32(row[r], row[r + 1]);
@@ -76,14 +73,23 @@ void transpose_sixteen_rows(const std::uint8_t* source, std::int64_t stride, int
   }
 #pragma GCC unroll 4
   for (int c = 0; c < 4; ++c) {
-    const __m512i columns[4] = {_mm512_shuffle_i32x4(half[c], half[8 + c], 0x88),
-                                _mm512_shuffle_i32x4(half[4 + c], half[12 + c], 0x88),
-                                _mm512_shuffle_i32x4(half[c], half[8 + c], 0xdd),
-                                _mm512_shuffle_i32x4(half[4 + c], half[12 + c], 0xdd)};
-#pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) {
-      if (4 * q + c < count) _mm512_storeu_si512(target + 32 * (4 * q + c), columns[q]);
-    }
+    row[c] = _mm512_shuffle_i32x4(half[c], half[8 + c], 0x88);
+    row[4 + c] = _mm512_shuffle_i32x4(half[4 + c], half[12 + c], 0x88);
+    row[8 + c] = _mm512_shuffle_i32x4(half[c], half[8 + c], 0xdd);
+    row[12 + c] = _mm512_shuffle_i32x4(half[4 + c], half[12 + c], 0xdd);
+  }
+}
+
+// target[c][r] = word c of row r, for r below 16 and c below count (16 at most): whole cache lines of the source at a time.
+void transpose_sixteen_rows(const std::uint8_t* source, std::int64_t stride, int count, std::uint32_t* target) {
+  const auto there = static_cast<__mmask16>((1u << count) - 1);
+  __m512i row[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) row[r] = _mm512_maskz_loadu_epi32(there, source + r * stride);
+  transpose_sixteen(row);
+#pragma GCC unroll 16
+  for (int c = 0; c < 16; ++c) {
+    if (c < count) _mm512_storeu_si512(target + 32 * c, row[c]);
   }
 }
 

@@ -1,5 +1,6 @@
 #include "runtime/capability.h"
 
+#include <algorithm>
 #include <atomic>
 #include <sstream>
 #include <stdexcept>
@@ -11,8 +12,10 @@ namespace cad_fast {
 namespace {
 
 bool cpu_has_flag(const std::string& flag) {
+  std::string wanted = flag.substr(2);
+  std::replace(wanted.begin(), wanted.end(), '-', '_');
 #define CAD_FAST_MATCH_FEATURE(name) \
-  if (flag == "-m" #name) return cpu_has(Feature::name);
+  if (wanted == #name) return cpu_has(Feature::name);
   CAD_FAST_FOR_EACH_FEATURE(CAD_FAST_MATCH_FEATURE)
 #undef CAD_FAST_MATCH_FEATURE
   return false;  // a feature nobody can detect counts as absent
@@ -27,7 +30,14 @@ std::string missing_features(const std::string& flags) {
   return missing;
 }
 
-Target make_target(const char* name, const char* flags) { return {name, flags, missing_features(flags)}; }
+Target make_target(const char* name, const char* flags) {
+  Target target{name, flags, missing_features(flags)};
+  const bool needs_tiles = target.flags.find("-mamx-tile") != std::string::npos;
+  if (target.why_not.empty() && needs_tiles && !tiles_granted()) {
+    target.why_not = "the operating system does not let this process use the tile registers";
+  }
+  return target;
+}
 
 int best_target() {
   int best = 0;
@@ -36,6 +46,11 @@ int best_target() {
   }
   return best;
 }
+
+// All but the tile unit.
+#define CAD_FAST_COUNT_TARGET(target, flags, unused) +1
+constexpr int vector_targets = 0 CAD_FAST_FOR_EACH_TARGET(CAD_FAST_COUNT_TARGET, );
+#undef CAD_FAST_COUNT_TARGET
 
 // Whether set_capability was called: a set that is asked for by name runs all kernels.
 std::atomic<bool> asked_for{false};
@@ -56,12 +71,23 @@ std::atomic<int>& selected() {
 
 const std::vector<Target>& targets() {
 #define CAD_FAST_MAKE_TARGET(target, flags, unused) make_target(#target, flags),
-  static const std::vector<Target> all = {CAD_FAST_FOR_EACH_TARGET(CAD_FAST_MAKE_TARGET, )};
+  static const std::vector<Target> all = {CAD_FAST_FOR_EACH_TARGET(CAD_FAST_MAKE_TARGET, )
+#if defined(CAD_FAST_TILE_FLAGS)
+                                              make_target("amx", CAD_FAST_TILE_FLAGS)
+#endif
+  };
 #undef CAD_FAST_MAKE_TARGET
   return all;
 }
 
-int capability() noexcept { return selected().load(std::memory_order_relaxed); }
+int capability() noexcept {
+  const int index = selected().load(std::memory_order_relaxed);
+  return index < vector_targets ? index : vector_targets - 1;
+}
+
+bool tiles_in_use() noexcept { return selected().load(std::memory_order_relaxed) >= vector_targets; }
+
+const std::string& capability_name() noexcept { return targets()[selected().load(std::memory_order_relaxed)].name; }
 
 int bfloat16_capability() noexcept {
   return asked_for.load(std::memory_order_relaxed) ? capability() : without_slow_pairs(capability());

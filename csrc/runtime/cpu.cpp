@@ -5,16 +5,20 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace cad_fast {
 namespace {
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
-enum class Register { eax, ebx, ecx };
+enum class Register { eax, ebx, ecx, edx };
 
 // Which registers the operating system has to save on a context switch, as bits of XCR0.
-enum OsState : std::uint64_t { none = 0, ymm = 0x06, zmm = 0xe6 };
+enum OsState : std::uint64_t { none = 0, ymm = 0x06, zmm = 0xe6, tiles = 0x60000 };
 
 struct FeatureBit {
   Feature feature;
@@ -42,6 +46,8 @@ constexpr FeatureBit feature_bits[] = {
     {Feature::avx512vbmi, 7, 0, Register::ecx, 1, zmm},
     {Feature::gfni, 7, 0, Register::ecx, 8, none},
     {Feature::avx512bf16, 7, 1, Register::eax, 5, zmm},
+    {Feature::amx_tile, 7, 0, Register::edx, 24, tiles},
+    {Feature::amx_bf16, 7, 0, Register::edx, 22, tiles},
 };
 
 std::uint64_t xcr0() {
@@ -59,7 +65,8 @@ std::uint32_t detect() {
   for (const FeatureBit& f : feature_bits) {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     if (!__get_cpuid_count(f.leaf, f.subleaf, &eax, &ebx, &ecx, &edx)) continue;
-    const unsigned value = f.reg == Register::eax ? eax : f.reg == Register::ebx ? ebx : ecx;
+    const unsigned registers[] = {eax, ebx, ecx, edx};
+    const unsigned value = registers[static_cast<int>(f.reg)];
     if (((value >> f.bit) & 1u) && (saved & f.state) == f.state) found |= 1u << static_cast<int>(f.feature);
   }
   return found;
@@ -77,6 +84,16 @@ bool made_by_intel() { return false; }
 
 #endif
 
+bool ask_for_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long request_permission = 0x1023;  // ARCH_REQ_XCOMP_PERM of <asm/prctl.h>, which may be older than the kernel
+  constexpr long tile_data = 18;               // the number of the state in XCR0
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 bool cpu_has(Feature feature) noexcept {
@@ -87,6 +104,11 @@ bool cpu_has(Feature feature) noexcept {
 bool floats_beat_pairs() noexcept {
   static const bool intel = made_by_intel();
   return intel;
+}
+
+bool tiles_granted() noexcept {
+  static const bool granted = cpu_has(Feature::amx_tile) && ask_for_tiles();
+  return granted;
 }
 
 }  // namespace cad_fast

@@ -1,11 +1,11 @@
 // What this CPU offers, and which of the compiled instruction sets is in use.
 #pragma once
 
-// Features are named like the compiler flag that lets the compiler use them, without the -m.
+// Features are named like the compiler flag that lets the compiler use them, without the -m and with _ for any further -.
 #define CAD_FAST_FOR_EACH_FEATURE(X) \
   X(popcnt) X(lzcnt) X(bmi) X(bmi2) X(f16c) X(fma) X(avx2) \
   X(avx512f) X(avx512bw) X(avx512cd) X(avx512dq) X(avx512vl) X(avx512vpopcntdq) X(avx512vbmi) X(gfni) \
-  X(avx512bf16)
+  X(avx512bf16) X(amx_tile) X(amx_bf16)
 
 namespace cad_fast {
 
@@ -20,5 +20,8 @@ bool cpu_has(Feature feature) noexcept;
 // multiplications of floats (measured on Emerald Rapids; Intel's other CPUs are taken to be alike). Zen 4 starts as many of
 // the one as of the other.
 bool floats_beat_pairs() noexcept;
+
+// True if the operating system lets this process use the tile registers. It is asked once; only where the CPU has them.
+bool tiles_granted() noexcept;
 
 }  // namespace cad_fast

@@ -17,6 +17,9 @@ int capability() noexcept;
 // The same for products of bfloat16. It is another one where the CPU chose it and multiplies floats faster than pairs.
 int bfloat16_capability() noexcept;
 
+// Whether the kernels for the tile unit are in use, beside those of the last of these sets.
+bool tiles_in_use() noexcept;
+
 }  // namespace cad_fast
 
 #define CAD_FAST_DECLARE_FOR_TARGET(target, flags, op, Signature) \
@@ -40,3 +43,13 @@ int bfloat16_capability() noexcept;
 
 // The same for a kernel that multiplies pairs of bfloat16 where there are any, if told that this is all it would do.
 #define CAD_FAST_DISPATCH_PRODUCT(op, pairs) CAD_FAST_KERNEL_OF(op, (pairs) ? bfloat16_capability() : capability())
+
+// The same for a kernel that the tile unit has, too: declares cad_fast::amx::<op>, and chooses that one where tiles are in use
+// and suit the task, else `otherwise`.
+#if defined(CAD_FAST_TILE_FLAGS)
+#define CAD_FAST_DECLARE_TILE_KERNEL(op, Signature) CAD_FAST_DECLARE_FOR_TARGET(amx, , op, Signature)
+#define CAD_FAST_DISPATCH_TILES(op, suits, otherwise) (tiles_in_use() && (suits) ? &amx::op : (otherwise))
+#else
+#define CAD_FAST_DECLARE_TILE_KERNEL(op, Signature)
+#define CAD_FAST_DISPATCH_TILES(op, suits, otherwise) (otherwise)
+#endif

@@ -1,8 +1,9 @@
 """Where the cases of tests/ops/cases run: a backend, the device it runs on, what it computes, and how it is called.
 
 What a process offers is known when it collects tests. With TRITON_INTERPRET=1 it is the Triton kernels on the CPU and
-nothing else (tests/kernels/test_interpreted.py). Otherwise it is the native kernels with each instruction set, the CUDA
-kernels in the shim of tests/cuda, and on a GPU the kernels for it, marked gpu.
+nothing else (tests/kernels/test_interpreted.py). Otherwise it is the native kernels with each instruction set, those
+for the tile unit on its twin of tests/tiles, the CUDA kernels in the shim of tests/cuda, and on a GPU the kernels for
+it, marked gpu.
 """
 
 import contextlib
@@ -24,8 +25,9 @@ from cad_fast.ops.registry import OPS
 from tests.cuda import simt
 from tests.kernels.judge import assert_right
 from tests.ops import exact
+from tests.tiles import twin
 
-CAPABILITIES = ("portable", "avx2", "avx512", "avx512bf16")
+CAPABILITIES = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 HALVES = (torch.bfloat16, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ON_CPUS, ELSEWHERE = backends.vendor.ON_CPUS, ("masked_linear", "gated_linear", "masked_conv2d", "gated_conv2d")
@@ -119,6 +121,17 @@ class Native(Place):
             yield self
 
 
+class TileTwin(Place):
+    """The native kernels for the tile unit, on its twin in plain C++."""
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[Place]:
+        if (reason := twin.why_not()) is not None:
+            pytest.skip(reason)
+        with twin.in_use(twin.load(twin.build())):
+            yield self
+
+
 @functools.cache
 def shim_library() -> backends.cuda.Library:
     """The CUDA kernels as they are, for the CPU."""
@@ -146,16 +159,19 @@ class Shim(Place):
         return self.guarded.copy(tensor) if tensor.is_contiguous() and not tensor.requires_grad else tensor
 
 
-def all_places(every_way: bool) -> list[Place]:
-    """What this process offers, whatever the operator.
+def all_places(op: str, every_way: bool) -> list[Place]:
+    """What this process offers, whether the operator runs there or not.
 
     Args:
+        op: the operator's name; only some have kernels for the tile unit.
         every_way: in each order of threads that the shim knows, and with each way to multiply float32 that keeps its
             precision; else in one.
     """
     if INTERPRETED:
         return [Place("triton", "triton", "interpreted"), Place("vendor", "vendor", "interpreted", HALVES)]
     places: list[Place] = [Native(name, "native", "native", (torch.float32, torch.bfloat16)) for name in CAPABILITIES]
+    if op in twin.OPS:
+        places += [TileTwin("amx-twin", "native", "native", (torch.bfloat16,))]
     places += [Place("reference", "reference", "reference")]
     places += [Place("vendor-cpu", "vendor", "native", (torch.float32, torch.bfloat16))]
     orders = simt.ORDERS if every_way else {"shuffled": simt.ORDERS["shuffled"]}
@@ -209,7 +225,7 @@ def parametrize(metafunc: pytest.Metafunc, op: str) -> None:
     every_way, also, parameters = getattr(metafunc.function, "over", (False, (), {}))
     names = ["place", *["dtype"] * ("dtype" in metafunc.fixturenames), *parameters]
     rows = []
-    for place in all_places(every_way):
+    for place in all_places(op, every_way):
         wanted = place.backend in also if place.backend in ("reference", "vendor") else True
         if not wanted or place.backend not in OPS[op].implementations:
             continue

@@ -76,6 +76,11 @@ def module() -> ModuleType:
     return loaded
 
 
+def has_tiles(dtype: torch.dtype) -> bool:
+    """Whether the linear kernels multiply this dtype on the tile unit."""
+    return dtype == torch.bfloat16 and module().capability() == "amx"
+
+
 def why_not() -> str | None:
     """Why there are no native kernels; None if there are."""
     load()
