@@ -99,16 +99,16 @@ def compiled(texts: dict[str, str], units: Sequence[str], *flags: str) -> list[P
 def build(*patches: Patch, flags: Sequence[str] = (), only: str = "") -> Path:
     """The extension module; one built from the same is used again.
 
-    With `only`, the patches are in that operator alone.
+    With `only`, the patches are in that operator alone. The flags are for the kernels.
     """
     import pybind11
 
     texts = sources()
-    includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", *flags]
+    includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     rest = {name: text for name, text in texts.items() if not name.startswith("cpu/tiles/")}
     runtime = sorted(name for name in texts if name.startswith("runtime/") and name.endswith(".cpp"))
     objects = compiled(rest, ["module.cpp", *runtime, *(f"{name}.cpp" for name in KERNELS)], "-O1", *includes)
-    objects += compiled(rest, [f"cpu/{name}.cpp" for name in KERNELS], "-O1", "-DCAD_FAST_TARGET=portable", *flags)
+    objects += compiled(rest, [f"cpu/{name}.cpp" for name in KERNELS], "-O1", "-DCAD_FAST_TARGET=portable")
     patched = sources(*patches)
     for name in KERNELS:
         own = patched if only in ("", name) else texts
