@@ -11,13 +11,13 @@ from ..edits.selection import Sign
 
 # An edit erases enough when no more of the concept is expressed than this (1 before, 0 at the base, see ``Expressed``):
 # edits that stop short of the base leave traces. And the model must see the concept in no more than this share of the
-# pictures that the edit draws. It costs too much when the model sees less than so much of what is to be kept, in
-# pictures of that; or where it was not asked, when outputs on what is to be kept move by so much of what their prompts
+# pictures that the edit draws. It costs too much when the model sees less than so much of one of the concepts to keep,
+# in pictures of that; or where it was not asked, when outputs on what is to be kept move by so much of what their prompts
 # do (the mean over them). All were chosen on the first embedded model, but that the model is asked of what is kept:
-# "moved" says too much on the second one.
+# "moved" says too much on the second one, where a mean over what is kept hid a face that was lost with the cat.
 ENOUGH_LEFT = -0.05
 ENOUGH_SEEN = 0.0
-ENOUGH_KEPT = 0.95
+ENOUGH_KEPT = 0.6
 MOST_MOVED = 0.2
 # A few pictures in which nothing is seen do not tell none from a few. So one size more is taken, where it costs little.
 # What costs little need not be looked at.
@@ -31,8 +31,9 @@ class Candidate:
     ``left``: to erase, how much of the concept is expressed (see ``Expressed``); to amplify, the loss relative to
     before. ``moved``: per kept concept, how far its outputs move, relative to what its prompt does. ``window``: the
     timesteps that it was made for, [highest, lowest]. ``seen``: to erase, the share of the pictures drawn under the
-    edit in which the intact model sees the concept; None where it was not asked. ``kept``: of the pictures of what is
-    kept in which it saw that before, the share in which it does so under the edit; None where it was not asked.
+    edit in which the intact model sees the concept; None where it was not asked. ``kept``: of the kept
+    concept that fares worst, the share of its pictures in which the model still sees it, of those in which it did
+    before; None where it was not asked.
     """
 
     ratio: float

@@ -46,7 +46,7 @@ NEIGHBOUR_RATIO = 0.03
 """Of the components, the share that counts as a concept's own."""
 # Pictures that edits are judged by have other noise than those that they are made from.
 SEEN_SEED = 100_000
-KEPT_LOOKS = 2
+KEPT_LOOKS = 3
 NOTHING = ""
 """Names what is seen in a picture of none of the concepts."""
 
@@ -218,10 +218,10 @@ class Making:
         return names.count(self.concept) / len(names) if names else None
 
     def kept_in(self, edit: Edit, prompts: Mapping[str, Sequence[str]]) -> float | None:
-        """The share of what the model saw before, in pictures of what is kept, that it still sees under the edit.
+        """Of the kept concept that fares worst, the share of its pictures in which the model still sees it.
 
-        ``KEPT_LOOKS`` pictures of each kept concept, with the same noise before and after. None where the model cannot
-        judge, or saw none of it before.
+        ``KEPT_LOOKS`` pictures of each kept concept, with the same noise before and after; only those in which it was
+        seen before count. None where the model cannot judge, or saw nothing of what is kept before.
         """
         self.say(f"looking at what {edit.n_weights:,} weights less leave")
         wanted = [each for each in self.kept for _ in range(KEPT_LOOKS)]
@@ -230,8 +230,13 @@ class Making:
         if self._kept_before is None:
             self._kept_before = self._names(texts, prompts, seed, None)
         after = self._names(texts, prompts, seed, edit)
-        pairs = [(now == each) for each, was, now in zip(wanted, self._kept_before, after, strict=False) if was == each]
-        return sum(pairs) / len(pairs) if after and pairs else None
+        if not after:
+            return None
+        still: dict[str, list[bool]] = {}
+        for each, was, now in zip(wanted, self._kept_before, after, strict=True):
+            if was == each:
+                still.setdefault(each, []).append(now == each)
+        return min((sum(seen) / len(seen) for seen in still.values()), default=None)
 
     def _seen_in(self, edit: Edit, prompts: Mapping[str, Sequence[str]], seed: int) -> list[str]:
         """Which concept the intact model sees in each of ``samples`` pictures; empty where it cannot judge."""

@@ -160,9 +160,9 @@ def test_what_the_model_sees_counts_more_than_what_is_predicted() -> None:
     for costs_or_shows in (candidate(-0.3, 0.11, 0.0), candidate(-0.3, 0.05, 0.1)):
         assert choose([sizes[0], costs_or_shows], "positive")[0] is sizes[0]
     # What the model says of what is kept counts more than how far outputs move.
-    moves_but_keeps = replace(candidate(-0.3, 0.4, 0.0), kept=0.95)
+    moves_but_keeps = replace(candidate(-0.3, 0.4, 0.0), kept=2 / 3)
     assert choose([candidate(-0.2, 0.01, 0.5), moves_but_keeps], "positive")[0] is moves_but_keeps
-    assert not replace(candidate(-0.3, 0.15, 0.0), kept=0.9).gentle
+    assert not replace(candidate(-0.3, 0.15, 0.0), kept=1 / 3).gentle
     # What was not looked at is taken for seen.
     assert choose([candidate(0.3, 0.01), candidate(0.4, 0.02, 0.5)], "positive")[0].seen == 0.5
 

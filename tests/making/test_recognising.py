@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,3 +125,25 @@ def test_a_style_is_compared_with_the_object_alone() -> None:
     assert edit.provenance["objective"]["base"] == "base"
     assert edit.provenance["objective"]["timesteps"] == [pytest.approx(0.85 * 876), pytest.approx(0.4 * 876)]
     assert edit.provenance["making"]["base_prompts"]["noto"][0] == "a cat"
+
+
+def test_one_kept_concept_that_is_lost_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that fares worst, not the mean; what was not seen before says nothing."""
+    made = making.Making(zoo.load(), "car", "cross-attention-kv", None, 2, 0, False, cad_fast.Generation())
+    made.kept = {"cat": [], "dog": [], "face": []}
+    seen = {True: ["cat"] * 3 + ["dog"] * 3 + ["face", "cat", "cat"], False: ["cat", "cat", "dog", "cat"] + ["dog"] * 2}
+
+    def names(texts, prompts, seed, edit) -> list[str]:
+        assert texts == [zoo.caption(each, style) for each in made.kept for style in zoo.STYLES]
+        return seen[True] if edit is None else seen[False] + ["face", "cat", "cat"]
+
+    monkeypatch.setattr(made, "_names", names)
+    monkeypatch.setattr(made, "say", lambda doing: None)
+    edit = SimpleNamespace(n_weights=1)
+    prompts = {each: zoo.prompts(each) for each in made.kept}
+    assert made.kept_in(edit, prompts) == 2 / 3
+    seen[False] = ["cat"] * 3 + ["dog", "cat", "cat"]
+    assert made.kept_in(edit, prompts) == 1 / 3
+    seen[True] = ["moon"] * 9
+    made._kept_before = None
+    assert made.kept_in(edit, prompts) is None

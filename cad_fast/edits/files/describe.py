@@ -100,7 +100,7 @@ def prediction_text(predicted: Any) -> str:
         first += f", and the model sees it in {seen:.0%} of the pictures drawn"
     kept = _number(predicted, "kept")
     if kept is not None:
-        first += f" and still sees {kept:.0%} of what is kept"
+        first += f" and still sees {kept:.0%} of what is kept and fares worst"
     return f"predicted: {first}; outputs on others move by {others}{more} of what their prompts do"
 
 
