@@ -13,8 +13,8 @@ from ..edits.selection import Sign
 # edits that stop short of the base leave traces. And the model must see the concept in no more than this share of the
 # pictures that the edit draws. It costs too much when the model sees less than so much of one of the concepts to keep,
 # in pictures of that; or where it was not asked, when outputs on what is to be kept move by so much of what their
-# prompts do (the mean over them). All were chosen on the first embedded model, but that the model is asked of what is kept:
-# "moved" says too much on the second one, where a mean over what is kept hid a face that was lost with the cat.
+# prompts do (the mean over them). All were chosen on the first embedded model, but that the model is asked of what is
+# kept: "moved" says too much on the second one, where a mean over what is kept hid a face that was lost with the cat.
 ENOUGH_LEFT = -0.05
 ENOUGH_SEEN = 0.0
 ENOUGH_KEPT = 0.6
