@@ -122,7 +122,10 @@ def test_models_that_cannot_be_loaded(models, tmp_path) -> None:
         "bin": ([], "no safetensors. Weights are read from safetensors only"),
         "float32": (["--revision", "main"], "is a local folder and has no revisions"),
         "conv_out.safetensors": ([], "is one file: expected a folder"),
-        "nowhere": ([], "does not exist: expected zoo:emoji, zoo:emoji-flow, a folder"),
+        "nowhere": (
+            [],
+            "does not exist: expected zoo:emoji, zoo:emoji-flow, zoo:emoji-weak, zoo:emoji-erased, a folder",
+        ),
     }
     commands = [["generate", models / model, *more, *GENERATE, "-o", tmp_path] for model, (more, _) in errors.items()]
     if not torch.cuda.is_available():

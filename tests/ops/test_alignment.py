@@ -22,6 +22,7 @@ NO_OPERATORS = {
         "dispatch",
         "edit_masks",
         "edit_plans",
+        "image_rows",
         "layout",
         "on_host",
         "reference",
