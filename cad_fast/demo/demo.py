@@ -36,7 +36,7 @@ PER_BACK, PER_BACK_KEPT = 24, 6
 STRENGTHS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
 PER_CONCEPT = 12
 TOLD = {
-    "emoji-weak": ("Amplifying", "was fine-tuned against it until it came out in a third of the pictures"),
+    "emoji-weak": ("Amplifying", "was fine-tuned against it until it came out in half of the pictures"),
     "emoji-erased": ("Recalling", "was fine-tuned against it until it was gone, as ESD does (arXiv 2303.07345)"),
 }
 NAMES = {CROSS_ATTENTION: "cross-attention K/V", FEED_FORWARD: "feed-forward (the paper's set)"}
