@@ -110,6 +110,21 @@ def erase_each(pipeline: Any, concept: str, ratios: Sequence[float], **arguments
     return {each.ratio: making.finished(each, candidates, ALL_ASKED, "positive", None) for each in candidates}
 
 
+def _making(
+    pipeline: Any,
+    concept: str,
+    *,
+    target_modules: str | Sequence[str] = PRESET,
+    timesteps: Window | None = None,
+    samples: int = 12,
+    seed: int = 0,
+    progress: bool = True,
+    **pipeline_kwargs: Any,
+) -> Making:
+    generation = Generation.of(**pipeline_kwargs)
+    return Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, generation)
+
+
 def _erasing(
     pipeline: Any,
     concept: str,
@@ -119,16 +134,10 @@ def _erasing(
     prompts: str | Sequence[str] | None = None,
     base_prompts: str | Sequence[str] | None = None,
     keep: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
-    target_modules: str | Sequence[str] = PRESET,
-    timesteps: Window | None = None,
-    samples: int = 12,
-    seed: int = 0,
-    progress: bool = True,
-    **pipeline_kwargs: Any,
+    **settings: Any,
 ) -> tuple[Making, list[Candidate]]:
     """Candidates that erase, and what they were made with: of all sizes, or until one is enough."""
-    generation = Generation.of(**pipeline_kwargs)
-    making = Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, generation)
+    making = _making(pipeline, concept, **settings)
     concepts = {concept: prompts_of(pipeline, concept, prompts), **concepts_to_keep(pipeline, concept, keep)}
     making.bases = bases_of(pipeline, concept, concepts, base_prompts)
     each_window = 2 * len(concepts) - 1 + len(ratios) * (REFINED_ROUNDS + 1)
@@ -248,18 +257,12 @@ def _amplifying(
     original: Any = None,
     prompts: str | Sequence[str] | None = None,
     keep: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
-    target_modules: str | Sequence[str] = PRESET,
-    timesteps: Window | None = None,
-    samples: int = 12,
-    seed: int = 0,
-    progress: bool = True,
-    **pipeline_kwargs: Any,
+    **settings: Any,
 ) -> tuple[Making, list[Candidate]]:
     """Candidates of several sizes that amplify, and what they were made with."""
     if images is not None and original is not None:
         raise ValueError("images and original both say what to bring back: give one")
-    generation = Generation.of(**pipeline_kwargs)
-    making = Making(pipeline, concept, target_modules, timesteps, samples, seed, progress, generation)
+    making = _making(pipeline, concept, **settings)
     kept = concepts_to_keep(pipeline, concept, keep)
     with making.bar(3 * len(kept) + 2 + len(ratios) * (REFINED_ROUNDS + 1)):
         if original is not None:
@@ -267,5 +270,5 @@ def _amplifying(
         else:
             recordings = {concept: making.pictures(images, prompts)}
         recordings |= {each: making.record(texts, of=each) for each, texts in kept.items()}
-        ranking = making.ranking(recordings, DenoisingLoss(timesteps=timesteps), "negative")
+        ranking = making.ranking(recordings, DenoisingLoss(timesteps=making.timesteps), "negative")
         return making, [making.candidate(ranking, ratio) for ratio in ratios]

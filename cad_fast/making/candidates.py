@@ -77,8 +77,8 @@ def choose(candidates: Sequence[Candidate], sign: Sign) -> tuple[Candidate, str]
 
     To erase: the first that is ``enough``, or the one after it, if that is too and moves what is kept by no more than
     ``LITTLE_MOVED``; if none is, the one in whose pictures least is seen, then the one that leaves least. To amplify:
-    the one with the least loss left. Edits that are not ``gentle`` are left out, unless none is: then the one that
-    moves least of what is kept is taken.
+    the one with the least loss left. Edits that are not ``gentle``, or to amplify move what is kept by more than
+    ``LITTLE_MOVED``, are left out, unless all are: then the one that moves least of what is kept is taken.
 
     Args:
         candidates: in the order in which they were made, smaller before larger.
@@ -87,7 +87,7 @@ def choose(candidates: Sequence[Candidate], sign: Sign) -> tuple[Candidate, str]
     Returns:
         One of them, and the reason in words.
     """
-    gentle = [each for each in candidates if each.gentle]
+    gentle = [each for each in candidates if (each.gentle if sign == "positive" else each.damage <= LITTLE_MOVED)]
     if not gentle:
         best = min(candidates, key=lambda each: each.damage)
         return best, "every size changes too much of what is kept; this one moves it least"
