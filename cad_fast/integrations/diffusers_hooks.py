@@ -67,7 +67,7 @@ class CadFastEditHook(ModelHook):
             raise ValueError("this hook has a denoiser already: make another CadFastEditHook")
         others = edit_hooks(module)
         row_edits = others[0]._row_edits if others else RowEdits(module)
-        assert row_edits is not None, "hooks in a registry were initialised"
+        assert row_edits is not None, "attached hooks were initialised"
         if isinstance(self.edit, EditData) and self.edit.name in row_edits.names:
             raise ValueError(f"edit {self.edit.name!r} acts in this denoiser already, by another hook")
         name = row_edits.add(self.edit)
@@ -110,7 +110,7 @@ class CadFastEditHook(ModelHook):
         def rows(facts: CallFacts) -> list[RowUses]:
             return [row] * facts.rows
 
-        assert self._row_edits is not None, "the hook is in the registry"
+        assert self._row_edits is not None, "the hook is attached"
         return self._row_edits.run(rows, forward, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CadFastEditHook:
@@ -130,9 +130,9 @@ def _mend(module: nn.Module) -> None:
     ``HookRegistry.remove_hook`` (diffusers 0.42.1) makes the hook around the removed one call the forward beneath, past
     its own ``new_forward``.
     """
-    registry = diffusers_hooks_of(module)
-    for name, reference in zip(registry._hook_order, registry._fn_refs, strict=True):
-        run = getattr(registry.hooks[name], "new_forward", None)
+    attached = diffusers_hooks_of(module)
+    for name, reference in zip(attached._hook_order, attached._fn_refs, strict=True):
+        run = getattr(attached.hooks[name], "new_forward", None)
         if run is not None and getattr(reference.forward, "func", None) != run:
             reference.original_forward = reference.forward
             reference.forward = functools.update_wrapper(functools.partial(run, module), run)
@@ -140,10 +140,10 @@ def _mend(module: nn.Module) -> None:
 
 def edit_hooks(denoiser: nn.Module) -> list[CadFastEditHook]:
     """Return the hooks of edits that a denoiser has, the innermost first."""
-    registry = diffusers_hooks_of(denoiser)
-    if registry is None:
+    attached = diffusers_hooks_of(denoiser)
+    if attached is None:
         return []
-    hooks = [registry.hooks[name] for name in registry._hook_order]
+    hooks = [attached.hooks[name] for name in attached._hook_order]
     return [hook for hook in hooks if isinstance(hook, CadFastEditHook)]
 
 
@@ -192,8 +192,8 @@ def remove_cad_fast_edit(denoiser: Any, *, hook_name: str = HOOK_NAME) -> None:
     """
     module = _denoiser(denoiser)
     if not isinstance(_hook(module, hook_name), CadFastEditHook):
-        registry = diffusers_hooks_of(module)
-        names = [] if registry is None else [n for n, h in registry.hooks.items() if isinstance(h, CadFastEditHook)]
+        attached = diffusers_hooks_of(module)
+        names = [] if attached is None else [n for n, h in attached.hooks.items() if isinstance(h, CadFastEditHook)]
         raise ValueError(
             f"{type(module).__name__} has no edit by the hook {hook_name!r}; its hooks of edits are: "
             f"{', '.join(names) or 'none'}"
@@ -209,5 +209,5 @@ def _denoiser(denoiser: Any) -> nn.Module:
 
 
 def _hook(module: nn.Module, name: str) -> Any:
-    registry = diffusers_hooks_of(module)
-    return None if registry is None else registry.get_hook(name)
+    attached = diffusers_hooks_of(module)
+    return None if attached is None else attached.get_hook(name)

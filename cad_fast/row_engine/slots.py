@@ -257,9 +257,9 @@ class _Place:
 
 def _innermost(module: nn.Module) -> _Place:
     """Where the forward nearest to the module's own is kept, beneath the hooks of diffusers and of accelerate."""
-    registry = diffusers_hooks_of(module)
-    if registry is not None and registry._fn_refs:
-        first = vars(registry._fn_refs[0])
+    attached = diffusers_hooks_of(module)
+    if attached is not None and attached._fn_refs:
+        first = vars(attached._fn_refs[0])
         own = first["original_forward"] is None or _is_slot(first["forward"])
         return _Place(module, first, "forward" if own else "original_forward")
     return _Place(module, module.__dict__, "_old_forward" if "_old_forward" in module.__dict__ else "forward")
