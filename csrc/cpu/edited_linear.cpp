@@ -1,5 +1,6 @@
 #include "edited_linear.h"
 
+#include "cpu/entries.h"
 #include "cpu/product.h"
 
 namespace cad_fast::CAD_FAST_TARGET {
@@ -173,19 +174,6 @@ class EditedWeights {
     }
     return entry;
 #endif
-  }
-
-  static std::int32_t lower_bound(const std::int64_t* indices, std::int32_t begin, std::int32_t end,
-                                  std::int64_t index) {
-    while (begin < end) {
-      const std::int32_t middle = begin + (end - begin) / 2;
-      if (indices[middle] < index) {
-        begin = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
-    return begin;
   }
 
   static constexpr std::int64_t panel_length = block_steps * panel_width * Steps::step_size;

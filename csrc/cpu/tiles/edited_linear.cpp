@@ -1,5 +1,6 @@
 #include "edited_linear.h"
 
+#include "cpu/entries.h"
 #include "cpu/tiles/product.h"
 
 namespace cad_fast::CAD_FAST_TARGET {
@@ -105,19 +106,6 @@ class EditedTiles {
       entry += found;
       if (found < most) return entry;
     }
-  }
-
-  static std::int32_t lower_bound(const std::int64_t* indices, std::int32_t begin, std::int32_t end,
-                                  std::int64_t index) {
-    while (begin < end) {
-      const std::int32_t middle = begin + (end - begin) / 2;
-      if (indices[middle] < index) {
-        begin = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
-    return begin;
   }
 
   const EditedLinear& task_;
